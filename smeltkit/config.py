@@ -1,0 +1,100 @@
+"""Settings: frozen dataclasses filled from the environment, every value checked, every key read.
+
+The only module that looks at the environment. A service declares a keyword-only frozen dataclass beside its owner and
+calls `from_environment(Config, "SMELT_IMPORTER_")`: field `cache_dir` is read from `SMELT_IMPORTER_CACHE_DIR`. A variable
+with the prefix that no field reads is BadConfig with a did-you-mean; range checks belong in `__post_init__`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from smeltkit.errors import BadConfig
+
+T = TypeVar("T")
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def from_environment(cls: type[T], prefix: str, environ: Mapping[str, str] | None = None, **overrides: Any) -> T:
+    """A `cls` whose fields come from `overrides`, else `environ` (default: the process's), else their defaults."""
+    source = os.environ if environ is None else environ
+    hints = typing.get_type_hints(cls)
+    fields = {prefix + field.name.upper(): field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in source:
+        if key.startswith(prefix) and key not in fields:
+            near = difflib.get_close_matches(key, list(fields), n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(fields))}"
+            raise BadConfig(f"{key} is set but nothing reads it{hint}")
+    values = dict(overrides)
+    for key, field in fields.items():
+        if field.name not in values and key in source:
+            values[field.name] = parse_value(source[key], hints[field.name], key)
+    missing = [key for key, field in fields.items() if field.name not in values and not _has_default(field)]
+    if missing:
+        raise BadConfig(f"{', '.join(missing)} must be set")
+    return cls(**values)
+
+
+def parse_value(text: str, hint: Any, key: str) -> Any:
+    """`text` as the type `hint`; BadConfig names `key`, the text and the type it should have."""
+    if isinstance(hint, types.UnionType):
+        if text == "" and type(None) in hint.__args__:
+            return None
+        hint = next(arg for arg in hint.__args__ if arg is not type(None))
+    if hint is bool:
+        if text.lower() in _TRUE + _FALSE:
+            return text.lower() in _TRUE
+        raise BadConfig(f"{key}={text!r} is no truth value; use true or false")
+    if typing.get_origin(hint) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    try:
+        return hint(text)
+    except ValueError as error:
+        raise BadConfig(f"{key}={text!r} is not a valid {getattr(hint, '__name__', hint)}") from error
+
+
+def environment(names: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A copy of the process's environment with `names` added: what a child process starts with."""
+    return {**os.environ, **(names or {})}
+
+
+def smelt_home() -> Path:
+    """The folder of the local platform's state: `SMELT_HOME`, else `.smelt` in the working directory."""
+    return Path(os.environ.get("SMELT_HOME") or ".smelt").resolve()
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlatformConfig:
+    """Where NATS and the object store are: prefix `SMELT_PLATFORM_`."""
+
+    nats_url: str
+    """NATS server to connect to, e.g. nats://127.0.0.1:4222; several are comma-separated."""
+    nats_user: str = ""
+    """User name for NATS; empty for none."""
+    nats_password: str = dataclasses.field(default="", repr=False)
+    """Password for NATS."""
+    s3_endpoint: str
+    """Host and port of the S3 API, e.g. 127.0.0.1:9000."""
+    s3_access_key: str
+    """Access key id."""
+    s3_secret_key: str = dataclasses.field(repr=False)
+    """Secret access key."""
+    s3_bucket: str = "smelt"
+    """Bucket of all artifacts, 3 to 63 characters."""
+    s3_secure: bool = False
+    """Whether the endpoint speaks TLS."""
+
+    def __post_init__(self) -> None:
+        if not 3 <= len(self.s3_bucket) <= 63:
+            raise BadConfig(f"s3_bucket={self.s3_bucket!r} must have 3 to 63 characters")

@@ -1,0 +1,387 @@
+"""Every error Smelt raises on purpose: one tree, one table of codes.
+
+A leaf says *what* went wrong by its reason; its family says what a caller can do about it. Borders translate
+once: `smeltkit.rpc.status` for gRPC, `gateway.http.errors` for HTTP, `gateway.cli.output` for exit codes.
+
+    SmeltError
+    |-- InvalidInput        the request or a file is wrong           INVALID_ARGUMENT    400  exit 2
+    |-- NotFound            nothing has this name or digest          NOT_FOUND           404  exit 3
+    |-- Conflict            someone else changed or holds it         ALREADY_EXISTS      409  exit 4
+    |-- Refused             right request, wrong state of the world  FAILED_PRECONDITION 422  exit 1
+    |-- Denied              not allowed                              PERMISSION_DENIED   403  exit 6
+    |-- Unauthenticated     no or wrong credentials                  UNAUTHENTICATED     401  exit 6
+    |-- Exhausted           a bound is reached, try later            RESOURCE_EXHAUSTED  429  exit 5
+    |-- Unavailable         a component is not there, try later      UNAVAILABLE         503  exit 5
+    |-- DeadlineExceeded    the time given was not enough            DEADLINE_EXCEEDED   504  exit 7
+    |-- DataLoss            stored bytes are not what was stored     DATA_LOSS           500  exit 1
+    |-- Unimplemented       not built in this release                UNIMPLEMENTED       501  exit 1
+    `-- Internal            our mistake                              INTERNAL            500  exit 1
+
+Raise a leaf with the offending value, the allowed range and the remedy in its message. A new leaf needs a line in
+`contracts/interface/reasons.yaml`; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+
+class SmeltError(Exception):
+    """Base of the tree. `str(error)` is the message for people; `reason` is the stable name for machines."""
+
+    grpc_status: ClassVar[str] = "INTERNAL"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, details: dict[str, str] | None = None, retry_after_s: float | None = None):
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, str] = dict(details or {})
+        self.retry_after_s = retry_after_s
+
+    @classmethod
+    def reason(cls) -> str:
+        """The stable name of this error, derived from its class: `UnknownModel` is `UNKNOWN_MODEL`."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).upper()
+
+
+# --- families -------------------------------------------------------------------------------------------------------
+
+
+class InvalidInput(SmeltError):
+    """The request, a setting or a file is wrong; sending it again cannot help."""
+
+    grpc_status, http_status, exit_code = "INVALID_ARGUMENT", 400, 2
+
+
+class NotFound(SmeltError):
+    """Nothing has this name, id or digest."""
+
+    grpc_status, http_status, exit_code = "NOT_FOUND", 404, 3
+
+
+class Conflict(SmeltError):
+    """Somebody else changed or holds what was to be changed."""
+
+    grpc_status, http_status, exit_code = "ALREADY_EXISTS", 409, 4
+
+
+class Refused(SmeltError):
+    """The request is well formed, but the state of the world forbids it."""
+
+    grpc_status, http_status, exit_code = "FAILED_PRECONDITION", 422, 1
+
+
+class Denied(SmeltError):
+    """The caller may not do this."""
+
+    grpc_status, http_status, exit_code = "PERMISSION_DENIED", 403, 6
+
+
+class Unauthenticated(SmeltError):
+    """No credentials, or wrong ones."""
+
+    grpc_status, http_status, exit_code = "UNAUTHENTICATED", 401, 6
+
+
+class Exhausted(SmeltError):
+    """A bound is reached; the same request may pass later."""
+
+    grpc_status, http_status, exit_code, retryable = "RESOURCE_EXHAUSTED", 429, 5, True
+
+
+class Unavailable(SmeltError):
+    """A component does not answer; the same request may pass later."""
+
+    grpc_status, http_status, exit_code, retryable = "UNAVAILABLE", 503, 5, True
+
+
+class DeadlineExceeded(SmeltError):
+    """The time the caller gave was not enough."""
+
+    grpc_status, http_status, exit_code = "DEADLINE_EXCEEDED", 504, 7
+
+
+class DataLoss(SmeltError):
+    """Stored bytes are missing or are not the bytes that were stored."""
+
+    grpc_status, http_status, exit_code = "DATA_LOSS", 500, 1
+
+
+class Unimplemented(SmeltError):
+    """This release does not do that yet."""
+
+    grpc_status, http_status, exit_code = "UNIMPLEMENTED", 501, 1
+
+
+class Internal(SmeltError):
+    """Our mistake: the message carries a correlation id and nothing from inside."""
+
+
+# --- requests and settings ------------------------------------------------------------------------------------------
+
+
+class BadRequest(InvalidInput):
+    """A field of a request is missing or out of its range."""
+
+
+class BadConfig(InvalidInput):
+    """A setting is unknown, unread, malformed or out of its range."""
+
+
+class BadSampling(InvalidInput):
+    """A sampling value lies outside its range."""
+
+
+class DeadlineRequired(InvalidInput):
+    """The call came without a deadline; every call needs one."""
+
+
+class BadDigest(InvalidInput):
+    """A digest is not of the form sha256:<64 hex digits>."""
+
+
+class BadName(InvalidInput):
+    """A catalogue name is malformed."""
+
+
+class PromptTooLong(InvalidInput):
+    """Prompt and requested tokens do not fit into the model's context."""
+
+
+class UnsupportedOption(InvalidInput):
+    """The option has no effect here, so it is refused instead of being ignored."""
+
+
+class BadCode(InvalidInput):
+    """The program, tests or limits given to the sandbox break its bounds."""
+
+
+# --- files from outside ---------------------------------------------------------------------------------------------
+
+
+class BadFile(InvalidInput):
+    """A foreign file is malformed; the message names the file and what is wrong in it."""
+
+
+class BadSafetensors(BadFile):
+    """A safetensors file is truncated, or its header breaks the format."""
+
+
+class BadGguf(BadFile):
+    """A GGUF file is truncated, or its metadata breaks the format."""
+
+
+class BadTokenizer(BadFile):
+    """The tokenizer file is missing, malformed or does not fit the model."""
+
+
+class BadTemplate(BadFile):
+    """The chat template is missing or does not render."""
+
+
+class BadModelConfig(BadFile):
+    """The model's config.json is missing, malformed or contradicts the weights."""
+
+
+class UnsupportedArchitecture(InvalidInput):
+    """The model's architecture is not one that this release knows."""
+
+
+class TensorMismatch(BadFile):
+    """Tensors are missing, extra, or have another shape than the architecture declares."""
+
+
+class UnsafeFile(BadFile):
+    """Pickle, remote code or a path outside its folder: refused."""
+
+
+class BadSuite(BadFile):
+    """A benchmark suite or its data is malformed or has another digest than the suite declares."""
+
+
+class BadManifest(BadFile):
+    """An artifact manifest is malformed."""
+
+
+class BundleIncomplete(InvalidInput):
+    """A bundle lacks one of its parts and cannot be stored."""
+
+
+class UnsupportedQuantization(InvalidInput):
+    """This scheme cannot be made from this bundle."""
+
+
+# --- things not found -----------------------------------------------------------------------------------------------
+
+
+class UnknownModel(NotFound):
+    """No model of this name or digest is in the catalogue."""
+
+
+class UnknownArtifact(NotFound):
+    """No artifact of this digest or name is stored."""
+
+
+class UnknownBlob(NotFound):
+    """No blob of this digest is stored."""
+
+
+class UnknownJob(NotFound):
+    """No job of this id."""
+
+
+class UnknownSuite(NotFound):
+    """No benchmark suite of this name."""
+
+
+class UnknownSource(NotFound):
+    """The path or repository to import from does not exist."""
+
+
+# --- conflicts ------------------------------------------------------------------------------------------------------
+
+
+class RequestIdReused(Conflict):
+    """The same request id came with another request."""
+
+
+class RevisionConflict(Conflict):
+    """The entry changed since it was read."""
+
+
+class LeaseLost(Conflict):
+    """The lease of this work is held by somebody else now; its effects are refused."""
+
+
+class PortTaken(Conflict):
+    """Another process listens on the port."""
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+class IllegalTransition(Refused):
+    """The job's present state does not allow the change."""
+
+
+class QuantizationMismatch(Refused):
+    """The stored tensor types or the stored size are not what was requested and forecast."""
+
+
+class ProbeFailed(Refused):
+    """The bundle does not generate what it must."""
+
+
+class ReferenceRateTooLow(Refused):
+    """Reference solutions pass less often than the suite records; scores would mean nothing."""
+
+
+class ScoreWithheld(Refused):
+    """Infrastructure errors are left among the verdicts, so no score is given."""
+
+
+class GateFailed(Refused):
+    """A gate is not met."""
+
+
+class IsolationTooWeak(Refused):
+    """The sandbox cannot reach the configured isolation level on this host."""
+
+
+class OutOfMemory(Refused):
+    """The work does not fit into the memory it may use."""
+
+
+class JobCancelled(Refused):
+    """The job was cancelled."""
+
+
+class WorkerLost(Refused):
+    """The job's workers died as often as its attempts allow."""
+
+
+class NoWorker(Refused):
+    """No live worker took the job within its time in the queue."""
+
+
+# --- access ---------------------------------------------------------------------------------------------------------
+
+
+class HubDenied(Denied):
+    """The model hub refuses access to this repository."""
+
+
+class BadApiKey(Unauthenticated):
+    """The API key is missing or unknown."""
+
+
+# --- try later ------------------------------------------------------------------------------------------------------
+
+
+class TooManyRequests(Exhausted):
+    """The queue of this service is full."""
+
+
+class DiskFull(Exhausted):
+    """No space is left for the file to be written."""
+
+
+class StackDown(Unavailable):
+    """The local platform does not run."""
+
+
+class BusUnavailable(Unavailable):
+    """NATS does not answer."""
+
+
+class StoreUnavailable(Unavailable):
+    """The object store does not answer."""
+
+
+class ServiceUnavailable(Unavailable):
+    """A Smelt service does not answer."""
+
+
+class HubUnavailable(Unavailable):
+    """The model hub does not answer, or limits the rate."""
+
+
+class EngineUnavailable(Unavailable):
+    """The inference engine died or cannot start."""
+
+
+class Draining(Unavailable):
+    """The service is shutting down and takes nothing new."""
+
+
+# --- time, bytes, ourselves -----------------------------------------------------------------------------------------
+
+
+class Timeout(DeadlineExceeded):
+    """A bounded wait ended without the thing waited for."""
+
+
+class DigestMismatch(DataLoss):
+    """Bytes read do not have the digest they are stored under."""
+
+
+class NotBuilt(Unimplemented):
+    """The verb is declared but not built in this release."""
+
+
+class InternalError(Internal):
+    """An unexpected exception; see the log of the named service for the correlation id."""
+
+
+def all_errors() -> dict[str, type[SmeltError]]:
+    """Reason to class for every class of the tree, families included."""
+    found: dict[str, type[SmeltError]] = {}
+    queue: list[type[SmeltError]] = [SmeltError]
+    while queue:
+        cls = queue.pop()
+        found[cls.reason()] = cls
+        queue.extend(cls.__subclasses__())
+    return found
