@@ -1,0 +1,74 @@
+# Every verb here is what CI runs. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+STAMP := pyproject.toml constraints.txt proto/python/pyproject.toml scripts/install_llama.py
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check fmt proto bench gpu-test contracts up down clean
+
+help: ## lists the verbs
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+
+$(VENV)/stack.stamp: $(STAMP) | $(BIN)/python
+	$(BIN)/python scripts/install_llama.py
+	$(PIP) -e proto/python -e '.[stack]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/stack.stamp
+	$(PIP) torch -e proto/python -e '.[dev]'
+	@touch $@
+
+.venv-proto/proto.stamp: scripts/proto-constraints.txt
+	$(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/pip install --quiet --disable-pip-version-check -r scripts/proto-constraints.txt
+	@touch $@
+
+install: $(VENV)/dev.stamp ## everything for development into .venv
+
+demo: $(VENV)/stack.stamp ## imports, quantizes, serves and scores the shipped model (no torch)
+	@$(BIN)/python -m scripts.demo
+
+test: $(VENV)/dev.stamp .venv-proto/proto.stamp ## the whole test suite, on the real local stack
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.stamp .venv-proto/proto.stamp ## format, lint, types, import layers, contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against contracts/interface/smelt.binpb
+	PATH=$(CURDIR)/.venv-proto/bin:$$PATH .venv-proto/bin/python scripts/proto.py --check
+
+fmt: $(VENV)/dev.stamp ## formats Python and proto files
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format --write
+
+proto: .venv-proto/proto.stamp ## regenerates the stubs under proto/python
+	PATH=$(CURDIR)/.venv-proto/bin:$$PATH .venv-proto/bin/python scripts/proto.py
+
+contracts: $(VENV)/dev.stamp ## which requirement is decided by which test
+	$(BIN)/python -m contracts.coverage
+
+bench: $(VENV)/dev.stamp ## ratios against peers and floors, one run a benchmark
+	$(BIN)/python -m benchmarks
+
+gpu-test: $(VENV)/dev.stamp ## the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
+
+up: $(VENV)/stack.stamp ## starts the platform on this machine
+	$(BIN)/smelt up
+
+down: ## stops it
+	$(BIN)/smelt down
+
+clean: ## removes the virtual environments and the local platform's state
+	rm -rf $(VENV) .venv-proto .smelt
