@@ -52,8 +52,9 @@ fmt: $(VENV)/dev.stamp ## formats Python and proto files
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format --write
 
-proto: .venv-proto/proto.stamp ## regenerates the stubs under proto/python
+proto: .venv-proto/proto.stamp $(VENV)/dev.stamp ## regenerates the stubs and the registry of reasons
 	PATH=$(CURDIR)/.venv-proto/bin:$$PATH .venv-proto/bin/python scripts/proto.py
+	$(BIN)/python -m scripts.reasons
 
 contracts: $(VENV)/dev.stamp ## which requirement is decided by which test
 	$(BIN)/python -m contracts.coverage

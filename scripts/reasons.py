@@ -12,7 +12,7 @@ PATH = Path(__file__).resolve().parent.parent / "contracts" / "interface" / "rea
 
 def render() -> str:
     """The registry as YAML: reason, meaning, codes, whether a retry makes sense."""
-    lines = ["# Every reason an error can carry. Generated from smeltkit/errors.py by `make reasons`; do not edit."]
+    lines = ["# Every reason an error can carry. Generated from smeltkit/errors.py by `make proto`; do not edit."]
     for reason, cls in sorted(all_errors().items()):
         meaning = (cls.__doc__ or "").strip().splitlines()[0]
         lines += [f"{reason}:", f"  meaning: {meaning!r}", f"  grpc: {cls.grpc_status}", f"  http: {cls.http_status}",
@@ -26,7 +26,7 @@ def main() -> int:
         PATH.write_text(render())
         return 0
     if PATH.read_text() != render():
-        print("contracts/interface/reasons.yaml is stale; run make reasons")
+        print("contracts/interface/reasons.yaml is stale; run make proto")
         return 1
     return 0
 
