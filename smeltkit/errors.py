@@ -256,6 +256,10 @@ class LeaseLost(Conflict):
     """The lease of this work is held by somebody else now; its effects are refused."""
 
 
+class FileChanged(Conflict):
+    """A file changed while it was being stored; nothing was stored of it."""
+
+
 class PortTaken(Conflict):
     """Another process listens on the port."""
 
@@ -310,12 +314,20 @@ class NoWorker(Refused):
 # --- access ---------------------------------------------------------------------------------------------------------
 
 
+class StoreDenied(Denied):
+    """The object store refuses these credentials."""
+
+
 class HubDenied(Denied):
     """The model hub refuses access to this repository."""
 
 
 class BadApiKey(Unauthenticated):
     """The API key is missing or unknown."""
+
+
+class BadToken(Unauthenticated):
+    """The call between services came without the token that the service requires."""
 
 
 # --- try later ------------------------------------------------------------------------------------------------------

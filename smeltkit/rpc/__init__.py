@@ -1,0 +1,1 @@
+"""gRPC, owned once: `server.ServiceHost` serves, `channel` calls, `interceptors` and `status` translate."""

@@ -1,0 +1,26 @@
+"""What a handler knows about its call."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import grpc
+
+from smeltkit import limits
+
+RpcContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+"""Context of a handler; servicers annotate with it."""
+
+CALL: ContextVar[RpcContext | None] = ContextVar("smelt_rpc_call", default=None)
+"""The call being served in this context, set by the server's interceptor."""
+
+
+def time_left_s() -> float | None:
+    """Seconds that the call being served has left for calls of its own, less a margin; None where nothing bounds it.
+
+    Work that outlives its call must not inherit this bound: start it with `contextvars.Context().run` or from outside.
+    """
+    call = CALL.get()
+    remaining = call.time_remaining() if call is not None else None
+    return None if remaining is None else remaining - limits.DEADLINE_MARGIN_S

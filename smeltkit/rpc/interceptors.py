@@ -1,0 +1,191 @@
+"""What happens around every call: the server's guard and the client's tracing, the same for all four kinds of call.
+
+Server: token, deadline, errors, telemetry. A handler raises; here the error becomes a status, and the span gets the
+status that the caller sees: also for abort, exception, cancellation and deadline. Handlers may be coroutines or async
+generators; a generator is closed as soon as its call ends, so its `finally` runs at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+from opentelemetry.trace import SpanKind
+
+from smeltkit import limits
+from smeltkit.errors import BadToken, DeadlineRequired, InternalError, SmeltError, Unimplemented
+from smeltkit.ids import new_id
+from smeltkit.rpc.context import CALL, RpcContext
+from smeltkit.rpc.status import to_grpc_status
+from smeltkit.rpc.tracing import CallRecord
+from smeltkit.telemetry import attached, inject
+
+_LOG = logging.getLogger(__name__)
+_OPEN_PREFIXES = ("/grpc.health.", "/grpc.reflection.")
+_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+_BUILDERS: dict[tuple[bool, bool], Callable[..., Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+class ServerGuard(grpc.aio.ServerInterceptor):
+    """Guards every call of one service. An empty `token` lets everybody in; `calls` are the handlers that still run."""
+
+    def __init__(self, service: str, token: str = "") -> None:
+        self._service = service
+        self._token = token.encode()
+        self.calls: set[asyncio.Task[Any]] = set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of the method, guarded; None for a method that is not served."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = str(handler_call_details.method)
+        behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+        async def guarded(request: Any, context: RpcContext) -> Any:
+            async with self._call(method, context):
+                result = behaviour(request, context)
+                if not inspect.isasyncgen(result):
+                    return await result
+                async with aclosing(result) as replies:
+                    async for reply in replies:
+                        await context.write(reply)
+
+        build = _BUILDERS[bool(handler.request_streaming), bool(handler.response_streaming)]
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        guarded_handler: grpc.RpcMethodHandler[Any, Any] = build(guarded, **codec)
+        return guarded_handler
+
+    @asynccontextmanager
+    async def _call(self, method: str, context: RpcContext) -> AsyncIterator[None]:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        code, cause, task = "OK", "", asyncio.current_task()
+        assert task is not None
+        self.calls.add(task)
+        CALL.set(context)
+        with attached(metadata):
+            record = CallRecord(method, SpanKind.SERVER)
+            try:
+                with record.as_current():
+                    self._admit(method, context, metadata.get("authorization", ""))
+                    yield
+                code = _code_name(context)
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                code = _code_at_end(context)
+                raise
+            except Exception as error:
+                if context.cancelled():
+                    code = _code_at_end(context)
+                    raise
+                with record.as_current():
+                    typed = error if isinstance(error, SmeltError) else self._hide(error, context)
+                code, cause = typed.grpc_status, typed.reason()
+                await context.abort_with_status(to_grpc_status(typed))
+            finally:
+                record.end(code, cause)
+                self.calls.discard(task)
+
+    def _admit(self, method: str, context: RpcContext, authorization: str) -> None:
+        if method.startswith(_OPEN_PREFIXES):
+            return
+        if self._token and not hmac.compare_digest(authorization.encode(), b"Bearer " + self._token):
+            raise BadToken("the call has no valid token; caller and service need the same SMELT_RPC_TOKEN")
+        if context.time_remaining() is None and not method.rpartition("/")[2].startswith("Watch"):
+            raise DeadlineRequired(f"{method} came without a deadline; every call but Watch* and health needs one")
+
+    def _hide(self, error: Exception, context: RpcContext) -> SmeltError:
+        if isinstance(error, NotImplementedError) and _code_name(context) == "UNIMPLEMENTED":
+            return Unimplemented(f"{self._service} declares this call but does not implement it")
+        correlation_id = new_id("err")
+        _LOG.error("unexpected exception", exc_info=error, extra={"correlation_id": correlation_id})
+        return InternalError(
+            f"unexpected error in {self._service}; its log tells more under {correlation_id}",
+            details={"correlation_id": correlation_id, "service": self._service},
+        )
+
+
+def client_interceptors(token: str = "") -> list[grpc.aio.ClientInterceptor]:
+    """Interceptors for all four kinds of call: trace context and token out, span and duration with the true status."""
+    return [kind(token) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)]
+
+
+class _ClientTracing:
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._endings: set[asyncio.Task[None]] = set()
+
+    async def _start(self, continuation: Any, details: Any, request: Any) -> Any:
+        record = CallRecord(details.method.decode(), SpanKind.CLIENT)
+        with record.as_current():
+            added = inject()
+        if self._token:
+            added["authorization"] = f"Bearer {self._token}"
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), *added.items())
+        try:
+            call = await continuation(details._replace(metadata=metadata), request)
+        except BaseException:
+            record.end("CANCELLED")
+            raise
+        ending = asyncio.create_task(_end_with_status(record, call))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        return call
+
+
+class _UnaryUnary(_ClientTracing, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await self._start(continuation, client_call_details, request)
+
+
+class _UnaryStream(_ClientTracing, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await self._start(continuation, client_call_details, request)
+
+
+class _StreamUnary(_ClientTracing, grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await self._start(continuation, client_call_details, request_iterator)
+
+
+class _StreamStream(_ClientTracing, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await self._start(continuation, client_call_details, request_iterator)
+
+
+async def _end_with_status(record: CallRecord, call: Any) -> None:
+    code = "CANCELLED"
+    try:
+        code = (await call.code()).name
+    finally:
+        record.end(code)
+
+
+def _code_name(context: RpcContext) -> str:
+    code: Any = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else _CODE_NAMES[code or 0]
+
+
+def _code_at_end(context: RpcContext) -> str:
+    """Status of a call that ended from outside its handler: aborted, past its deadline, or cancelled by the caller."""
+    if (code := _code_name(context)) != "OK":
+        return code
+    remaining = context.time_remaining()
+    return "DEADLINE_EXCEEDED" if remaining is not None and remaining < limits.DEADLINE_MARGIN_S else "CANCELLED"

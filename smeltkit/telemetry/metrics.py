@@ -1,0 +1,38 @@
+"""Instruments for the metrics of `names`: made once each, usable before and after `setup`."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from opentelemetry import metrics
+from opentelemetry.metrics import Counter, Histogram, UpDownCounter
+
+from smeltkit.telemetry.names import COUNTER, GAUGE, HISTOGRAM, Metric
+
+_METER = metrics.get_meter("smelt")
+
+
+@cache
+def histogram(metric: Metric) -> Histogram:
+    """The histogram of `metric`, with its bucket boundaries."""
+    assert metric.instrument == HISTOGRAM, metric.name
+    return _METER.create_histogram(
+        metric.name,
+        unit=metric.unit,
+        description=metric.meaning,
+        explicit_bucket_boundaries_advisory=list(metric.boundaries) or None,
+    )
+
+
+@cache
+def counter(metric: Metric) -> Counter:
+    """The monotonic counter of `metric`."""
+    assert metric.instrument == COUNTER, metric.name
+    return _METER.create_counter(metric.name, unit=metric.unit, description=metric.meaning)
+
+
+@cache
+def gauge(metric: Metric) -> UpDownCounter:
+    """The level of `metric`, kept by adding and subtracting, so that several holders sum up."""
+    assert metric.instrument == GAUGE, metric.name
+    return _METER.create_up_down_counter(metric.name, unit=metric.unit, description=metric.meaning)

@@ -1,0 +1,105 @@
+"""Sets telemetry up for one process, from the environment alone.
+
+Traces and metrics go out by OTLP over gRPC when `OTEL_EXPORTER_OTLP_ENDPOINT` (or its variant for the signal) is set
+or `OTEL_<SIGNAL>_EXPORTER` is `otlp`; all else about them (headers, TLS, sampling, batching, resource) the SDK reads
+itself. Call it after any child process was spawned and before the first channel is opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+
+from smeltkit import limits
+from smeltkit.config import environment, from_environment
+from smeltkit.errors import BadConfig
+from smeltkit.telemetry.files import FileSpanExporter
+from smeltkit.telemetry.logs import configure_logs
+
+_LEVELS = tuple(logging.getLevelNamesMapping())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryConfig:
+    """Prefix `SMELT_TELEMETRY_`; everything about OTLP comes from `OTEL_*` instead."""
+
+    trace_dir: str = ""
+    """Folder for files of spans, one a process; empty for none."""
+    log_level: str = "INFO"
+    """Least level that is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL."""
+
+    def __post_init__(self) -> None:
+        if self.log_level not in _LEVELS:
+            raise BadConfig(f"log_level={self.log_level!r} is no level; use one of {', '.join(_LEVELS)}")
+
+
+def setup(service: str, *, log_stream: TextIO | None = None) -> Callable[[], None]:
+    """Configures logs (JSON on `log_stream`, by default standard output), spans and metrics of this process.
+
+    Returns what flushes and closes them, within TELEMETRY_FLUSH_S. Once a process; BadConfig on a bad setting.
+    """
+    config, environ = from_environment(TelemetryConfig, "SMELT_TELEMETRY_"), environment()
+    configure_logs(service, log_stream or sys.stdout, config.log_level)
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return lambda: None
+    resource = Resource.create({"service.name": environ.get("OTEL_SERVICE_NAME") or f"smelt-{service}"})
+    shutdowns = [_set_up_traces(service, config, environ, resource), _set_up_metrics(environ, resource)]
+
+    def shutdown() -> None:
+        for close in shutdowns:
+            close()
+
+    return shutdown
+
+
+def _set_up_traces(
+    service: str, config: TelemetryConfig, environ: Mapping[str, str], resource: Resource
+) -> Callable[[], None]:
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    if config.trace_dir:
+        provider.add_span_processor(SimpleSpanProcessor(FileSpanExporter(Path(config.trace_dir), service)))
+    if _wants_otlp("TRACES", environ):
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+
+    def close() -> None:
+        provider.force_flush(int(limits.TELEMETRY_FLUSH_S * 1000))
+        provider.shutdown()
+
+    return close
+
+
+def _set_up_metrics(environ: Mapping[str, str], resource: Resource) -> Callable[[], None]:
+    if not _wants_otlp("METRICS", environ):
+        return lambda: None
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+    provider = MeterProvider(resource=resource, metric_readers=[reader], shutdown_on_exit=False)
+    metrics.set_meter_provider(provider)
+    return lambda: provider.shutdown(timeout_millis=limits.TELEMETRY_FLUSH_S * 1000)
+
+
+def _wants_otlp(signal: str, environ: Mapping[str, str]) -> bool:
+    exporter = environ.get(f"OTEL_{signal}_EXPORTER", "").strip()
+    endpoint = environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if exporter not in ("", "otlp", "none"):
+        raise BadConfig(f"OTEL_{signal}_EXPORTER={exporter!r} is not supported; use otlp or none")
+    protocol = environ.get(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL") or environ.get(
+        "OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"
+    )
+    wanted = exporter == "otlp" or (exporter == "" and bool(endpoint))
+    if wanted and protocol != "grpc":
+        raise BadConfig(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r} is not supported; use grpc")
+    return wanted
