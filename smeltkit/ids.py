@@ -52,7 +52,16 @@ def check_name(text: str) -> str:
 
 def new_id(prefix: str) -> str:
     """A fresh id `<prefix>-<time><random>`, sortable by creation time, 24 characters after the dash."""
-    value = (int(time.time() * 1000) << 72) | secrets.randbits(72)
+    return _id(prefix, (int(time.time() * 1000) << 72) | secrets.randbits(72))
+
+
+def derived_id(prefix: str, *parts: str) -> str:
+    """The id of `parts`: equal parts give the same id, others another one. Same form as `new_id`, not sortable."""
+    text = "".join(f"{len(part)}:{part}" for part in parts)
+    return _id(prefix, int.from_bytes(hashlib.sha256(text.encode()).digest()[:15], "big"))
+
+
+def _id(prefix: str, value: int) -> str:
     digits = []
     for _ in range(24):
         value, digit = divmod(value, 32)

@@ -1,0 +1,186 @@
+"""One connection to NATS that comes back by itself, and one rule for what happens while it is away.
+
+Every request runs through `Bus.call`: it is repeated until it is answered or BUS_REQUEST_TIMEOUT_S are over, then the
+caller gets BusUnavailable. Once NATS has been away for that long, further calls fail at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
+
+import nats.errors
+import nats.js.errors
+from google.protobuf.message import Message
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+
+from smeltkit import limits
+from smeltkit.bus import publisher
+from smeltkit.bus.consumer import WorkQueue
+from smeltkit.bus.kv import Bucket, NatsBucket
+from smeltkit.errors import BusUnavailable
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_TRANSIENT = (
+    OSError,
+    TimeoutError,
+    nats.errors.TimeoutError,
+    nats.errors.NoRespondersError,
+    nats.errors.ConnectionClosedError,
+    nats.errors.ConnectionReconnectingError,
+    nats.errors.ConnectionDrainingError,
+    nats.errors.OutboundBufferLimitError,
+    nats.errors.StaleConnectionError,
+    nats.errors.NoServersError,
+    nats.errors.AuthorizationError,
+    nats.js.errors.NoStreamResponseError,
+    nats.js.errors.ServiceUnavailableError,
+    nats.js.errors.ServerError,
+)
+
+
+class NatsSettings(Protocol):
+    """Where NATS is; `smeltkit.config.PlatformConfig` is one."""
+
+    @property
+    def nats_url(self) -> str: ...
+    @property
+    def nats_user(self) -> str: ...
+    @property
+    def nats_password(self) -> str: ...
+
+
+class Bus:
+    """A connection to NATS: publishes facts, opens buckets and work queues. Made by `connect`, ended by `close`."""
+
+    def __init__(self) -> None:
+        self._client = Client()
+        self._connected = asyncio.Event()
+        self._away_since = time.monotonic()
+        self.jetstream: JetStreamContext = self._client.jetstream(timeout=limits.BUS_ATTEMPT_TIMEOUT_S)
+
+    @classmethod
+    async def connect(cls, settings: NatsSettings, *, name: str) -> Bus:
+        """A connected bus; BusUnavailable if NATS does not answer within BUS_CONNECT_TIMEOUT_S.
+
+        Once connected it reconnects for ever. `name` is what NATS shows for the connection.
+        """
+        bus = cls()
+        try:
+            async with asyncio.timeout(limits.BUS_CONNECT_TIMEOUT_S):
+                await bus._open(settings, name)
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            cause = bus._client.last_error or error
+            await bus.close()
+            raise BusUnavailable(
+                f"NATS at {settings.nats_url} does not answer within {limits.BUS_CONNECT_TIMEOUT_S:g} s"
+                f" ({type(cause).__name__}); start the platform, or check address and credentials"
+            ) from error
+        return bus
+
+    async def _open(self, settings: NatsSettings, name: str) -> None:
+        async def on_error(error: Exception) -> None:
+            _log.debug("nats: %s: %s", type(error).__name__, error)
+
+        async def on_away() -> None:
+            self._connected.clear()
+            self._away_since = time.monotonic()
+            _log.warning("NATS is away")
+
+        async def on_back() -> None:
+            self._connected.set()
+            _log.info("NATS is back")
+
+        await self._client.connect(
+            settings.nats_url.split(","),
+            name=name,
+            user=settings.nats_user or None,
+            password=settings.nats_password or None,
+            error_cb=on_error,
+            disconnected_cb=on_away,
+            reconnected_cb=on_back,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=limits.BUS_RECONNECT_WAIT_S,  # type: ignore[arg-type]  # used as seconds, annotated int
+            connect_timeout=int(limits.BUS_ATTEMPT_TIMEOUT_S),
+            ping_interval=5,
+            max_outstanding_pings=2,
+        )
+        self._connected.set()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether NATS answers at this moment, as far as the connection knows."""
+        return self._connected.is_set()
+
+    async def close(self) -> None:
+        """Ends the connection; what was published before is sent first, within BUS_CLOSE_TIMEOUT_S."""
+        try:
+            async with asyncio.timeout(limits.BUS_CLOSE_TIMEOUT_S):
+                if self._connected.is_set():
+                    await self._client.flush()
+                await self._client.close()
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            _log.debug("closing NATS: %s", error)
+        self._connected.clear()
+
+    async def publish(
+        self, subject: str, body: bytes, *, message_id: str, headers: Mapping[str, str] | None = None
+    ) -> int:
+        """Stores `body` once under `message_id`; the stream sequence is returned."""
+        return await publisher.publish(self, subject, body, message_id=message_id, headers=headers)
+
+    async def publish_event(self, subject: str, message: Message) -> None:
+        """Publishes one fact: `importer.bundle.stored` goes to `smelt.evt.importer.bundle.stored.default`."""
+        await publisher.publish_event(self, subject, message)
+
+    def bucket(self, name: str) -> Bucket:
+        """The key-value bucket `name`; it must exist in the topology."""
+        return NatsBucket(self, name)
+
+    def queue(self, service: str) -> WorkQueue:
+        """The work queue of `service`; its durable must exist in the topology."""
+        return WorkQueue(self, service)
+
+    @asynccontextmanager
+    async def listen(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> AsyncIterator[None]:
+        """Calls `callback` for every message on `subject` while the context lasts; at most once, nothing is stored."""
+        subscription = await self.call("subscribing", lambda: self._client.subscribe(subject, cb=callback))
+        try:
+            yield
+        finally:
+            try:
+                await subscription.unsubscribe()
+            except nats.errors.Error as error:
+                _log.debug("unsubscribing: %s", error)
+
+    async def call(self, what: str, action: Callable[[], Awaitable[T]]) -> T:
+        """The outcome of `action`, repeated while NATS does not answer; BusUnavailable names `what` when time is up."""
+        deadline = time.monotonic() + limits.BUS_REQUEST_TIMEOUT_S
+        while True:
+            cause: Exception
+            try:
+                await self._wait_connected(deadline)
+                return await asyncio.wait_for(action(), max(deadline - time.monotonic(), limits.BUS_RETRY_PAUSE_S))
+            except _TRANSIENT as error:
+                cause = error
+            if not self.is_connected or time.monotonic() + limits.BUS_RETRY_PAUSE_S >= deadline:
+                break
+            await asyncio.sleep(limits.BUS_RETRY_PAUSE_S)
+        missing = isinstance(cause, nats.js.errors.NoStreamResponseError | nats.errors.NoRespondersError)
+        remedy = "run python -m smeltkit.bus.topology" if missing else "start the platform, or try again"
+        raise BusUnavailable(f"{what}: NATS does not answer ({type(cause).__name__}); {remedy}") from cause
+
+    async def _wait_connected(self, deadline: float) -> None:
+        if self._connected.is_set():
+            return
+        patience_s = min(deadline, self._away_since + limits.BUS_REQUEST_TIMEOUT_S) - time.monotonic()
+        if patience_s <= 0:
+            raise nats.errors.ConnectionReconnectingError
+        await asyncio.wait_for(self._connected.wait(), patience_s)
