@@ -48,13 +48,21 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         warm = TEMPERATURE_MIN <= self.temperature <= TEMPERATURE_MAX
-        _check("temperature", self.temperature, self.temperature == 0 or warm,
-               f"0 (greedy) or {TEMPERATURE_MIN} to {TEMPERATURE_MAX:g}")
+        _check(
+            "temperature",
+            self.temperature,
+            self.temperature == 0 or warm,
+            f"0 (greedy) or {TEMPERATURE_MIN} to {TEMPERATURE_MAX:g}",
+        )
         _check("top_k", self.top_k, self.top_k >= 0, "0 (keep all) or more")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, up to 1 (keep all)")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "0 (keep all) to 1")
-        _check("repetition_penalty", self.repetition_penalty, PENALTY_MIN <= self.repetition_penalty <= PENALTY_MAX,
-               f"{PENALTY_MIN} to {PENALTY_MAX:g}; 1 is off")
+        _check(
+            "repetition_penalty",
+            self.repetition_penalty,
+            PENALTY_MIN <= self.repetition_penalty <= PENALTY_MAX,
+            f"{PENALTY_MIN} to {PENALTY_MAX:g}; 1 is off",
+        )
         _check("seed", self.seed, 0 <= self.seed <= SEED_MAX, f"0 to {SEED_MAX}")
 
     @property
@@ -153,7 +161,7 @@ def _best(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
         return np.empty(0, dtype=np.int64)
     threshold = np.partition(values, len(values) - count)[len(values) - count]
     above = np.flatnonzero(values > threshold)
-    tied = np.flatnonzero(values == threshold)[:count - len(above)]
+    tied = np.flatnonzero(values == threshold)[: count - len(above)]
     found: NDArray[np.int64] = np.concatenate([above, tied])
     return found[np.lexsort((found, -values[found]))]
 
@@ -169,7 +177,7 @@ def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
         head = _best(weights, count)
         cumulative = np.cumsum(weights[head])
         if cumulative[-1] >= goal or count == len(weights):
-            return head[:1 + int(np.searchsorted(cumulative, goal, side="left"))]
+            return head[: 1 + int(np.searchsorted(cumulative, goal, side="left"))]
         count = min(8 * count, len(weights))
 
 

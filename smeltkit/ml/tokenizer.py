@@ -42,8 +42,10 @@ class Tokenizer:
         """Ids of control tokens: recognised in prompts, never part of generated text."""
         self._is_byte_level = _has_component(declared.get("decoder"), "ByteLevel")
         if not self._is_byte_level and not declared["model"].get("byte_fallback"):
-            raise BadTokenizer(f"{name}: a {declared['model'].get('type')} vocabulary with neither byte level nor byte"
-                               " fallback cannot spell every text; use the model's own fast tokenizer.json")
+            raise BadTokenizer(
+                f"{name}: a {declared['model'].get('type')} vocabulary with neither byte level nor byte"
+                " fallback cannot spell every text; use the model's own fast tokenizer.json"
+            )
         self.vocab_size: Final = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         """One more than the highest token id; a model may pad its embedding beyond."""
         if not 0 < self.vocab_size <= limits.VOCAB_MAX:
@@ -65,8 +67,10 @@ class Tokenizer:
     def check_fits(self, vocab_size: int) -> None:
         """Raises BadTokenizer if some token id has no row in an embedding of `vocab_size` rows."""
         if self.vocab_size > vocab_size:
-            raise BadTokenizer(f"{self.name}: token ids reach {self.vocab_size - 1}, but the model has {vocab_size}"
-                               " rows; this tokenizer belongs to another model")
+            raise BadTokenizer(
+                f"{self.name}: token ids reach {self.vocab_size - 1}, but the model has {vocab_size}"
+                " rows; this tokenizer belongs to another model"
+            )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Special tokens written in the text are recognised; none is added."""
@@ -96,7 +100,7 @@ class Tokenizer:
     def leading_ids(self) -> list[int]:
         """Ids that the file's own post-processor puts before a text: usually none, or the beginning of sequence."""
         plain, with_added = self.encode("a"), self._encode("a", add_special_tokens=True)
-        start = next((i for i in range(len(with_added)) if with_added[i:i + len(plain)] == plain), 0)
+        start = next((i for i in range(len(with_added)) if with_added[i : i + len(plain)] == plain), 0)
         return with_added[:start]
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:

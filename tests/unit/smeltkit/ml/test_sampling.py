@@ -17,17 +17,35 @@ from smeltkit.ml.sampling import Logits, Sampler, SamplingParams, candidates, lo
 
 LOGITS = st.lists(st.floats(-40, 40, width=32), min_size=1, max_size=60).map(lambda v: np.array(v, dtype=np.float32))
 PARAMS = st.builds(
-    SamplingParams, temperature=st.floats(0.05, 10), top_k=st.integers(0, 80), top_p=st.floats(0.01, 1),
-    min_p=st.floats(0, 1), repetition_penalty=st.floats(0.1, 10), seed=st.integers(0, 2**64 - 1))
+    SamplingParams,
+    temperature=st.floats(0.05, 10),
+    top_k=st.integers(0, 80),
+    top_p=st.floats(0.01, 1),
+    min_p=st.floats(0, 1),
+    repetition_penalty=st.floats(0.1, 10),
+    seed=st.integers(0, 2**64 - 1),
+)
 
 
-@pytest.mark.parametrize(("field", "value", "allowed"), [
-    ("temperature", -1.0, "0 (greedy) or 0.01 to 10"), ("temperature", 0.001, "0.01 to 10"),
-    ("temperature", math.nan, "0.01 to 10"), ("temperature", math.inf, "0.01 to 10"),
-    ("top_k", -1, "0 (keep all) or more"), ("top_p", 0.0, "above 0, up to 1"), ("top_p", 1.01, "above 0, up to 1"),
-    ("top_p", math.nan, "above 0"), ("min_p", -0.1, "0 (keep all) to 1"), ("min_p", 1.1, "0 (keep all) to 1"),
-    ("repetition_penalty", 0.0, "0.1 to 10"), ("repetition_penalty", 1e9, "0.1 to 10"),
-    ("seed", -1, "0 to 18446744073709551615"), ("seed", 2**64, "0 to 18446744073709551615")])
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("temperature", -1.0, "0 (greedy) or 0.01 to 10"),
+        ("temperature", 0.001, "0.01 to 10"),
+        ("temperature", math.nan, "0.01 to 10"),
+        ("temperature", math.inf, "0.01 to 10"),
+        ("top_k", -1, "0 (keep all) or more"),
+        ("top_p", 0.0, "above 0, up to 1"),
+        ("top_p", 1.01, "above 0, up to 1"),
+        ("top_p", math.nan, "above 0"),
+        ("min_p", -0.1, "0 (keep all) to 1"),
+        ("min_p", 1.1, "0 (keep all) to 1"),
+        ("repetition_penalty", 0.0, "0.1 to 10"),
+        ("repetition_penalty", 1e9, "0.1 to 10"),
+        ("seed", -1, "0 to 18446744073709551615"),
+        ("seed", 2**64, "0 to 18446744073709551615"),
+    ],
+)
 def test_value_out_of_range_names_field_value_and_range(field: str, value: float, allowed: str) -> None:
     with pytest.raises(BadSampling) as raised:
         SamplingParams(**{field: value})
@@ -63,8 +81,12 @@ def test_filters_keep_what_the_reference_library_keeps(case: int) -> None:
     """Same tokens and probabilities as the warpers of transformers, in its order."""
     rng = np.random.default_rng(case)
     logits = rng.normal(0, 3, size=400).astype(np.float32)
-    params = SamplingParams(temperature=rng.uniform(0.2, 3), top_k=int(rng.integers(0, 200)),
-                            top_p=rng.uniform(0.1, 1), min_p=rng.uniform(0, 0.3))
+    params = SamplingParams(
+        temperature=rng.uniform(0.2, 3),
+        top_k=int(rng.integers(0, 200)),
+        top_p=rng.uniform(0.1, 1),
+        min_p=rng.uniform(0, 0.3),
+    )
     steps: list[Any] = [reference.TemperatureLogitsWarper(params.temperature)]
     steps += [reference.TopKLogitsWarper(params.top_k)] if params.top_k else []
     steps += [reference.TopPLogitsWarper(params.top_p), reference.MinPLogitsWarper(params.min_p)]

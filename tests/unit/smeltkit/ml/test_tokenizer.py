@@ -128,11 +128,19 @@ BROKEN = {
     "merge out of vocabulary": byte_level_file(model=bpe_model({"a": 0}, [["a", "b"]])),
     "negative id": byte_level_file(added_tokens=added_tokens(-1, ["x"])),
     "endless ids": byte_level_file(model=bpe_model({"a": 2**32 - 1}, [])),
-    "word pieces": byte_level_file(decoder=None, model={
-        "type": "WordPiece", "unk_token": "a", "vocab": {"a": 0}, "max_input_chars_per_word": 9,
-        "continuing_subword_prefix": "##"}),
-    "bad regular expression": byte_level_file(pre_tokenizer={
-        "type": "Split", "pattern": {"Regex": "((("}, "invert": False, "behavior": "Isolated"}),
+    "word pieces": byte_level_file(
+        decoder=None,
+        model={
+            "type": "WordPiece",
+            "unk_token": "a",
+            "vocab": {"a": 0},
+            "max_input_chars_per_word": 9,
+            "continuing_subword_prefix": "##",
+        },
+    ),
+    "bad regular expression": byte_level_file(
+        pre_tokenizer={"type": "Split", "pattern": {"Regex": "((("}, "invert": False, "behavior": "Isolated"}
+    ),
     "library panics": byte_level_file(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
     "byte missing": _without(byte_level_file(), "a"),
     "fallback byte missing": _without(byte_fallback_file(), "<0x09>"),
