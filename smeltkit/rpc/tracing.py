@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from functools import lru_cache
 
 from google.protobuf import descriptor_pool
 from opentelemetry import trace
@@ -47,7 +46,6 @@ class CallRecord:
         histogram(_DURATIONS[self._kind]).record(time.monotonic() - self._start, attributes)
 
 
-@lru_cache(maxsize=1024)
 def _is_declared(method: str) -> bool:
     """Whether a proto declares the method: names that callers invent must not become attributes."""
     try:

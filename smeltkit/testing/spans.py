@@ -1,0 +1,68 @@
+"""Spans and metrics in memory, for tests that look at telemetry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+
+class CapturedSpans:
+    """The spans that ended since the block began."""
+
+    def __init__(self, exporter: InMemorySpanExporter) -> None:
+        self._exporter = exporter
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        """Ended spans of this name, oldest first."""
+        return [span for span in self._exporter.get_finished_spans() if span.name == name]
+
+    def all(self) -> list[ReadableSpan]:
+        """Every ended span, oldest first."""
+        return list(self._exporter.get_finished_spans())
+
+
+@contextmanager
+def captured_spans() -> Iterator[CapturedSpans]:
+    """Keeps the spans of this process while the block runs; one block at a time."""
+    exporter = _span_exporter()
+    exporter.clear()
+    yield CapturedSpans(exporter)
+
+
+def metric_points(name: str) -> list[dict[str, object]]:
+    """Attributes of every series of a metric recorded in this process since the first call of this function."""
+    data = _metric_reader().get_metrics_data()
+    if data is None:
+        return []
+    return [
+        dict(point.attributes or {})
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == name
+        for point in metric.data.data_points
+    ]
+
+
+@cache
+def _span_exporter() -> InMemorySpanExporter:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return exporter
+
+
+@cache
+def _metric_reader() -> InMemoryMetricReader:
+    reader = InMemoryMetricReader()
+    metrics.set_meter_provider(MeterProvider(metric_readers=[reader], shutdown_on_exit=False))
+    return reader
