@@ -376,6 +376,10 @@ class Timeout(DeadlineExceeded):
     """A bounded wait ended without the thing waited for."""
 
 
+class CorruptRecord(DataLoss):
+    """A stored record does not parse, or is not the record of its key."""
+
+
 class DigestMismatch(DataLoss):
     """Bytes read do not have the digest they are stored under."""
 

@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from smeltkit.blobs.s3 import S3Store
+from smeltkit.testing.s3 import S3Server, fresh_store, s3_server
 
 settings.register_profile("smelt", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("smelt")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """One real S3 server a session."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def second_s3() -> Iterator[S3Server]:
+    """One S3 server of another make a session: what passes on both depends on neither."""
+    with s3_server("rclone") as server:
+        yield server
+
+
+@pytest.fixture
+def store(s3: S3Server, tmp_path: Path) -> S3Store:
+    """A store on the session's server, in a bucket of its own."""
+    return fresh_store(s3, tmp_path / "uploads")

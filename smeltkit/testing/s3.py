@@ -1,0 +1,108 @@
+"""Real S3 servers of two makes for tests, on loopback: killed and started again at will, gone at the end."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from smeltkit import limits, servers
+from smeltkit.blobs.s3 import S3Store
+from smeltkit.config import PlatformConfig
+from smeltkit.errors import StackDown
+
+Make = Literal["seaweedfs", "rclone"]
+
+
+class S3Server:
+    """One server with its state in `folder`. Restarts keep ports, credentials and objects."""
+
+    def __init__(self, folder: Path, make: Make = "seaweedfs") -> None:
+        self._folder, self._make = folder, make
+        self._ports = servers.s3_ports()
+        self._credentials = servers.Credentials.generate("smelt-test")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def config(self) -> PlatformConfig:
+        """Settings that reach this server; NATS is left out."""
+        return PlatformConfig(
+            nats_url="",
+            s3_endpoint=f"{servers.LOOPBACK}:{self._ports['s3']}",
+            s3_access_key=self._credentials.user,
+            s3_secret_key=self._credentials.secret,
+            s3_bucket="smelt-tests",
+        )
+
+    def start(self) -> None:
+        """Starts the server and waits until it takes a write."""
+        assert self._process is None, "already running"
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(),
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={"PATH": os.defpath, "HOME": str(self._folder)},
+            )
+        store = S3Store(self.config)
+        servers.wait_until(lambda: self._takes_writes(store), f"the S3 server ({self._make})")
+
+    def kill(self) -> None:
+        """Ends the server as a crash would."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+            servers.clear_s3_sockets(self._ports)
+
+    def _command(self) -> list[str]:
+        if self._make == "seaweedfs":
+            return servers.s3_command(self._folder, self._ports, self._credentials)
+        (self._folder / "data").mkdir(exist_ok=True)
+        return [
+            str(servers.find_executable("rclone")),
+            "serve",
+            "s3",
+            "--config",
+            os.devnull,
+            "--addr",
+            self.config.s3_endpoint,
+            "--auth-key",
+            f"{self._credentials.user},{self._credentials.secret}",
+            str(self._folder / "data"),
+        ]
+
+    def _takes_writes(self, store: S3Store) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise StackDown(f"the S3 server ended with {self._process.returncode}; see {self._folder / 'server.log'}")
+        return servers.is_listening(self._ports["s3"]) and store.takes_writes()
+
+
+@contextmanager
+def s3_server(make: Make = "seaweedfs") -> Iterator[S3Server]:
+    """A running server in a fresh folder."""
+    with tempfile.TemporaryDirectory(prefix="smelt-s3-", ignore_cleanup_errors=True) as folder:
+        server = S3Server(Path(folder), make)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+def fresh_store(server: S3Server, state_folder: Path, *, part_bytes: int = limits.PART_BYTES) -> S3Store:
+    """A store in a new, empty bucket of the server."""
+    config = replace(server.config, s3_bucket=f"test-{secrets.token_hex(6)}")
+    store = S3Store(config, state_folder=state_folder, part_bytes=part_bytes)
+    store.ensure_bucket()
+    return store
