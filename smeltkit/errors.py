@@ -264,7 +264,7 @@ class PortTaken(Conflict):
     """Another process listens on the port."""
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals and access ---------------------------------------------------------------------------------------------
 
 
 class IllegalTransition(Refused):
@@ -309,9 +309,6 @@ class WorkerLost(Refused):
 
 class NoWorker(Refused):
     """No live worker took the job within its time in the queue."""
-
-
-# --- access ---------------------------------------------------------------------------------------------------------
 
 
 class StoreDenied(Denied):
