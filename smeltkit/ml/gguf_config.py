@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from smeltkit.errors import BadGguf, UnsupportedArchitecture
 from smeltkit.ml import rope
+from smeltkit.ml.gguf_io import shortest
 
 if TYPE_CHECKING:
     from smeltkit.ml.arch import ModelConfig
@@ -79,7 +80,11 @@ def hf_config_of(metadata: Mapping[str, Any], tensors: Collection[str]) -> dict[
     """The Hugging Face config.json that GGUF metadata and tensor names describe; BadGguf names a missing key."""
     architecture = metadata.get("general.architecture")
     prefix = f"{architecture}."
-    values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    values = {
+        key.removeprefix(prefix): shortest(value) if isinstance(value, float) else value
+        for key, value in metadata.items()
+        if key.startswith(prefix)
+    }
     for key in ("expert_count", "rope.scale_linear", "rope.scaling.alpha", "rope.scaling.yarn_log_multiplier"):
         if values.get(key):
             raise UnsupportedArchitecture(f"GGUF key {prefix}{key} is set; such models are not supported")

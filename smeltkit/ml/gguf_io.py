@@ -99,6 +99,11 @@ class GgufFile:
         return values.reshape(info.shape if info.dtype in _PLAIN else (*info.shape[:-1], -1))
 
 
+def shortest(value: float) -> float:
+    """The decimal that a float32 was most likely written as: 1e-06, not 9.999999974752427e-07."""
+    return float(str(np.float32(value)))
+
+
 def type_size(dtype: str, shape: Sequence[int]) -> int:
     """Bytes of a tensor of this type and shape; BadGguf if a row (innermost dimension) is no whole number of blocks."""
     kind = GGML_TYPES[dtype]

@@ -9,7 +9,7 @@ the scheme's declared fallbacks or a refusal that names the tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from smeltkit.errors import UnsupportedQuantization
@@ -40,10 +40,8 @@ class Scheme:
     head: str = ""
     """Type of the output head, or of the embedding where both are one; empty: `base`."""
     sensitive: str = ""
-    """Type of value and down projections in the layers that get more bits; empty: `base`."""
-    fused_qkv: str = ""
-    """Type of a fused qkv projection outside those layers; empty: `base`."""
-    fallbacks: Mapping[str, str] = MappingProxyType({})
+    """Type of value (or fused qkv) and down projections in the layers that get more bits; empty: `base`."""
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
     """Type that replaces another one where a row is no whole number of its blocks."""
 
     @property
