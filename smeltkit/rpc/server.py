@@ -52,7 +52,9 @@ class RpcConfig:
 class ServiceHost:
     """The server of one process: add services, then `run`. Made and used on one event loop."""
 
-    def __init__(self, name: str, config: RpcConfig) -> None:
+    def __init__(
+        self, name: str, config: RpcConfig, *, health_servicer: health.aio.HealthServicer | None = None
+    ) -> None:
         self.name = name
         self.address = ""
         self._config = config
@@ -63,7 +65,8 @@ class ServiceHost:
             maximum_concurrent_rpcs=limits.CONCURRENT_CALLS_MAX,
         )
         self._services: list[str] = [""]
-        self._health = health.aio.HealthServicer()
+        self._listed = [health.SERVICE_NAME, reflection.SERVICE_NAME]
+        self._health = health_servicer or health.aio.HealthServicer()
         self._is_ready = False
         self._health_updates: set[asyncio.Task[None]] = set()
         self._drain_callbacks: list[Callable[[], Awaitable[None]]] = []
@@ -74,10 +77,12 @@ class ServiceHost:
         """Serves `servicer` under the full name of its service, e.g. smelt.importer.v1.ImporterService."""
         add_to_server(servicer, self._server)
         self._services.append(descriptor_name)
+        self._listed.append(descriptor_name)
 
-    def add_generic(self, handler: grpc.GenericRpcHandler) -> None:
-        """Serves methods that no servicer declares, for whoever passes calls on."""
+    def add_generic(self, handler: grpc.GenericRpcHandler, *descriptor_names: str) -> None:
+        """Serves what `handler` knows, for whoever passes calls on; reflection lists `descriptor_names`."""
         self._server.add_generic_rpc_handlers((handler,))
+        self._listed += descriptor_names
 
     def set_ready(self, is_ready: bool) -> None:
         """Sets the health of the process and of every service of it; it starts as not ready."""
@@ -95,8 +100,7 @@ class ServiceHost:
         """Binds and serves; PortTaken if somebody listens there already."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._config.reflection:
-            listed = [*self._services[1:], health.SERVICE_NAME, reflection.SERVICE_NAME]
-            reflection.enable_server_reflection(listed, self._server)
+            reflection.enable_server_reflection(self._listed, self._server)
         try:
             port = self._server.add_insecure_port(self._config.listen)
         except RuntimeError as error:

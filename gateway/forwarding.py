@@ -1,0 +1,101 @@
+"""Calls to the services, passed on as bytes: one address for clients, and no message decoded on the way.
+
+On the wire all four kinds of call are the same, so one handler with two streams serves them all. Deadline, metadata,
+trace, cancellation, status and error details go through; the caller's token does not: the services trust the gateway's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from smelt.evaluator.v1 import evaluator_pb2
+from smelt.importer.v1 import importer_pb2
+from smelt.inference.v1 import inference_pb2
+from smelt.sandbox.v1 import sandbox_pb2
+from smelt.trainer.v1 import trainer_pb2
+
+from smeltkit import limits
+from smeltkit.errors import ServiceUnavailable
+from smeltkit.rpc.context import RpcContext
+from smeltkit.rpc.status import DETAILS_KEY
+
+_HOP = frozenset({"traceparent", "tracestate", "authorization", "user-agent", "content-type", "te", "accept-encoding"})
+_FILES = (importer_pb2, trainer_pb2, inference_pb2, evaluator_pb2, sandbox_pb2)
+
+FORWARDED = tuple(service.full_name for file in _FILES for service in file.DESCRIPTOR.services_by_name.values())
+"""Full names of the services that are passed on."""
+
+
+class Forwarder(grpc.GenericRpcHandler):
+    """Passes `/smelt.<name>.v1.*` on to the channel of `name`; any other method is not its own.
+
+    The channels must not retry: whoever calls the gateway does, and attempts would multiply.
+    """
+
+    def __init__(self, channels: Mapping[str, grpc.aio.Channel]) -> None:
+        self._channels = channels
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of one method, or None."""
+        method = str(handler_call_details.method)
+        name = service_of(method.lstrip("/"))
+        channel = self._channels.get(name)
+        if channel is None:
+            return None
+        outgoing: Any = channel.stream_stream(method)
+
+        async def forward(requests: AsyncIterator[bytes], context: RpcContext) -> AsyncIterator[bytes]:
+            metadata = grpc.aio.Metadata(*_passed_on(context.invocation_metadata()))
+            call = outgoing(requests, timeout=context.time_remaining(), metadata=metadata)
+            try:
+                if initial := _passed_on(await call.initial_metadata()):
+                    await context.send_initial_metadata(initial)
+                async for reply in call:
+                    yield reply
+                context.set_trailing_metadata(_passed_on(await call.trailing_metadata()))
+            except grpc.aio.AioRpcError as error:
+                await _abort_alike(error, name, context)
+            finally:
+                call.cancel()
+
+        return grpc.stream_stream_rpc_method_handler(forward)
+
+
+class ForwardedHealth(health.aio.HealthServicer):  # type: ignore[misc]
+    """Health of the gateway, and of each service behind it as that service tells."""
+
+    def __init__(self, channels: Mapping[str, grpc.aio.Channel]) -> None:
+        super().__init__()
+        self._channels = channels
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: RpcContext) -> Any:
+        """NOT_SERVING for a service that does not answer."""
+        channel = self._channels.get(service_of(request.service)) if request.service in FORWARDED else None
+        if channel is None:
+            return await super().Check(request, context)
+        try:
+            return await health_pb2_grpc.HealthStub(channel).Check(request, timeout=limits.CONNECT_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+
+
+def service_of(full_name: str) -> str:
+    """`importer` for smelt.importer.v1.ImporterService/Inspect; empty for a name that is not ours."""
+    package = full_name.split(".")
+    return package[1] if len(package) >= 4 and package[0] == "smelt" else ""
+
+
+def _passed_on(metadata: Any) -> tuple[tuple[str, str | bytes], ...]:
+    """Metadata without what belongs to one connection or is set anew."""
+    return tuple((key, value) for key, value in metadata or () if key not in _HOP and not key.startswith("grpc-"))
+
+
+async def _abort_alike(error: grpc.aio.AioRpcError, name: str, context: RpcContext) -> None:
+    """Ends the call with the status, message and details that the service gave."""
+    trailing = tuple(error.trailing_metadata() or ())
+    if error.code() is grpc.StatusCode.UNAVAILABLE and DETAILS_KEY not in dict(trailing):
+        raise ServiceUnavailable(f"the {name} service does not answer; `smelt status` shows what runs") from error
+    await context.abort(error.code(), error.details() or "", trailing)
