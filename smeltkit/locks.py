@@ -16,18 +16,20 @@ from smeltkit.errors import Timeout
 def try_lock(path: Path) -> int | None:
     """A descriptor that holds the lock of `path` until it is closed, or None while somebody else holds it.
 
-    Excludes threads of this process as well as other processes. The file is created and stays behind, empty.
+    Excludes threads of this process as well as other processes. Its holder may remove the file.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    os.close(descriptor)
+    return None
 
 
 @contextmanager
