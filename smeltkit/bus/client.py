@@ -21,8 +21,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from smeltkit import limits
-from smeltkit.bus import publisher
-from smeltkit.bus.consumer import WorkQueue
+from smeltkit.bus import consumer, publisher
 from smeltkit.bus.kv import Bucket, NatsBucket
 from smeltkit.errors import BusUnavailable
 
@@ -144,9 +143,13 @@ class Bus:
         """The key-value bucket `name`; it must exist in the topology."""
         return NatsBucket(self, name)
 
-    def queue(self, service: str) -> WorkQueue:
+    def queue(self, service: str) -> consumer.WorkQueue:
         """The work queue of `service`; its durable must exist in the topology."""
-        return WorkQueue(self, service)
+        return consumer.WorkQueue(self, service)
+
+    async def is_queue_empty(self, service: str) -> bool:
+        """Whether nothing waits in the work queue of `service` and nothing is in the hands of its workers."""
+        return await consumer.is_queue_empty(self, service)
 
     @asynccontextmanager
     async def listen(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> AsyncIterator[None]:
@@ -167,9 +170,12 @@ class Bus:
             cause: Exception
             try:
                 await self._wait_connected(deadline)
-                return await asyncio.wait_for(action(), max(deadline - time.monotonic(), limits.BUS_RETRY_PAUSE_S))
+                async with asyncio.timeout(max(deadline - time.monotonic(), limits.BUS_RETRY_PAUSE_S)):
+                    return await action()
             except _TRANSIENT as error:
                 cause = error
+            except nats.errors.Error as error:
+                raise BusUnavailable(f"{what}: NATS refuses: {error}; run python -m smeltkit.bus.topology") from error
             if not self.is_connected or time.monotonic() + limits.BUS_RETRY_PAUSE_S >= deadline:
                 break
             await asyncio.sleep(limits.BUS_RETRY_PAUSE_S)
@@ -183,4 +189,5 @@ class Bus:
         patience_s = min(deadline, self._away_since + limits.BUS_REQUEST_TIMEOUT_S) - time.monotonic()
         if patience_s <= 0:
             raise nats.errors.ConnectionReconnectingError
-        await asyncio.wait_for(self._connected.wait(), patience_s)
+        async with asyncio.timeout(patience_s):
+            await self._connected.wait()

@@ -6,9 +6,11 @@ that the work is taken; put back only with a delay, because a plain negative ack
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import nats.errors
+import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
@@ -27,6 +29,7 @@ class Delivery:
         self._message = message
         self.body = message.data
         self.subject = message.subject
+        self.headers: Mapping[str, str] = message.headers or {}
 
     async def ack(self) -> None:
         """Removes the message; returns when NATS has confirmed it."""
@@ -64,13 +67,6 @@ class WorkQueue:
         message = await self._bus.call("pulling work", once)
         return None if message is None else Delivery(self._bus, message)
 
-    async def is_empty(self) -> bool:
-        """Whether no message waits and none is in the hands of a worker."""
-        info = await self._bus.call(
-            "looking at the queue", lambda: self._bus.jetstream.consumer_info(JOBS_STREAM, self._durable)
-        )
-        return not info.num_pending and not info.num_ack_pending
-
     async def close(self) -> None:
         """Stops pulling; a message on its way comes back after JOB_ACK_WAIT_S."""
         subscription, self._subscription = self._subscription, None
@@ -79,3 +75,16 @@ class WorkQueue:
 
     async def _open(self) -> JetStreamContext.PullSubscription:
         return await self._bus.jetstream.pull_subscribe_bind(consumer=self._durable, stream=JOBS_STREAM)
+
+
+async def is_queue_empty(bus: Bus, service: str) -> bool:
+    """Whether no message waits in the service's queue and none is in a worker's hands; False without a durable."""
+
+    async def once() -> bool:
+        try:
+            info = await bus.jetstream.consumer_info(JOBS_STREAM, worker_durable(service))
+        except nats.js.errors.NotFoundError:
+            return False
+        return not info.num_pending and not info.num_ack_pending
+
+    return await bus.call("looking at the queue", once)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import nats.js.errors
 from nats.js import api
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from smeltkit.bus.client import Bus
 
 
-async def publish_dead(bus: Bus, dead: event_pb2.JobDead, *, kind: str, tenant: str = DEFAULT_TENANT) -> None:
+class Publisher(Protocol):
+    """What sends messages: the bus, or its fake."""
+
+    async def publish(
+        self, subject: str, body: bytes, *, message_id: str, headers: Mapping[str, str] | None = None
+    ) -> int:
+        """Stores a message once a message id; its sequence."""
+
+
+async def publish_dead(bus: Publisher, dead: event_pb2.JobDead, *, kind: str, tenant: str = DEFAULT_TENANT) -> None:
     """Stores the dead letter of a job, once: its message id is the job's."""
     envelope = seal(dead, source=dead.service, id=f"dead.{dead.job_id}")
     await bus.publish(

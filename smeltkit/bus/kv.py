@@ -53,7 +53,8 @@ class Doorbell:
     async def wait(self, timeout_s: float) -> bool:
         """Whether it rang within `timeout_s`."""
         try:
-            await asyncio.wait_for(self._event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
         except TimeoutError:
             return False
         self._event.clear()

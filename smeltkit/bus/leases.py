@@ -17,19 +17,19 @@ from smeltkit.ids import new_id
 class Lease:
     """A lease held by this process. Made by `acquire`."""
 
-    def __init__(self, bucket: Bucket, key: str, holder: bytes, revision: int, ttl_s: float) -> None:
+    def __init__(self, bucket: Bucket, key: str, holder: bytes, revision: int, ttl_s: float, started: float) -> None:
         self._bucket = bucket
         self._key = key
         self._holder = holder
         self._revision = revision
         self._ttl_s = ttl_s
-        self._renewed = time.monotonic()
+        self._renewed = started
         self.fence = revision
 
     @property
-    def is_overdue(self) -> bool:
-        """Whether it was not renewed for its whole life: somebody else may hold it by now."""
-        return time.monotonic() - self._renewed >= self._ttl_s
+    def remaining_s(self) -> float:
+        """Seconds until it expires unless it is renewed; at 0 and below somebody else may hold it."""
+        return self._renewed + self._ttl_s - time.monotonic()
 
     async def renew(self) -> None:
         """Prolongs the lease by its full life; LeaseLost if it expired, BusUnavailable if NATS is away."""
@@ -54,9 +54,9 @@ class Lease:
 
 async def acquire(bucket: Bucket, key: str, ttl_s: float) -> Lease | None:
     """A fresh lease of `key`, or None while somebody holds it. `ttl_s` is the life the bucket gives its keys."""
-    holder = new_id("holder").encode()
+    holder, started = new_id("holder").encode(), time.monotonic()
     try:
         revision = await bucket.create(key, holder)
     except RevisionConflict:
         return None
-    return Lease(bucket, key, holder, revision, ttl_s)
+    return Lease(bucket, key, holder, revision, ttl_s, started)

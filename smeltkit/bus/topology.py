@@ -178,21 +178,29 @@ async def _durable_config(bus: Bus, name: str) -> api.ConsumerConfig | None:
 
 
 async def _put_stream(bus: Bus, stream: api.StreamConfig, *, is_new: bool) -> None:
-    put = bus.jetstream.add_stream if is_new else bus.jetstream.update_stream
-    try:
-        await bus.call(f"putting {stream.name}", lambda: put(stream))
-    except nats.js.errors.APIError as error:
-        raise BadConfig(
-            f"NATS refuses the declared {stream.name}: {error.description}; save its data, delete the stream by hand,"
-            " and apply again"
-        ) from error
+    async def once() -> None:
+        put = bus.jetstream.add_stream if is_new else bus.jetstream.update_stream
+        try:
+            await put(stream)
+        except nats.js.errors.BadRequestError as error:
+            raise _refused(str(stream.name), error) from error
+
+    await bus.call(f"putting {stream.name}", once)
 
 
 async def _put_durable(bus: Bus, durable: api.ConsumerConfig) -> None:
-    try:
-        await bus.call(f"putting {durable.durable_name}", lambda: bus.jetstream.add_consumer(JOBS_STREAM, durable))
-    except nats.js.errors.APIError as error:
-        raise BadConfig(f"NATS refuses the durable {durable.durable_name}: {error.description}") from error
+    async def once() -> None:
+        try:
+            await bus.jetstream.add_consumer(JOBS_STREAM, durable)
+        except nats.js.errors.BadRequestError as error:
+            raise _refused(str(durable.durable_name), error) from error
+
+    await bus.call(f"putting {durable.durable_name}", once)
+
+
+def _refused(name: str, error: nats.js.errors.APIError) -> BadConfig:
+    remedy = "save its data, delete it by hand and apply again"
+    return BadConfig(f"NATS refuses the declared {name}: {error.description}; {remedy}")
 
 
 def _compare(name: str, declared: Any, actual: Any) -> Iterator[Difference]:
