@@ -65,6 +65,12 @@ def environment(names: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, **(names or {})}
 
 
+def default_environment(names: Mapping[str, str]) -> None:
+    """Sets each variable that is not set: for libraries that read the environment once, when they are loaded."""
+    for name, value in names.items():
+        os.environ.setdefault(name, value)
+
+
 def smelt_home() -> Path:
     """The folder of the local platform's state: `SMELT_HOME`, else `.smelt` in the working directory."""
     return Path(os.environ.get("SMELT_HOME") or ".smelt").resolve()

@@ -1,0 +1,201 @@
+"""Builds llama-cpp-python for this machine's CPU, once, and installs it into the Python that runs this script.
+
+    .venv/bin/python scripts/install_llama.py
+
+The wheel is cached under `$XDG_CACHE_HOME/smelt/wheels` (default `~/.cache`) by version, options, CPU features, compiler
+and Python: a wheel built for one CPU may crash on another. After installing, a process of its own proves that a batch
+of many rows decodes (`llama/prove_decode.py`); if it does not, a build without AMX is tried, and if that fails too the
+script ends with status 1. Sources come unmodified from the package registry; `llama/options.cmake` holds our settings.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+VERSION = "0.3.36"
+HERE = Path(__file__).resolve().parent
+PROGRESS_PERIOD_S = 4.0
+TAIL_LINES = 40
+OPTIONS = (
+    "-DLLAVA_BUILD=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_TOOLS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_SERVER=OFF",
+    "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_CURL=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+    "-DGGML_CCACHE=OFF",
+)
+NATIVE = ("-DGGML_NATIVE=ON",)
+# CPU flag as Linux names it -> ggml's option; what a build without AMX switches on by hand.
+FEATURES = {
+    "avx": "GGML_AVX",
+    "avx2": "GGML_AVX2",
+    "fma": "GGML_FMA",
+    "f16c": "GGML_F16C",
+    "bmi2": "GGML_BMI2",
+    "avx_vnni": "GGML_AVX_VNNI",
+    "avx512f": "GGML_AVX512",
+    "avx512_vnni": "GGML_AVX512_VNNI",
+    "avx512_vbmi": "GGML_AVX512_VBMI",
+    "avx512_bf16": "GGML_AVX512_BF16",
+}
+
+
+def main() -> int:
+    """Exit status: 0 when a build that passed the proof is installed."""
+    record = Path(sys.prefix, "smelt-llama.json")
+    for name, options in (("native", NATIVE), ("without AMX", without_amx(cpu_features()))):
+        key = build_key(options)
+        if record.exists() and record.read_text() == key and is_installed():
+            print(f"llama-cpp-python {VERSION} is installed, built for this CPU")
+            return 0
+        wheel = cached_wheel(key, options)
+        record.unlink(missing_ok=True)
+        pip("install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
+        pip("install", "--quiet", str(wheel))
+        proof = subprocess.run([sys.executable, str(HERE / "llama/prove_decode.py")], capture_output=True, text=True)
+        if proof.returncode == 0:
+            record.write_text(key)
+            print(proof.stdout.strip())
+            return 0
+        print(
+            f"the {name} build of llama.cpp fails at a batch of many rows (exit status {proof.returncode}): "
+            f"{proof.stderr.strip()[-400:]}",
+            file=sys.stderr,
+        )
+    print(
+        f"No build of llama.cpp works with {compiler_version()}. Install another compiler (GCC 13 or later, or clang),"
+        " set CC and CXX to it, and run this again.",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def cached_wheel(key: str, options: tuple[str, ...]) -> Path:
+    """The wheel built with `options`, from the cache or fresh; one process at a time builds."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "smelt", "wheels")
+    folder = cache / f"llama-{VERSION}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked(cache / ".lock"):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                build_wheel(Path(scratch, "new"), options)
+                Path(scratch, "new", "build.json").write_text(key)
+                shutil.move(Path(scratch, "new"), folder)
+    return next(folder.glob("*.whl"))
+
+
+def build_wheel(folder: Path, options: tuple[str, ...]) -> None:
+    """Compiles upstream's source package into a wheel in `folder`; a progress line every few seconds."""
+    settings = (*OPTIONS, *options, f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={HERE / 'llama/options.cmake'}")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--verbose",
+        "--no-deps",
+        "--no-cache-dir",
+        "--no-binary",
+        "llama-cpp-python",
+        "--wheel-dir",
+        str(folder),
+        f"llama-cpp-python=={VERSION}",
+    ]
+    environment = {**os.environ, "CMAKE_ARGS": shlex.join(settings)}
+    print(f"building llama-cpp-python {VERSION} for this CPU, once; about 4 minutes on 2 cores", flush=True)
+    started = shown = time.monotonic()
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    with subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as build:
+        for line in build.stdout or ():
+            tail.append(line)
+            step = re.match(r"\s*\[(\d+)/(\d+)\]", line)
+            if step and time.monotonic() - shown >= PROGRESS_PERIOD_S:
+                shown = time.monotonic()
+                print(f"  {step[1]} of {step[2]} steps, {shown - started:.0f} s", flush=True)
+    if build.returncode != 0:
+        raise SystemExit("".join(tail) + "the build failed; the lines above say why. It needs a C++17 compiler")
+    print(f"  built in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def build_key(options: tuple[str, ...]) -> str:
+    """Everything that a wheel depends on, as JSON text."""
+    ours = "".join(path.read_text() for path in sorted((HERE / "llama").glob("*.[ch]*")))
+    return json.dumps(
+        {
+            "version": VERSION,
+            "options": [*OPTIONS, *options],
+            "cpu": sorted(cpu_features()),
+            "compiler": compiler_version(),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "settings": hashlib.sha256(ours.encode()).hexdigest(),
+        },
+        indent=1,
+    )
+
+
+def cpu_features() -> frozenset[str]:
+    """Instruction-set flags of this CPU, as Linux names them."""
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    wanted = re.compile(r"avx|amx|fma|f16c|bmi|sse|asimd|sve|i8mm|bf16|dotprod|fphp")
+    return frozenset(flag for flag in (flags[1].split() if flags else ()) if wanted.search(flag))
+
+
+def without_amx(features: frozenset[str]) -> tuple[str, ...]:
+    """Options of a build that uses what this CPU has, except AMX."""
+    return (
+        "-DGGML_NATIVE=OFF",
+        *(f"-D{option}={'ON' if flag in features else 'OFF'}" for flag, option in FEATURES.items()),
+    )
+
+
+def compiler_version() -> str:
+    """First line of the C++ compiler's `--version`; SystemExit if there is none."""
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    if shutil.which(compiler[0]) is None:
+        raise SystemExit(f"no C++ compiler: {compiler[0]} is not found; install one (Debian: apt install g++)")
+    return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def is_installed() -> bool:
+    """Whether this Python has the package in the version wanted."""
+    script = "import importlib.metadata as m; print(m.version('llama-cpp-python'))"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == VERSION
+
+
+def pip(*arguments: str) -> None:
+    """Runs pip of this Python; SystemExit if it fails."""
+    if subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]).returncode != 0:
+        raise SystemExit(f"pip {' '.join(arguments)} failed")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on `path`; another process waits, however long a build takes."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""The thread that owns an engine: takes requests, computes step after step, hands pieces of completions to asyncio.
+
+Requests and cancellations come through a queue and are looked at between steps, so a client that leaves gives its slot
+back at the next one. Pieces go the other way once a step at most: the first token at once, then every `flush_s` or
+`FLUSH_TOKENS`, all streams of a step by one wake-up of the event loop. Neither side ever waits for the other's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator
+from queue import Empty, SimpleQueue
+
+import numpy as np
+
+from services.inference.engine import Engine, Logits, Rows
+from services.inference.scheduler import Chunk, Scheduler, Sequence, Share, Step
+from services.inference.stream import Detail, Finish, Piece, TokenStream
+from smeltkit.errors import EngineUnavailable, InternalError, SmeltError
+from smeltkit.ml.sampling import Sampler, log_softmax, top_logprobs
+
+log = logging.getLogger(__name__)
+
+FLUSH_TOKENS = 16
+
+
+class Request:
+    """Work for a runtime and the mailbox of its results, which its reader empties at its own pace."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self.sequence = sequence
+        self.is_ended = False
+        """Whether the runtime is done with it; set on its thread."""
+        self._arrived = asyncio.Event()
+        self._error: SmeltError | None = None
+
+    def fail(self, error: SmeltError) -> None:
+        """Raises `error` at the reader; on the event loop."""
+        self._error = error
+        self._arrived.set()
+
+    async def _wait(self) -> None:
+        await self._arrived.wait()
+        self._arrived.clear()
+        if self._error is not None:
+            raise self._error
+
+
+class Generation(Request):
+    """A completion under way."""
+
+    def __init__(self, sequence: Sequence, stream: TokenStream, sampler: Sampler, logprobs: int = -1) -> None:
+        """`logprobs`: -1 none, 0 of the chosen token, else also of the best n."""
+        super().__init__(sequence)
+        self.stream = stream
+        self.sampler = sampler
+        self.logprobs = logprobs
+        self.takes_best = sampler.params.is_greedy and sampler.params.repetition_penalty == 1
+        """Whether the next token is simply the one with the largest logit."""
+        self.flushed_s = 0.0
+        """When the last piece was given out, on the monotonic clock."""
+        self._mail = Piece()
+
+    def deliver(self, piece: Piece) -> None:
+        """Puts `piece` into the mailbox; on the event loop."""
+        self._mail.add(piece)
+        self._arrived.set()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The completion as it grows; the last piece has the finish reason. Raises what the runtime met."""
+        piece = Piece()
+        while piece.finish is None:
+            await self._wait()
+            piece, self._mail = self._mail, Piece()
+            yield piece
+
+
+class Scoring(Request):
+    """Log-probabilities of given tokens, under way."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        super().__init__(sequence)
+        self.logprobs: list[float] = [0.0]
+
+    def complete(self) -> None:
+        """Wakes the reader; on the event loop."""
+        self._arrived.set()
+
+    async def result(self) -> list[float]:
+        """The log-probability of each token given those before it; 0 for the first."""
+        await self._wait()
+        return self.logprobs
+
+
+class Runtime:
+    """One engine and its thread. Made on the event loop that reads its results."""
+
+    def __init__(self, engine: Engine, scheduler: Scheduler, *, flush_s: float, name: str) -> None:
+        self.engine = engine
+        self.failure: SmeltError | None = None
+        """What ended the thread, once it has; the engine is of no use then."""
+        self._scheduler = scheduler
+        self._flush_s = flush_s
+        self._loop = asyncio.get_running_loop()
+        self._commands: SimpleQueue[tuple[str, Request | None]] = SimpleQueue()
+        self._active: dict[Sequence, Request] = {}
+        self._deliveries: list[tuple[Request, Piece | SmeltError | None]] = []
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Requests in slots."""
+        return len(self._scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._scheduler.waiting) + self._commands.qsize()
+
+    def submit(self, request: Request) -> None:
+        """Starts `request`; its reader gets the results, or the error if it is refused."""
+        self._commands.put(("submit", request))
+        if self.failure is not None:
+            raise self.failure
+
+    def cancel(self, request: Request) -> None:
+        """Ends `request` at the next step; nothing happens if it has ended."""
+        if not request.is_ended:
+            self._commands.put(("cancel", request))
+
+    async def close(self) -> None:
+        """Stops the thread and frees the engine; what still runs gets EngineUnavailable."""
+        self._commands.put(("close", None))
+        await asyncio.to_thread(self._thread.join)
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                self._step(self._scheduler.plan())
+                self._post()
+        except Exception as error:
+            log.exception("the engine failed")
+            typed = isinstance(error, SmeltError)
+            self.failure = error if typed else EngineUnavailable(f"the engine failed: {error!r}")
+        finally:
+            self._end_all()
+            self.engine.close()
+
+    def _take_commands(self) -> bool:
+        """Handles what came in, waiting if there is nothing to compute; False when it is time to stop."""
+        while True:
+            try:
+                command, request = self._commands.get(block=not self._scheduler.has_work)
+            except Empty:
+                return True
+            if request is None:
+                return False
+            if command == "submit":
+                self._start(request)
+            elif not request.is_ended:
+                self._end(request)
+
+    def _start(self, request: Request) -> None:
+        try:
+            self._scheduler.submit(request.sequence)
+            self._active[request.sequence] = request
+        except SmeltError as error:
+            request.is_ended = True
+            self._deliveries.append((request, error))
+            self._post()
+
+    def _step(self, step: Step) -> None:
+        for operation in step.operations:
+            if isinstance(operation, Share):
+                self.engine.share(operation.source, operation.target, operation.count)
+            else:
+                self.engine.cut(operation.slot, operation.count)
+        rows = _rows(step.chunks)
+        logits = self.engine.decode(rows)
+        ends = [(chunk, chunk.end == len(chunk.sequence.tokens)) for chunk in step.chunks]
+        self._scheduler.commit(step)
+        self._advance(ends, logits)
+
+    def _advance(self, ends: list[tuple[Chunk, bool]], logits: Logits) -> None:
+        """Gives each chunk its rows of `logits`: (outputs, vocab), in the order of the chunks."""
+        best = logits.argmax(axis=1)
+        if not np.isfinite(logits[np.arange(len(best)), best]).all():
+            raise InternalError("the engine returned logits without a finite maximum, so no token can be chosen")
+        row, now = 0, time.monotonic()
+        for chunk, is_last in ends:
+            request = self._active[chunk.sequence]
+            if isinstance(request, Scoring):
+                _score(request, chunk, logits[row : row + chunk.count])
+                row += chunk.count
+                if is_last:
+                    self._end(request)
+            elif is_last:
+                assert isinstance(request, Generation)
+                self._choose(request, logits[row], int(best[row]), now)
+                row += 1
+
+    def _choose(self, request: Generation, logits: Logits, best: int, now: float) -> None:
+        stream = request.stream
+        token = best if request.takes_best else request.sampler.pick(logits, stream.count)
+        stream.push(token, _detail(logits, token, request.logprobs) if request.logprobs >= 0 else None)
+        if stream.finish is not None:
+            self._end(request)
+            return
+        self._scheduler.append(request.sequence, token)
+        if stream.pending >= FLUSH_TOKENS or now - request.flushed_s >= self._flush_s:
+            request.flushed_s = now
+            self._deliveries.append((request, stream.take()))
+
+    def _end(self, request: Request) -> None:
+        """Frees what `request` holds and sends its last piece."""
+        request.is_ended = True
+        self._scheduler.finish(request.sequence)
+        del self._active[request.sequence]
+        if isinstance(request, Generation):
+            request.stream.end(Finish.CANCELLED)
+            self._deliveries.append((request, request.stream.take()))
+        else:
+            self._deliveries.append((request, None))
+
+    def _end_all(self) -> None:
+        """Whatever is left when the thread ends, or comes later, gets the failure."""
+        self.failure = error = self.failure or EngineUnavailable("the model was unloaded; send the request again")
+        while not self._commands.empty():
+            _, request = self._commands.get()
+            if request is not None and not request.is_ended:
+                self._active[request.sequence] = request
+        self._deliveries += [(request, error) for request in self._active.values()]
+        self._post()
+
+    def _post(self) -> None:
+        if self._deliveries:
+            deliveries, self._deliveries = self._deliveries, []
+            self._loop.call_soon_threadsafe(_deliver, deliveries)
+
+
+def _deliver(deliveries: list[tuple[Request, Piece | SmeltError | None]]) -> None:
+    for request, item in deliveries:
+        if isinstance(item, SmeltError):
+            request.fail(item)
+        elif isinstance(request, Generation) and item is not None:
+            request.deliver(item)
+        elif isinstance(request, Scoring):
+            request.complete()
+
+
+def _rows(chunks: list[Chunk]) -> Rows:
+    rows = Rows()
+    for chunk in chunks:
+        sequence = chunk.sequence
+        rows.tokens += sequence.tokens[chunk.start : chunk.end]
+        rows.positions += range(chunk.start, chunk.end)
+        rows.slots += [sequence.slot] * chunk.count
+        rows.outputs += [sequence.all_outputs] * (chunk.count - 1)
+        rows.outputs.append(sequence.all_outputs or chunk.end == len(sequence.tokens))
+    return rows
+
+
+def _score(request: Scoring, chunk: Chunk, logits: Logits) -> None:
+    """Adds the log-probability that each row (count, vocab) gives to the token after it."""
+    following = request.sequence.tokens[chunk.start + 1 : chunk.end + 1]
+    for row, token in zip(logits, following, strict=False):
+        request.logprobs.append(float(log_softmax(row)[token]))
+
+
+def _detail(logits: Logits, token: int, count: int) -> Detail:
+    logprobs = log_softmax(logits)
+    return Detail(token, float(logprobs[token]), tuple(top_logprobs(logprobs, count)))
