@@ -1,0 +1,1 @@
+"""What builds and seals a jail, and forks candidates into it."""

@@ -1,0 +1,1 @@
+"""The process that runs the tests and alone decides whether they hold."""

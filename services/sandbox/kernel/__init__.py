@@ -1,0 +1,1 @@
+"""The kernel's side of the jail: system calls, filters and groups by ctypes, with no dependency."""

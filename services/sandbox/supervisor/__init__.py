@@ -1,0 +1,1 @@
+"""One process a slot: starts the jails, runs one job at a time, measures and decides."""

@@ -1,0 +1,1 @@
+"""How frames and values cross between processes."""

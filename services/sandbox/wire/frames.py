@@ -1,0 +1,80 @@
+"""Frames over a stream: 4-byte length, then JSON. Bounded before anything is allocated or decoded."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Final
+
+HEADER_BYTES: Final = 4
+_READ_BYTES: Final = 1 << 16
+_dumps = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+class ChannelClosed(Exception):
+    """The other side is gone."""
+
+
+class FrameTooLarge(Exception):
+    """A frame, or all frames together, exceed their bound; nothing of it was sent or kept."""
+
+
+class MalformedFrame(Exception):
+    """Bytes that no honest peer sends."""
+
+
+class Channel:
+    """One end of a stream of frames over `descriptor`, which stays the caller's.
+
+    `frame_max_bytes` bounds each frame read, `total_max_bytes` all of them together.
+    """
+
+    def __init__(self, descriptor: int, *, frame_max_bytes: int, total_max_bytes: int) -> None:
+        self.descriptor = descriptor
+        self._frame_max_bytes = frame_max_bytes
+        self._left_bytes = total_max_bytes
+        self._buffer = b""
+
+    def send(self, message: Any, *, max_bytes: int | None = None) -> None:
+        """Writes one frame; FrameTooLarge beyond `max_bytes`, ChannelClosed if nobody reads."""
+        body = _dumps(message).encode("ascii")
+        if max_bytes is not None and len(body) > max_bytes:
+            raise FrameTooLarge(f"value of {len(body)} bytes; at most {max_bytes} cross")
+        rest = memoryview(len(body).to_bytes(HEADER_BYTES, "big") + body)
+        try:
+            while rest:
+                rest = rest[os.write(self.descriptor, rest) :]
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+
+    def receive(self) -> Any:
+        """The next frame, decoded; ChannelClosed at its end, FrameTooLarge, MalformedFrame."""
+        size = int.from_bytes(self._take(HEADER_BYTES), "big")
+        self._left_bytes -= size
+        if size > self._frame_max_bytes or self._left_bytes < 0:
+            raise FrameTooLarge(f"frame of {size} bytes; at most {self._frame_max_bytes} cross")
+        body = self._take(size)
+        try:
+            return json.loads(body.decode("ascii"))
+        except (ValueError, RecursionError) as error:
+            raise MalformedFrame("frame is no JSON of this protocol") from error
+
+    def _take(self, size: int) -> bytes:
+        if len(self._buffer) < size:
+            parts, missing = [self._buffer], size - len(self._buffer)
+            while missing > 0:
+                part = self._read()
+                parts.append(part)
+                missing -= len(part)
+            self._buffer = b"".join(parts)
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return taken
+
+    def _read(self) -> bytes:
+        try:
+            part = os.read(self.descriptor, _READ_BYTES)
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+        if not part:
+            raise ChannelClosed("the other side closed the channel")
+        return part
