@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from smeltkit.blobs.s3 import S3Store
+from smeltkit.bus import Bus, topology
+from smeltkit.testing.nats import NatsServer, nats_server
 from smeltkit.testing.s3 import S3Server, fresh_store, s3_server
 
 settings.register_profile("smelt", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -33,3 +35,25 @@ def second_s3() -> Iterator[S3Server]:
 def store(s3: S3Server, tmp_path: Path) -> S3Store:
     """A store on the session's server, in a bucket of its own."""
     return fresh_store(s3, tmp_path / "uploads")
+
+
+@pytest.fixture(scope="session")
+def nats() -> Iterator[NatsServer]:
+    """One real NATS server a session; tests that kill it start their own with `nats_server()`."""
+    with nats_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nats_url(nats: NatsServer) -> str:
+    """Address of the session's NATS server, credentials included."""
+    return nats.url
+
+
+@pytest.fixture
+async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
+    """A connection to the session's NATS server, with the platform's topology."""
+    connected = await Bus.connect(nats.config, name="test")
+    await topology.apply(connected)
+    yield connected
+    await connected.close()

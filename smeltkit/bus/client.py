@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import nats.errors
 import nats.js.errors
@@ -23,6 +23,7 @@ from nats.js import JetStreamContext
 from smeltkit import limits
 from smeltkit.bus import consumer, publisher
 from smeltkit.bus.kv import Bucket, NatsBucket
+from smeltkit.config import PlatformConfig
 from smeltkit.errors import BusUnavailable
 
 T = TypeVar("T")
@@ -45,17 +46,6 @@ _TRANSIENT = (
 )
 
 
-class NatsSettings(Protocol):
-    """Where NATS is; `smeltkit.config.PlatformConfig` is one."""
-
-    @property
-    def nats_url(self) -> str: ...
-    @property
-    def nats_user(self) -> str: ...
-    @property
-    def nats_password(self) -> str: ...
-
-
 class Bus:
     """A connection to NATS: publishes facts, opens buckets and work queues. Made by `connect`, ended by `close`."""
 
@@ -66,7 +56,7 @@ class Bus:
         self.jetstream: JetStreamContext = self._client.jetstream(timeout=limits.BUS_ATTEMPT_TIMEOUT_S)
 
     @classmethod
-    async def connect(cls, settings: NatsSettings, *, name: str) -> Bus:
+    async def connect(cls, config: PlatformConfig, *, name: str) -> Bus:
         """A connected bus; BusUnavailable if NATS does not answer within BUS_CONNECT_TIMEOUT_S.
 
         Once connected it reconnects for ever. `name` is what NATS shows for the connection.
@@ -74,17 +64,17 @@ class Bus:
         bus = cls()
         try:
             async with asyncio.timeout(limits.BUS_CONNECT_TIMEOUT_S):
-                await bus._open(settings, name)
+                await bus._open(config, name)
         except (TimeoutError, OSError, nats.errors.Error) as error:
             cause = bus._client.last_error or error
             await bus.close()
             raise BusUnavailable(
-                f"NATS at {settings.nats_url} does not answer within {limits.BUS_CONNECT_TIMEOUT_S:g} s"
+                f"NATS at {_without_credentials(config.nats_url)} does not answer within {limits.BUS_CONNECT_TIMEOUT_S:g} s"
                 f" ({type(cause).__name__}); start the platform, or check address and credentials"
             ) from error
         return bus
 
-    async def _open(self, settings: NatsSettings, name: str) -> None:
+    async def _open(self, config: PlatformConfig, name: str) -> None:
         async def on_error(error: Exception) -> None:
             _log.debug("nats: %s: %s", type(error).__name__, error)
 
@@ -98,10 +88,10 @@ class Bus:
             _log.info("NATS is back")
 
         await self._client.connect(
-            settings.nats_url.split(","),
+            config.nats_url.split(","),
             name=name,
-            user=settings.nats_user or None,
-            password=settings.nats_password or None,
+            user=config.nats_user or None,
+            password=config.nats_password or None,
             error_cb=on_error,
             disconnected_cb=on_away,
             reconnected_cb=on_back,
@@ -191,3 +181,8 @@ class Bus:
             raise nats.errors.ConnectionReconnectingError
         async with asyncio.timeout(patience_s):
             await self._connected.wait()
+
+
+def _without_credentials(urls: str) -> str:
+    """`urls` fit for a message: nothing before an `@` is shown."""
+    return ",".join(url.rsplit("@", 1)[-1] for url in urls.split(","))
