@@ -17,6 +17,7 @@ from typing import Any
 
 from smeltkit.errors import BadTokenizer
 from smeltkit.ml import llama_vocab, reference_corpus
+from smeltkit.ml.contract import GenerationContract, resolve_contract, template_in
 from smeltkit.ml.gguf_io import write_gguf
 from smeltkit.ml.tokenizer import Tokenizer
 
@@ -128,8 +129,12 @@ def _common(folder: Path, declared: Mapping[str, Any], vocab_size: int, tokenize
         types[added["id"]] = CONTROL if added.get("special") else USER_DEFINED
     if len(set(tokens)) != vocab_size or "" in tokens:
         raise BadTokenizer("tokenizer.json: two ids have the same text, or none; llama.cpp needs one text an id")
+    contract = read_contract(folder, tokenizer)
     unknown = declared["model"].get("unk_token")
-    special = {"unknown_token_id": tokenizer.token_id(unknown) if unknown else None, **_special_ids(folder, tokenizer)}
+    special = {
+        "unknown_token_id": tokenizer.token_id(unknown) if unknown else None,
+        **_special_ids(contract, tokenizer),
+    }
     if special["unknown_token_id"] is not None:
         types[special["unknown_token_id"]] = UNKNOWN
     template = read_template(folder)
@@ -139,41 +144,40 @@ def _common(folder: Path, declared: Mapping[str, Any], vocab_size: int, tokenize
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
         **{f"tokenizer.ggml.{key}": id for key, id in special.items() if id is not None},
-        "tokenizer.ggml.add_bos_token": bool(tokenizer.leading_ids()),
+        "tokenizer.ggml.add_bos_token": contract.add_bos,
         "tokenizer.ggml.add_eos_token": False,
         **({"tokenizer.chat_template": template} if template else {}),
     }
 
 
-def _special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int | None]:
+def read_contract(folder: Path, tokenizer: Tokenizer) -> GenerationContract:
+    """The generation contract of a folder: its contract.json, or what its other files declare together."""
+    stored = read_json(folder / "contract.json")
+    if stored:
+        return GenerationContract.from_dict(stored)
     config, generation, settings = (
         read_json(folder / name) for name in ("config.json", "generation_config.json", "tokenizer_config.json")
     )
-    leading = tokenizer.leading_ids()
-    stops = [_id_of(settings.get("eos_token"), tokenizer)]
-    for value in (generation.get("eos_token_id"), config.get("eos_token_id")):
-        stops += value if isinstance(value, list) else [value]
-    ends = list(dict.fromkeys(id for id in stops if isinstance(id, int) and 0 <= id < tokenizer.vocab_size))
-    if not ends:
-        raise BadTokenizer("tokenizer_config.json, generation_config.json and config.json name no end-of-text token")
-    bos = leading[0] if leading else _id_of(settings.get("bos_token"), tokenizer)
-    names = ("eos_token_id", "eot_token_id", "eom_token_id")
+    return resolve_contract(config, generation, settings, tokenizer, chat_template=read_template(folder))
+
+
+def _special_ids(contract: GenerationContract, tokenizer: Tokenizer) -> dict[str, int | None]:
+    end = tokenizer.token_id(contract.eos_text)
+    stops = sorted(contract.stop_ids, key=lambda id: id != end)
+    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
     return {
-        "bos_token_id": bos,
-        "padding_token_id": _id_of(settings.get("pad_token"), tokenizer),
-        **dict(zip(names, ends, strict=False)),
+        "bos_token_id": contract.bos_id,
+        "padding_token_id": contract.pad_id,
+        **dict(zip(keys, stops, strict=False)),
     }
 
 
-def read_template(folder: Path) -> str:
-    """The chat template of a folder, from chat_template.jinja or tokenizer_config.json; empty if it has none."""
+def read_template(folder: Path) -> str | None:
+    """The chat template of a folder, from chat_template.jinja or tokenizer_config.json; None if neither has one."""
     path = folder / "chat_template.jinja"
     if path.exists():
         return path.read_text(encoding="utf-8")
-    template = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        template = {str(entry.get("name")): entry.get("template") for entry in template}.get("default")
-    return template if isinstance(template, str) else ""
+    return template_in(read_json(folder / "tokenizer_config.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -187,11 +191,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadTokenizer(f"{path.name} is no JSON object")
     return value
-
-
-def _id_of(token: Any, tokenizer: Tokenizer) -> int | None:
-    text = token.get("content") if isinstance(token, Mapping) else token
-    return tokenizer.token_id(text) if isinstance(text, str) else None
 
 
 def _encode(metadata: Mapping[str, Any], corpus: Any) -> list[list[int]]:
