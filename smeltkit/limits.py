@@ -99,6 +99,7 @@ SUITE_ROW_MAX_BYTES: Final = 4 * MIB
 SUITE_ROWS_MAX: Final = 100_000
 
 # Tokenizer, templates, sampling
+MODEL_JSON_MAX_BYTES: Final = 32 * MIB
 TOKENIZER_MAX_BYTES: Final = 64 * MIB
 TOKEN_MAX_CHARS: Final = 1024
 VOCAB_MAX: Final = 4_000_000
