@@ -54,6 +54,7 @@ class S3Store(ObjectStore):
     def __init__(
         self, config: PlatformConfig, *, state_folder: Path | None = None, part_bytes: int = limits.PART_BYTES
     ) -> None:
+        self.config = config
         self._bucket = _Bucket(config)
         self._part_bytes = part_bytes
         self._state_folder = state_folder or Path(tempfile.gettempdir()) / f"smelt-uploads-{os.getuid()}"
@@ -357,8 +358,11 @@ class _Bucket:
         return len(stale)
 
     def _uploads(self, prefix: str) -> list[Any]:
-        with self._errors():
-            uploads = self._client._list_multipart_uploads(self._name, prefix=prefix).uploads
+        try:
+            with self._errors():
+                uploads = self._client._list_multipart_uploads(self._name, prefix=prefix).uploads
+        except _Missing:  # rclone's way of saying that there is none
+            return []
         oldest = datetime.min.replace(tzinfo=UTC)
         return sorted(uploads, key=lambda item: item.initiated_time or oldest)
 

@@ -227,7 +227,7 @@ def test_cache_without_room_is_refused(counting: CountingStore, tmp_path: Path) 
 def test_any_order_of_use_keeps_the_bound_and_the_bytes(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, bool]]
 ) -> None:
-    """Whatever is opened, held and closed: right bytes, never more than the bound, refusal only if held files fill it."""
+    """Whatever is opened, held and closed: right bytes, within the bound, refused only if held files fill it."""
     folder = tmp_path_factory.mktemp("cache")
     store = CountingStore(folder / "store")
     manifests = [artifact(store, {"w": bytes([65 + index]) * (40 + 10 * index)}) for index in range(6)]
