@@ -69,7 +69,7 @@ class Bus:
             cause = bus._client.last_error or error
             await bus.close()
             raise BusUnavailable(
-                f"NATS at {_without_credentials(config.nats_url)} does not answer within {limits.BUS_CONNECT_TIMEOUT_S:g} s"
+                f"NATS at {_without_secret(config.nats_url)} does not answer within {limits.BUS_CONNECT_TIMEOUT_S:g} s"
                 f" ({type(cause).__name__}); start the platform, or check address and credentials"
             ) from error
         return bus
@@ -183,6 +183,6 @@ class Bus:
             await self._connected.wait()
 
 
-def _without_credentials(urls: str) -> str:
+def _without_secret(urls: str) -> str:
     """`urls` fit for a message: nothing before an `@` is shown."""
     return ",".join(url.rsplit("@", 1)[-1] for url in urls.split(","))
