@@ -104,6 +104,6 @@ def _status_of(code: types.CodeType, namespace: dict[str, Any]) -> int:
     except BaseException as error:
         if isinstance(error, MemoryError):
             os.write(CONTROL, MARK_MEMORY)
-        sys.excepthook(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
+        sys.excepthook(type(error), error.with_traceback(error.__traceback__ and error.__traceback__.tb_next), None)
         return 1
     return 0

@@ -1,0 +1,62 @@
+"""One thing to run: what the service hands to a supervisor, already checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final
+
+from services.sandbox.policy import Limits
+
+PROGRAM_FORMS: Final = ("program", "stdio")
+"""Forms that run the code as a program, without a judge."""
+_BYTES: Final = ("code", "stdin", "expected_stdout")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A candidate and its tests, or a program and its input."""
+
+    code: bytes
+    """The program, unchanged."""
+    form: str = "asserts"
+    """`check`, `asserts`, `unittest`, `stdio`, or `program` for an outcome without comparison."""
+    tests: str = ""
+    preamble: str = ""
+    """Trusted text that runs in the judge first."""
+    setup: str = ""
+    """Runs in the judge after the candidate is loaded."""
+    entry_point: str = ""
+    """The function given to `check`."""
+    exports: tuple[str, ...] = ()
+    """Names that the candidate may provide."""
+    stdin: bytes = b""
+    expected_stdout: bytes = b""
+    is_exact: bool = False
+    """Whether output is compared byte by byte instead of token by token."""
+    seed: str = ""
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    judge_key: str = ""
+    """Jobs of one key may share a judge process; empty for one of its own."""
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the code runs as `__main__` instead of answering calls."""
+        return self.form in PROGRAM_FORMS
+
+    @property
+    def names(self) -> list[str]:
+        """The names that the candidate must define."""
+        entry = [self.entry_point] if self.entry_point else []
+        return list(dict.fromkeys([*entry, *self.exports]))
+
+
+def to_wire(job: Job) -> dict[str, Any]:
+    """The job as JSON; bytes as latin-1 text."""
+    fields = dataclasses.asdict(job)
+    return {**fields, **{name: fields[name].decode("latin-1") for name in _BYTES}}
+
+
+def from_wire(fields: dict[str, Any]) -> Job:
+    """The inverse of `to_wire`."""
+    raw = {name: fields[name].encode("latin-1") for name in _BYTES}
+    return Job(**{**fields, **raw, "exports": tuple(fields["exports"]), "limits": Limits(**fields["limits"])})

@@ -1,0 +1,159 @@
+"""Verdicts: what a candidate earned, decided from evidence that it cannot write.
+
+`decide` takes the first line that applies, in the order of the documented table. Exit status and output are evidence of
+failure only: nothing made in the candidate's process is ever by itself a pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+import signal
+from typing import Any, Final
+
+from services.sandbox.policy import DETAIL_MAX_CHARS, Limits
+
+
+class Verdict(enum.StrEnum):
+    """What is decided about a candidate."""
+
+    PASSED = "passed"
+    WRONG = "wrong"
+    EXCEPTION = "exception"
+    SYNTAX = "syntax"
+    TIMEOUT_CPU = "timeout-cpu"
+    TIMEOUT_WALL = "timeout-wall"
+    MEMORY = "memory"
+    OUTPUT_LIMIT = "output-limit"
+    FORBIDDEN = "forbidden"
+    NO_CODE = "no-code"
+    INFRA = "infra"
+
+
+class Stop(enum.StrEnum):
+    """Why the supervisor ended a run."""
+
+    OUTPUT = "output"
+    CPU = "cpu"
+    WALL = "wall"
+    MEMORY = "memory"
+    JUDGE_CPU = "judge-cpu"
+    CANCELLED = "cancelled"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Evidence:
+    """All that a verdict rests on."""
+
+    limits: Limits
+    said: str = ""
+    """What the judge, or the supervisor's comparison, found: a verdict, `lost` (the candidate ended), or nothing."""
+    detail: str = ""
+    """Its words."""
+    stop: Stop | None = None
+    status: int = 0
+    """Wait status of the candidate's first process."""
+    cpu_s: float = 0.0
+    output_bytes: int = 0
+    was_oom_killed: bool = False
+    judge_died: bool = False
+    calls: int = 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class Record:
+    """A verdict and what was measured; the fields of the wire contract's Record, plus both streams' heads as bytes."""
+
+    verdict: Verdict
+    detail: str = ""
+    mode: str = "split"
+    level: str = ""
+    missing_layers: list[str] = dataclasses.field(default_factory=list)
+    calls: int = 0
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    judge_s: float = 0.0
+    peak_bytes: int = 0
+    stdout: bytes = b""
+    stderr: bytes = b""
+    output_bytes: int = 0
+    exit_status: int | None = None
+    signal: int = 0
+    waited_share: float = 0.0
+    """Share of the wall time that the candidate spent runnable but without a core."""
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    attempts: int = 1
+    judge_digest: str = ""
+    profile_digest: str = ""
+
+
+def decide(evidence: Evidence) -> tuple[Verdict, str]:
+    """The verdict and one bounded line that says why."""
+    verdict, detail = _first_that_applies(evidence)
+    return verdict, escaped(detail)
+
+
+def _first_that_applies(evidence: Evidence) -> tuple[Verdict, str]:
+    limits, said, detail = evidence.limits, evidence.said, evidence.detail
+    signal_number = os.WTERMSIG(evidence.status) if os.WIFSIGNALED(evidence.status) else 0
+    cpu_is_spent = evidence.stop is Stop.CPU or evidence.cpu_s >= limits.cpu_s
+    lines: list[tuple[bool, Verdict, str]] = [
+        (evidence.stop is Stop.CANCELLED, Verdict.INFRA, "cancelled"),
+        (said == Verdict.NO_CODE, Verdict.NO_CODE, detail),
+        (said == Verdict.OUTPUT_LIMIT, Verdict.OUTPUT_LIMIT, detail),
+        (
+            evidence.output_bytes > limits.output_bytes,
+            Verdict.OUTPUT_LIMIT,
+            f"more than {limits.output_bytes} bytes written",
+        ),
+        (said == Verdict.PASSED, Verdict.PASSED, detail),
+        (evidence.was_oom_killed, Verdict.MEMORY, f"more than {limits.memory_bytes} bytes of memory"),
+        (evidence.stop is Stop.MEMORY, Verdict.MEMORY, f"more than {limits.memory_bytes} bytes of memory"),
+        (said == Verdict.MEMORY, Verdict.MEMORY, detail or "MemoryError"),
+        (signal_number == signal.SIGSYS, Verdict.FORBIDDEN, "forbidden system call"),
+        (said == Verdict.FORBIDDEN, Verdict.FORBIDDEN, detail),
+        (cpu_is_spent, Verdict.TIMEOUT_CPU, f"{limits.cpu_s:g} s of CPU used up"),
+        (evidence.stop is Stop.JUDGE_CPU, Verdict.TIMEOUT_CPU, "CPU used up on the candidate's values"),
+        (evidence.stop is Stop.WALL, Verdict.TIMEOUT_WALL, f"{limits.wall_s:g} s passed"),
+        (said in (Verdict.SYNTAX, Verdict.EXCEPTION, Verdict.WRONG), Verdict(said) if said in _PLAIN else Verdict.WRONG, detail),
+        (said == "lost", Verdict.EXCEPTION, _ending(evidence.status)),
+    ]
+    for applies, verdict, words in lines:
+        if applies:
+            return verdict, words
+    return Verdict.INFRA, detail or ("the judge ended without a verdict" if evidence.judge_died else "no outcome")
+
+
+_PLAIN: Final = frozenset((Verdict.SYNTAX, Verdict.EXCEPTION, Verdict.WRONG))
+
+
+def _ending(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"ended by signal {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"ended with status {os.WEXITSTATUS(status)} while the tests ran"
+
+
+def escaped(text: str) -> str:
+    """`text` in one bounded line of printable characters."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return plain[:DETAIL_MAX_CHARS]
+
+
+def to_wire(record: Record) -> dict[str, Any]:
+    """The record as JSON for the supervisor's socket; bytes as latin-1 text."""
+    fields = dataclasses.asdict(record)
+    return {**fields, "stdout": record.stdout.decode("latin-1"), "stderr": record.stderr.decode("latin-1")}
+
+
+def from_wire(fields: dict[str, Any]) -> Record:
+    """The inverse of `to_wire`."""
+    return Record(
+        **{
+            **fields,
+            "verdict": Verdict(fields["verdict"]),
+            "limits": Limits(**fields["limits"]),
+            "stdout": fields["stdout"].encode("latin-1"),
+            "stderr": fields["stderr"].encode("latin-1"),
+        }
+    )
