@@ -103,7 +103,7 @@ class Sweeper:
             )
             care = care_for(record, around, self._ledger.bounds)
             if care is not Care.NOTHING:
-                await self._give(record, care)
+                await self._give(record, care, around)
 
     async def _refresh(self) -> None:
         records, last = await self._ledger.records(self._revision)
@@ -135,12 +135,12 @@ class Sweeper:
         queued = {record.job.service for record in self._open.values() if record.job.state == model.QUEUED}
         return {service: await self._ledger.is_queue_empty(service) for service in queued}
 
-    async def _give(self, record: job_pb2.JobRecord, care: Care) -> None:
+    async def _give(self, record: job_pb2.JobRecord, care: Care, around: Surroundings) -> None:
         job = record.job
         _log.info("job %s: %s after attempt %d", job.id, care.value, job.attempt)
         try:
             if care is Care.DISPATCH:
-                await self._dispatch_again(record)
+                await self._dispatch_again(record, around)
                 return
             changed = await self._ledger.replace(record, self._changed(record, care))
         except RevisionConflict:
@@ -149,9 +149,10 @@ class Sweeper:
             await self._ledger.dispatch(changed)
         await self._ledger.bury(changed)
 
-    async def _dispatch_again(self, record: job_pb2.JobRecord) -> None:
-        """Replaces a message that may be lost: once in JOB_REDISPATCH_S, by one of however many sweepers."""
-        salt = f".{int(time.time() / limits.JOB_REDISPATCH_S)}"
+    async def _dispatch_again(self, record: job_pb2.JobRecord, around: Surroundings) -> None:
+        """Replaces a lost message: once in a period, by one of however many sweepers."""
+        period_s = self._ledger.bounds.sweep_period_s if around.is_queue_empty else limits.JOB_REDISPATCH_S
+        salt = f".{time.time_ns() // max(int(period_s * 1e9), 1)}"
         if self._dispatched.get(record.job.id) != salt:
             await self._ledger.dispatch(record, salt=salt)
             self._dispatched[record.job.id] = salt

@@ -14,9 +14,9 @@ from smeltkit.bus.kv import Doorbell, Entry
 from smeltkit.errors import RevisionConflict
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Published:
-    """One stored message."""
+    """One stored message; equal only to itself."""
 
     subject: str
     body: bytes
