@@ -22,7 +22,8 @@ from smeltkit.ml import names, weights
 from smeltkit.ml.arch import ModelConfig, TensorSpec
 from smeltkit.ml.gguf_config import metadata_of
 from smeltkit.ml.gguf_io import GgufTensor, write_gguf
-from smeltkit.ml.gguf_vocab import read_json, vocabulary_metadata
+from smeltkit.ml.gguf_vocab import vocabulary_metadata
+from smeltkit.ml.model_files import read_json
 from smeltkit.ml.rope import llama3_frequency_factors
 from smeltkit.ml.safetensors_io import SafetensorsFolder, TensorInfo
 

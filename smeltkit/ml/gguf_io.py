@@ -83,9 +83,14 @@ class GgufFile:
         """Reads metadata and tensor infos only; BadGguf names the file and what is wrong in it."""
         try:
             with path.open("rb") as file:
-                return _Parser(file, path).parse()
+                return cls.parse(file, os.fstat(file.fileno()).st_size, path)
         except FileNotFoundError as error:
             raise BadGguf(f"{path.name} is missing") from error
+
+    @classmethod
+    def parse(cls, file: BinaryIO, size: int, path: Path) -> GgufFile:
+        """The same from an open file of `size` bytes, which may lie elsewhere; `path` names it in errors."""
+        return _Parser(file, size, path).parse()
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """The tensor's values: BF16 as uint16, quantized ones as rows of uint8 blocks."""
@@ -168,10 +173,9 @@ def _value(value: Any) -> bytes:
 
 
 class _Parser:
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
-        self._size = os.fstat(file.fileno()).st_size
-        self._left = min(self._size, limits.GGUF_METADATA_MAX_BYTES)
+    def __init__(self, file: BinaryIO, size: int, path: Path) -> None:
+        self._file, self._path, self._size = file, path, size
+        self._left = min(size, limits.GGUF_METADATA_MAX_BYTES)
 
     def parse(self) -> GgufFile:
         if self._take(4) != MAGIC:
@@ -270,7 +274,10 @@ class _Parser:
                 f" {limits.GGUF_METADATA_MAX_BYTES} that metadata may have"
             )
         self._left -= count
-        return self._file.read(count)
+        data = self._file.read(count)
+        if len(data) != count:
+            self._fail("shrank while it was read")
+        return data
 
     def _fail(self, what: str) -> NoReturn:
         raise BadGguf(f"{self._path.name} {what}")

@@ -17,8 +17,9 @@ from typing import Any
 
 from smeltkit.errors import BadTokenizer
 from smeltkit.ml import llama_vocab, reference_corpus
-from smeltkit.ml.contract import GenerationContract, resolve_contract, template_in
+from smeltkit.ml.contract import GenerationContract, resolve_contract
 from smeltkit.ml.gguf_io import write_gguf
+from smeltkit.ml.model_files import read_json, template_of
 from smeltkit.ml.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -137,7 +138,7 @@ def _common(folder: Path, declared: Mapping[str, Any], vocab_size: int, tokenize
     }
     if special["unknown_token_id"] is not None:
         types[special["unknown_token_id"]] = UNKNOWN
-    template = read_template(folder)
+    template = template_of(folder)
     has_rstrip = any(token.get("rstrip") for token in declared.get("added_tokens", []))
     return {
         "general.name": "phi-3" if has_rstrip else "model",  # llama.cpp strips after special tokens by this name
@@ -158,7 +159,7 @@ def read_contract(folder: Path, tokenizer: Tokenizer) -> GenerationContract:
     config, generation, settings = (
         read_json(folder / name) for name in ("config.json", "generation_config.json", "tokenizer_config.json")
     )
-    return resolve_contract(config, generation, settings, tokenizer, chat_template=read_template(folder))
+    return resolve_contract(config, generation, settings, tokenizer, chat_template=template_of(folder))
 
 
 def _special_ids(contract: GenerationContract, tokenizer: Tokenizer) -> dict[str, int | None]:
@@ -170,27 +171,6 @@ def _special_ids(contract: GenerationContract, tokenizer: Tokenizer) -> dict[str
         "padding_token_id": contract.pad_id,
         **dict(zip(keys, stops, strict=False)),
     }
-
-
-def read_template(folder: Path) -> str | None:
-    """The chat template of a folder, from chat_template.jinja or tokenizer_config.json; None if neither has one."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
-    return template_in(read_json(folder / "tokenizer_config.json"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a small file; empty if there is no such file, BadTokenizer if it is none."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise BadTokenizer(f"{path.name} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BadTokenizer(f"{path.name} is no JSON object")
-    return value
 
 
 def _encode(metadata: Mapping[str, Any], corpus: Any) -> list[list[int]]:

@@ -90,10 +90,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one file, in file order; BadSafetensors says what is wrong with it."""
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header, start = _read_header_json(file, size, path.name)
+            return parse_header(file, os.fstat(file.fileno()).st_size, path)
     except FileNotFoundError as error:
         raise BadSafetensors(f"{path.name} is missing") from error
+
+
+def parse_header(file: BinaryIO, size: int, path: Path) -> dict[str, TensorInfo]:
+    """The same from an open file of `size` bytes, which may lie elsewhere; `path` names it in errors."""
+    header, start = _read_header_json(file, size, path.name)
     header.pop("__metadata__", None)
     if not header or len(header) > limits.TENSORS_MAX:
         raise BadSafetensors(f"{path.name} declares {len(header)} tensors; 1 to {limits.TENSORS_MAX} are allowed")
