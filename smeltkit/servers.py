@@ -14,7 +14,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,11 @@ from smeltkit import limits
 from smeltkit.errors import PortTaken, StackDown, Timeout
 
 LOOPBACK = "127.0.0.1"
-_GRPC_TWIN = 10_000
+GRPC_TWIN = 10_000
+"""Each HTTP port of the S3 server has a gRPC port this much higher."""
+S3_PARTS = ("s3", "filer", "master", "volume", "admin")
+"""What one `weed mini` process is made of; each part has a port."""
 _PORT_RANGE = range(11_000, 21_900)
-_S3_PARTS = ("s3", "filer", "master", "volume", "admin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,27 +71,25 @@ def free_ports(count: int, taken: Sequence[int] = ()) -> list[int]:
     for port in random.SystemRandom().sample(_PORT_RANGE, len(_PORT_RANGE)):
         if len(chosen) == count:
             return chosen
-        if port not in taken and is_port_free(port) and is_port_free(port + _GRPC_TWIN):
+        if port not in taken and is_port_free(port) and is_port_free(port + GRPC_TWIN):
             chosen.append(port)
     raise PortTaken(f"fewer than {count} loopback ports are free between {_PORT_RANGE.start} and {_PORT_RANGE.stop}")
 
 
 def s3_ports() -> dict[str, int]:
     """A free port for every part of the S3 server."""
-    return dict(zip(_S3_PARTS, free_ports(len(_S3_PARTS)), strict=True))
+    return dict(zip(S3_PARTS, free_ports(len(S3_PARTS)), strict=True))
 
 
-def s3_command(folder: Path, ports: dict[str, int], credentials: Credentials) -> list[str]:
+def s3_command(folder: Path, ports: Mapping[str, int], credentials: Credentials) -> list[str]:
     """The command of `weed mini` with its state below `folder`; run it with `folder` as its working directory.
 
     Writes the identity file (mode 0600): without one the server would accept made-up keys.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    identity = {
-        "name": credentials.user,
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        "credentials": [{"accessKey": credentials.user, "secretKey": credentials.secret}],
-    }
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    keys = {"accessKey": credentials.user, "secretKey": credentials.secret}
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    identity = {"name": credentials.user, "actions": actions, "credentials": [keys]}
     write_private(folder / "identities.json", json.dumps({"identities": [identity]}))
     options = {
         "dir": "data",
@@ -104,16 +104,15 @@ def s3_command(folder: Path, ports: dict[str, int], credentials: Credentials) ->
         "filer.localSocket": "filer.sock",
         "s3.localSocket": "s3.sock",
     }
-    for part, port in ports.items():
-        options |= {f"{part}.port": str(port), f"{part}.port.grpc": str(port + _GRPC_TWIN)}
-    (folder / "data").mkdir(exist_ok=True)
+    for part in S3_PARTS:
+        options |= {f"{part}.port": str(ports[part]), f"{part}.port.grpc": str(ports[part] + GRPC_TWIN)}
     return [str(find_executable("weed")), "mini", *(f"-{name}={value}" for name, value in options.items())]
 
 
-def clear_s3_sockets(ports: dict[str, int]) -> None:
+def clear_s3_sockets(ports: Mapping[str, int]) -> None:
     """Removes what a killed S3 server with these ports left in /tmp."""
-    for part, port in ports.items():
-        Path(f"/tmp/seaweedfs-{part}-grpc-{port + _GRPC_TWIN}.sock").unlink(missing_ok=True)
+    for part in S3_PARTS:
+        Path(f"/tmp/seaweedfs-{part}-grpc-{ports[part] + GRPC_TWIN}.sock").unlink(missing_ok=True)
 
 
 def nats_command(folder: Path, port: int, credentials: Credentials) -> list[str]:

@@ -1,0 +1,190 @@
+"""The platform on one machine: real NATS, a real S3 server, five services and the gateway, below one folder.
+
+`start` brings about that everything runs and is healthy, whatever state it finds: nothing, all, or half of it dead.
+Each process is detached and outlives the command. Nothing is written outside of `home`, except for sockets that the S3
+server puts into /tmp. One command at a time; a second one waits for the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gateway.stack.components import Component, platform_config, server_components, service_components
+from gateway.stack.health import is_healthy, wait_healthy, wait_writable
+from gateway.stack.process import is_running, start_process, stop_processes
+from gateway.stack.state import SERVERS, SERVICES, StackState, load_credentials
+from smeltkit import limits
+from smeltkit.bus import topology
+from smeltkit.bus.client import Bus
+from smeltkit.config import PlatformConfig, environment
+from smeltkit.errors import BadConfig, PortTaken
+from smeltkit.locks import file_lock
+from smeltkit.servers import clear_s3_sockets, is_port_free
+
+Health = Literal["healthy", "unhealthy", "stopped"]
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentStatus:
+    """One process: `pid` is 0 if it does not run."""
+
+    name: str
+    health: Health
+    pid: int
+    address: str
+    log: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackStatus:
+    """The stack below `home`. Addresses are empty if it was never started."""
+
+    home: Path
+    components: tuple[ComponentStatus, ...] = ()
+    gateway_grpc: str = ""
+    gateway_http: str = ""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether every component is healthy."""
+        return bool(self.components) and all(item.health == "healthy" for item in self.components)
+
+
+def start(home: Path, *, report: Report | None = None) -> StackStatus:
+    """Starts what does not run, replaces what does not answer, and waits until all is healthy.
+
+    PortTaken if somebody else took a port meanwhile; StackDown or Timeout name the log of what did not come up.
+    `report` gets a line for each thing done. Blocks; not for use on an event loop.
+    """
+    home = _prepared(home)
+    with file_lock(home / "stack.lock", timeout_s=limits.STACK_LOCK_WAIT_S):
+        state = StackState.load(home) or StackState.create()
+        asyncio.run(_start(home, state, report or _ignore))
+        return asyncio.run(_status(home, state))
+
+
+def stop(home: Path, *, report: Report | None = None) -> None:
+    """Stops everything that `start` started below `home`: the gateway first, the servers last. Data stays."""
+    home = home.resolve()
+    if not (home / "stack.json").exists():
+        return
+    with file_lock(home / "stack.lock", timeout_s=limits.STACK_LOCK_WAIT_S):
+        state = StackState.load(home)
+        if state is not None:
+            _stop(home, state, report or _ignore)
+
+
+def status(home: Path) -> StackStatus:
+    """What runs below `home`, asked now. Changes nothing."""
+    home = home.resolve()
+    state = StackState.load(home)
+    return StackStatus(home=home) if state is None else asyncio.run(_status(home, state))
+
+
+async def _start(home: Path, state: StackState, report: Report) -> None:
+    credentials = load_credentials(home)
+    platform = platform_config(state, credentials)
+    await _bring_up(home, state, server_components(home, state, credentials), report)
+    await wait_writable(platform)
+    await _apply_topology(platform, report)
+    await _bring_up(home, state, service_components(home, state, platform, environment()), report)
+
+
+async def _bring_up(home: Path, state: StackState, components: Sequence[Component], report: Report) -> None:
+    """Leaves what is healthy alone, and makes the rest so, all at a time."""
+    health = await asyncio.gather(*(_health(state, component.name) for component in components))
+    broken = [component for component, found in zip(components, health, strict=True) if found != "healthy"]
+    stop_processes([state.processes[item.name] for item in broken if item.name in state.processes])
+    for component in broken:
+        _check_ports(home, component)
+        log_path = _log_path(home, component.name)
+        state.processes[component.name] = start_process(
+            component.command, environment=component.environment, folder=component.folder, log_path=log_path
+        )
+        state.save(home)
+        report(f"started {component.name} at {component.address}")
+    await asyncio.gather(
+        *(wait_healthy(item, state.processes[item.name], _log_path(home, item.name)) for item in broken)
+    )
+
+
+async def _apply_topology(platform: PlatformConfig, report: Report) -> None:
+    bus = await Bus.connect(platform, name="stack")
+    try:
+        for line in await topology.apply(bus):
+            report(line)
+    finally:
+        await bus.close()
+
+
+def _stop(home: Path, state: StackState, report: Report) -> None:
+    for names in (("gateway",), SERVICES, SERVERS):
+        records = {name: state.processes[name] for name in names if name in state.processes}
+        running = [name for name, record in records.items() if is_running(record)]
+        stop_processes(list(records.values()))
+        for name in records:
+            del state.processes[name]
+        state.save(home)
+        if running:
+            report(f"stopped {', '.join(running)}")
+    clear_s3_sockets(state.ports)
+
+
+async def _status(home: Path, state: StackState) -> StackStatus:
+    names = (*SERVERS, *SERVICES, "gateway")
+    health = await asyncio.gather(*(_health(state, name) for name in names))
+    return StackStatus(
+        home=home,
+        gateway_grpc=state.address("gateway"),
+        gateway_http=f"http://{state.address('gateway_http')}",
+        components=tuple(
+            ComponentStatus(
+                name=name,
+                health=found,
+                pid=0 if found == "stopped" else state.processes[name].pid,
+                address=state.address(name),
+                log=_log_path(home, name),
+            )
+            for name, found in zip(names, health, strict=True)
+        ),
+    )
+
+
+async def _health(state: StackState, name: str) -> Health:
+    record = state.processes.get(name)
+    if record is None or not is_running(record):
+        return "stopped"
+    return "healthy" if await is_healthy(name, state.address(name)) else "unhealthy"
+
+
+def _check_ports(home: Path, component: Component) -> None:
+    for port in component.ports:
+        if not is_port_free(port):
+            raise PortTaken(
+                f"port {port} of {component.name} is taken by another process; stop that one, or stop the stack and "
+                f"delete {home / 'stack.json'} to choose new ports"
+            )
+
+
+def _prepared(home: Path) -> Path:
+    try:
+        for folder in (home, home / "logs", home / "tmp", home / "traces", home / "cache"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise BadConfig(
+            f"{home} cannot hold the stack: {error.strerror}; set SMELT_HOME to a folder of yours"
+        ) from error
+    return home.resolve()
+
+
+def _log_path(home: Path, name: str) -> Path:
+    return home / "logs" / f"{name}.log"
+
+
+def _ignore(_: str) -> None:
+    return None
