@@ -120,7 +120,8 @@ class JobLedger:
     async def watch(self, id: str) -> AsyncGenerator[job_pb2.Job, None]:
         """The job as it is, then after every change until it is over; the last again after each heartbeat of silence.
 
-        An outage of NATS is heartbeats only, and BusUnavailable after JOB_WATCH_OUTAGE_MAX_S of it.
+        An outage of NATS is heartbeats only, and BusUnavailable after JOB_WATCH_OUTAGE_MAX_S of it. Whoever leaves
+        early closes it (contextlib.aclosing).
         """
         async with self.bell(id) as bell:
             job = await self.get(id)
@@ -145,9 +146,9 @@ class JobLedger:
 
     async def read(self, id: str) -> job_pb2.JobRecord:
         """The whole record, its revision filled in; UnknownJob or CorruptRecord."""
-        entry = await self._jobs.get(id) if _ID.fullmatch(id) else None
+        entry = await self._jobs.get(_checked(id))
         if entry is None:
-            raise UnknownJob(f"no job {id!r}; `smelt jobs` lists those that exist")
+            raise _unknown(id)
         return _parse(entry)
 
     async def records(self, after_revision: int = 0) -> tuple[Sequence[job_pb2.JobRecord], int]:
@@ -183,7 +184,7 @@ class JobLedger:
 
     def bell(self, id: str) -> AbstractAsyncContextManager[Doorbell]:
         """A doorbell that rings when the job's record changes."""
-        return self._jobs.watch(id)
+        return self._jobs.watch(_checked(id))
 
     async def dispatch(self, record: job_pb2.JobRecord, *, delay_s: float = 0, salt: str = "") -> None:
         """Queues the id of a queued job, once a queueing: however often this is called, by whomever.
@@ -221,6 +222,16 @@ class JobLedger:
 def failure_of(error: SmeltError) -> job_pb2.Failure:
     """`error` as a job's record keeps it."""
     return job_pb2.Failure(reason=error.reason(), message=error.message, details=error.details)
+
+
+def _checked(id: str) -> str:
+    if not _ID.fullmatch(id):
+        raise _unknown(id)
+    return id
+
+
+def _unknown(id: str) -> UnknownJob:
+    return UnknownJob(f"no job {id!r}; `smelt jobs` lists those that exist")
 
 
 def _parse(entry: Entry) -> job_pb2.JobRecord:
