@@ -1,0 +1,95 @@
+"""Calls to verbs and back: nothing is decided here."""
+
+from __future__ import annotations
+
+from smelt.artifact.v1 import artifact_pb2
+from smelt.importer.v1 import importer_pb2, importer_pb2_grpc
+from smelt.job.v1 import job_pb2
+
+from services.importer.plan import Plan
+from services.importer.verbs import Importer
+from smeltkit.manifest import Manifest, canonical_json
+from smeltkit.rpc.context import RpcContext
+
+
+class ImporterServicer(importer_pb2_grpc.ImporterServiceServicer):
+    """Serves the verbs of `importer`."""
+
+    def __init__(self, importer: Importer) -> None:
+        self._importer = importer
+
+    async def PlanImport(
+        self, request: importer_pb2.PlanImportRequest, context: RpcContext
+    ) -> importer_pb2.PlanImportResponse:
+        """What an import would do."""
+        return importer_pb2.PlanImportResponse(plan=to_plan(await self._importer.plan_import(request.spec)))
+
+    async def StartImport(
+        self, request: importer_pb2.StartImportRequest, context: RpcContext
+    ) -> importer_pb2.StartImportResponse:
+        """Imports a model as a bundle."""
+        job = await self._importer.start_import(request.spec, request.request_id)
+        return importer_pb2.StartImportResponse(job=job)
+
+    async def PlanQuantize(
+        self, request: importer_pb2.PlanQuantizeRequest, context: RpcContext
+    ) -> importer_pb2.PlanQuantizeResponse:
+        """What a quantization would do."""
+        return importer_pb2.PlanQuantizeResponse(plan=to_plan(await self._importer.plan_quantize(request.spec)))
+
+    async def StartQuantize(
+        self, request: importer_pb2.StartQuantizeRequest, context: RpcContext
+    ) -> importer_pb2.StartQuantizeResponse:
+        """Converts a bundle to GGUF and quantizes it."""
+        job = await self._importer.start_quantize(request.spec, request.request_id)
+        return importer_pb2.StartQuantizeResponse(job=job)
+
+    async def StartCheck(
+        self, request: importer_pb2.StartCheckRequest, context: RpcContext
+    ) -> importer_pb2.StartCheckResponse:
+        """Checks a stored bundle."""
+        return importer_pb2.StartCheckResponse(job=await self._importer.start_check(request.bundle, request.request_id))
+
+    async def Inspect(self, request: importer_pb2.InspectRequest, context: RpcContext) -> importer_pb2.InspectResponse:
+        """One view of a bundle."""
+        view = await self._importer.inspect(request.bundle)
+        tensors = [
+            importer_pb2.Tensor(name=t.name, dtype=t.dtype, shape=t.shape, size_bytes=t.size_bytes)
+            for t in view.tensors
+        ]
+        return importer_pb2.InspectResponse(
+            artifact=to_artifact(view.manifest),
+            tensors=tensors,
+            parameters=view.bundle.config.parameters,
+            rendered_example=view.rendered_example,
+        )
+
+
+def to_plan(plan: Plan) -> job_pb2.Plan:
+    """A plan as a message."""
+    return job_pb2.Plan(
+        read_bytes=plan.read_bytes,
+        write_bytes=plan.write_bytes,
+        memory_bytes=plan.memory_bytes,
+        steps=plan.steps,
+        items=[job_pb2.PlanItem(name=name, value=value) for name, value in plan.items.items()],
+        refusals=[job_pb2.Refusal(reason=error.reason(), message=error.message) for error in plan.refusals],
+        cached_digest=plan.cached_digest,
+    )
+
+
+def to_artifact(manifest: Manifest) -> artifact_pb2.Artifact:
+    """A manifest as a message."""
+    return artifact_pb2.Artifact(
+        digest=manifest.digest,
+        artifact_type=manifest.artifact_type,
+        config_json=canonical_json(dict(manifest.config)).decode(),
+        layers=[
+            artifact_pb2.Descriptor(
+                media_type=layer.media_type, digest=layer.digest, size_bytes=layer.size_bytes, path=layer.path
+            )
+            for layer in manifest.layers
+        ],
+        size_bytes=manifest.size_bytes,
+        subject=manifest.subject,
+    )

@@ -1,0 +1,171 @@
+"""Jobs to domain: import, quantize, check. A name is given to a bundle only after its probe passed.
+
+Every step may run again: files are stored by digest, the manifest is the same for the same input, and a name is set
+by compare-and-swap. An attempt that lost its lease stops before the next effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from smelt.event.v1 import event_pb2
+from smelt.importer.v1 import importer_pb2
+
+from services.importer import check, convert, probe, quantize, spec, threads
+from services.importer.config import ImporterConfig
+from services.importer.probe import Prober
+from services.importer.publish import UNKNOWN_LICENCE, store_bundle
+from services.importer.sources import Snapshot, Source
+from services.importer.threads import Reporter
+from services.importer.workspace import Workspaces
+from smeltkit.blobs.cache import NodeCache
+from smeltkit.blobs.store import Store
+from smeltkit.bus.client import Bus
+from smeltkit.catalog import Catalog
+from smeltkit.errors import BadRequest
+from smeltkit.jobs.stages import StageCache
+from smeltkit.jobs.worker import Handler, JobContext
+from smeltkit.manifest import BUNDLE_TYPE, Manifest
+from smeltkit.ml.bundle import GGUF_FILE, Bundle
+from smeltkit.ml.lineage import Lineage
+from smeltkit.ml.quantization import SCHEMES, planned_size_bytes
+from smeltkit.revision import code_revision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What the importer works with."""
+
+    config: ImporterConfig
+    store: Store
+    cache: NodeCache
+    workspaces: Workspaces
+    stages: StageCache
+    catalog: Catalog
+    bus: Bus
+    prober: Prober
+
+
+class Handlers:
+    """The kinds of jobs of the importer."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+
+    def by_kind(self) -> Mapping[str, Handler]:
+        """Kind of job to what does it."""
+        return {"import": self.import_model, "quantize": self.quantize, "check": self.check}
+
+    async def import_model(self, context: JobContext) -> str:
+        """Makes a bundle of the source that an ImportSpec names; its digest."""
+        request = importer_pb2.ImportSpec.FromString(context.request)
+        source = spec.source_of(request, self._tools.cache)
+        snapshot = await threads.run(context, source.snapshot)
+        key = spec.import_key(self._tools.stages, snapshot)
+        digest = await self._tools.stages.get(key)
+        if digest is None:
+            with self._tools.workspaces.folder() as folder:
+                work = partial(self._build_import, source, snapshot, folder, Reporter(context))
+                digest = (await threads.run(context, work)).digest
+            await self._prove(context, key, digest)
+        return await self._publish(context, digest, request.name, "import")
+
+    async def quantize(self, context: JobContext) -> str:
+        """Makes a GGUF bundle of the scheme that a QuantizeSpec names; its digest."""
+        request = importer_pb2.QuantizeSpec.FromString(context.request)
+        key = spec.quantize_key(self._tools.stages, request.bundle, request.scheme)
+        digest = await self._tools.stages.get(key)
+        if digest is None:
+            manifest = await threads.run(context, self._tools.store.get_manifest, request.bundle)
+            with self._tools.workspaces.folder() as folder:
+                work = partial(self._build_quantized, manifest, request.scheme, folder, Reporter(context))
+                digest = (await threads.run(context, work)).digest
+            await self._prove(context, key, digest)
+        return await self._publish(context, digest, request.name, "quantize")
+
+    async def check(self, context: JobContext) -> str:
+        """Checks the bundle of a StartCheckRequest; the digest of the report."""
+        bundle = importer_pb2.StartCheckRequest.FromString(context.request).bundle
+        manifest = await threads.run(context, self._tools.store.get_manifest, bundle)
+        report = Reporter(context).phase("verify", manifest.size_bytes)
+        with self._tools.workspaces.folder() as folder:
+            found = await threads.run(context, check.check_structure, self._tools.store, manifest, folder, report)
+        await context.progress("probe", 0, 1)
+        record = await probe.prove(self._tools.prober, self._tools.store, bundle)
+        await context.check_alive()
+        return await threads.run(context, self._tools.store.put_manifest, check.to_report(bundle, found, record))
+
+    async def _prove(self, context: JobContext, key: str, digest: str) -> None:
+        await context.progress("probe", 0, 1)
+        await probe.prove(self._tools.prober, self._tools.store, digest)
+        await context.check_alive()
+        await self._tools.stages.put(key, digest)
+
+    async def _publish(self, context: JobContext, digest: str, name: str, operation: str) -> str:
+        manifest = await threads.run(context, self._tools.store.get_manifest, digest)
+        await context.check_alive()
+        await announce(self._tools, manifest, name=name, operation=operation, job_id=context.job_id)
+        return digest
+
+    def _build_import(self, source: Source, snapshot: Snapshot, folder: Path, report: Reporter) -> Manifest:
+        source.fetch(snapshot, snapshot.files, folder, report.phase("fetch", snapshot.size_bytes))
+        if GGUF_FILE in snapshot.files:
+            convert.complete_gguf(folder)
+        lineage = Lineage(
+            operation="import",
+            inputs=snapshot.inputs,
+            parameters=dict(snapshot.parameters),
+            code_revision=code_revision(),
+            origin=snapshot.origin,
+        )
+        bundle = Bundle.from_folder(folder, lineage=lineage, licence=UNKNOWN_LICENCE)
+        return store_bundle(self._tools.store, folder, bundle, report.phase("store", snapshot.size_bytes))
+
+    def _build_quantized(self, manifest: Manifest, scheme: str, folder: Path, report: Reporter) -> Manifest:
+        bundle, float_file, result = Bundle.from_manifest(manifest), folder / "float.gguf", folder / "bundle"
+        result.mkdir()
+        is_float = SCHEMES[scheme].is_float and bundle.format == "safetensors"
+        report.phase("fetch", manifest.size_bytes)(0)
+        with self._tools.cache.materialize(manifest) as source:
+            dtype = scheme if is_float else convert.float_type(bundle)
+            count = len(bundle.config.tensors()) + len(SCHEMES)
+            tell = report.phase("convert", count, "tensors")
+            convert.to_gguf(bundle, source, float_file, dtype, lambda done, total: tell(done))
+            convert.copy_side_files(source, result)
+        size_bytes = planned_size_bytes(bundle.config, scheme)
+        if is_float:
+            float_file.rename(result / GGUF_FILE)
+        else:
+            quantize.quantize(
+                float_file,
+                result / GGUF_FILE,
+                bundle.config,
+                scheme,
+                threads=self._tools.config.threads,
+                progress=report.phase("quantize", size_bytes),
+            )
+            float_file.unlink()
+        lineage = Lineage(
+            operation="quantize",
+            inputs=(manifest.digest,),
+            parameters={"scheme": scheme},
+            code_revision=code_revision(),
+            origin=bundle.lineage.origin,
+        )
+        quantized = Bundle.from_folder(result, lineage=lineage, licence=bundle.licence)
+        return store_bundle(self._tools.store, result, quantized, report.phase("store", size_bytes))
+
+
+async def announce(tools: Tools, manifest: Manifest, *, name: str, operation: str, job_id: str) -> None:
+    """Gives a proven bundle its name, if it has one, and tells the world. Safe to repeat."""
+    if manifest.artifact_type != BUNDLE_TYPE:
+        raise BadRequest(f"{manifest.digest} is no bundle and cannot be named as one")
+    if name:
+        await tools.catalog.set(name, manifest.digest, BUNDLE_TYPE, manifest.size_bytes)
+    stored = event_pb2.BundleStored(
+        digest=manifest.digest, name=name, operation=operation, job_id=job_id, size_bytes=manifest.size_bytes
+    )
+    await tools.bus.publish_event("importer.bundle.stored", stored)
