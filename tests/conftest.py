@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus import Bus, topology
+from smeltkit.config import PlatformConfig
 from smeltkit.testing.nats import NatsServer, nats_server
 from smeltkit.testing.s3 import S3Server, fresh_store, s3_server
 
@@ -57,3 +59,9 @@ async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
     await topology.apply(connected)
     yield connected
     await connected.close()
+
+
+@pytest.fixture
+def platform(nats: NatsServer, s3: S3Server, store: S3Store) -> PlatformConfig:
+    """Settings that reach the session's NATS, and a fresh bucket of its S3 server."""
+    return replace(store.config, nats_url=nats.url)
