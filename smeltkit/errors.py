@@ -202,6 +202,10 @@ class BadSuite(BadFile):
     """A benchmark suite or its data is malformed or has another digest than the suite declares."""
 
 
+class BadGate(InvalidInput):
+    """A gate has no clause, too many, or one that cannot be read."""
+
+
 class BadManifest(BadFile):
     """An artifact manifest is malformed."""
 
@@ -239,6 +243,10 @@ class UnknownSuite(NotFound):
 
 class UnknownSource(NotFound):
     """The path or repository to import from does not exist."""
+
+
+class UnknownRoute(NotFound):
+    """The HTTP edge offers nothing at this address, or not by this method."""
 
 
 # --- conflicts ------------------------------------------------------------------------------------------------------
@@ -283,6 +291,18 @@ class ReferenceRateTooLow(Refused):
     """Reference solutions pass less often than the suite records; scores would mean nothing."""
 
 
+class SettingsDiffer(Refused):
+    """What was used is not what was requested, so the result would be that of something else."""
+
+
+class SamplesNotDistinct(Refused):
+    """Samples of one problem repeat each other, so their number says nothing."""
+
+
+class ReportMismatch(Refused):
+    """Two reports cannot be compared, or a report's scores are not those of its records."""
+
+
 class ScoreWithheld(Refused):
     """Infrastructure errors are left among the verdicts, so no score is given."""
 
@@ -297,6 +317,10 @@ class IsolationTooWeak(Refused):
 
 class OutOfMemory(Refused):
     """The work does not fit into the memory it may use."""
+
+
+class JobFailed(Refused):
+    """The job ended without a result; the message carries its own reason."""
 
 
 class JobCancelled(Refused):
@@ -352,6 +376,10 @@ class StoreUnavailable(Unavailable):
 
 class ServiceUnavailable(Unavailable):
     """A Smelt service does not answer."""
+
+
+class DataUnavailable(Unavailable):
+    """The published address of a data set does not answer."""
 
 
 class HubUnavailable(Unavailable):

@@ -40,12 +40,12 @@ class FileSpanExporter(SpanExporter):
     """Appends spans to `<folder>/<service>-<pid>.jsonl`.
 
     A full file becomes `.jsonl.1`, whose predecessor goes, so a process holds at most twice TRACE_FILE_MAX_BYTES; of
-    the files of earlier processes the newest TRACE_FILES_MAX stay. A disk that takes no bytes loses spans, not work.
+    earlier processes of the service the newest TRACE_FILES_MAX files stay. A full disk loses spans, not work.
     """
 
     def __init__(self, folder: Path, service: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_oldest(folder, limits.TRACE_FILES_MAX)
+        _remove_oldest(folder, service, limits.TRACE_FILES_MAX)
         self._service = service
         self._path = folder / f"{service}-{os.getpid()}.jsonl"
         self._file = self._path.open("ab")
@@ -110,7 +110,7 @@ def _from_line(line: str, trace_id: str) -> SpanRecord | None:
     return record if record.trace_id == trace_id else None
 
 
-def _remove_oldest(folder: Path, keep: int) -> None:
-    by_age = sorted(folder.glob("*.jsonl*"), key=lambda path: path.stat().st_mtime, reverse=True)
+def _remove_oldest(folder: Path, service: str, keep: int) -> None:
+    by_age = sorted(folder.glob(f"{service}-*.jsonl*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in by_age[keep:]:
         path.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from smeltkit.errors import BadConfig
 from smeltkit.telemetry.files import FileSpanExporter
 from smeltkit.telemetry.logs import configure_logs
 
+PREFIX = "SMELT_TELEMETRY_"
 _LEVELS = tuple(logging.getLevelNamesMapping())
 
 
@@ -46,12 +47,15 @@ class TelemetryConfig:
             raise BadConfig(f"log_level={self.log_level!r} is no level; use one of {', '.join(_LEVELS)}")
 
 
-def setup(service: str, *, log_stream: TextIO | None = None) -> Callable[[], None]:
+def setup(service: str, *, log_stream: TextIO | None = None, **defaults: str) -> Callable[[], None]:
     """Configures logs (JSON on `log_stream`, by default standard output), spans and metrics of this process.
 
-    Returns what flushes and closes them, within TELEMETRY_FLUSH_S. Once a process; BadConfig on a bad setting.
+    `defaults` replace those of `TelemetryConfig`. Returns what flushes and closes everything, within TELEMETRY_FLUSH_S.
+    Once a process; BadConfig on a bad setting.
     """
-    config, environ = from_environment(TelemetryConfig, "SMELT_TELEMETRY_"), environment()
+    environ = environment()
+    unset = {key: value for key, value in defaults.items() if f"{PREFIX}{key.upper()}" not in environ}
+    config = from_environment(TelemetryConfig, PREFIX, environ, **unset)
     configure_logs(service, log_stream or sys.stdout, config.log_level)
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return lambda: None

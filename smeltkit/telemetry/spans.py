@@ -16,7 +16,7 @@ _TRACER = trace.get_tracer("smelt")
 
 
 @contextmanager
-def span(name: str, *, kind: SpanKind = SpanKind.INTERNAL, **attributes: Attribute) -> Iterator[Span]:
+def span(name: str, kind: SpanKind = SpanKind.INTERNAL, /, **attributes: Attribute) -> Iterator[Span]:
     """Runs the block in a span under the current one.
 
     An exception marks it as failed with its reason (never with its message, which may quote a prompt or a path);

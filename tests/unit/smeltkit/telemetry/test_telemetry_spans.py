@@ -110,12 +110,13 @@ def test_files_stay_within_their_bound(tracer: Tracer, tmp_path: Path, monkeypat
 
 
 def test_files_of_earlier_processes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of traces does not grow with every restart."""
+    """A folder of traces does not grow with every restart; files of other services are theirs."""
+    (tmp_path / "other-1.jsonl").write_text("")
     monkeypatch.setattr(limits, "TRACE_FILES_MAX", 3)
     for number in range(10):
-        (tmp_path / f"old-{number}.jsonl").write_text("")
-    FileSpanExporter(tmp_path, "new").shutdown()
-    assert len(list(tmp_path.iterdir())) == 4
+        (tmp_path / f"tested-{number}.jsonl").write_text("")
+    FileSpanExporter(tmp_path, "tested").shutdown()
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_full_disk_loses_spans_and_not_the_work(

@@ -1,0 +1,86 @@
+"""Runs the gateway: `python -m gateway`. The gRPC edge and the HTTP edge share one process and one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from smelt.artifact.v1 import artifact_pb2_grpc
+from smelt.job.v1 import job_pb2_grpc
+
+from gateway.artifact_servicer import ArtifactServicer
+from gateway.config import GatewayConfig
+from gateway.forwarding import FORWARDED, ForwardedHealth, Forwarder
+from gateway.http.app import build_app
+from gateway.http.config import HttpConfig
+from gateway.http_server import serve_http
+from smeltkit import limits, telemetry
+from smeltkit.blobs.s3 import S3Store
+from smeltkit.bus.client import Bus
+from smeltkit.catalog import Catalog
+from smeltkit.config import PlatformConfig, from_environment
+from smeltkit.jobs.ledger import JobLedger
+from smeltkit.jobs.servicer import JobServicer
+from smeltkit.jobs.sweeper import run_sweeper
+from smeltkit.rpc.channel import open_channel
+from smeltkit.rpc.server import RpcConfig, ServiceHost
+
+
+async def serve() -> None:
+    """Serves until SIGTERM."""
+    config = from_environment(GatewayConfig, "SMELT_GATEWAY_")
+    http_config = from_environment(HttpConfig, "SMELT_HTTP_")
+    platform = from_environment(PlatformConfig, "SMELT_PLATFORM_")
+    rpc = from_environment(RpcConfig, "SMELT_RPC_")
+    async with AsyncExitStack() as stack:
+        channels = {
+            name: await stack.enter_async_context(open_channel(address, token=rpc.token, is_retrying=False))
+            for name, address in config.addresses.items()
+        }
+        bus = await Bus.connect(platform, name="gateway")
+        stack.push_async_callback(bus.close)
+        catalog, ledger, store = Catalog(bus), JobLedger(bus), S3Store(platform)
+
+        host = ServiceHost("gateway", rpc, health_servicer=ForwardedHealth(channels))
+        host.add(
+            "smelt.artifact.v1.ArtifactService",
+            artifact_pb2_grpc.add_ArtifactServiceServicer_to_server,
+            ArtifactServicer(catalog, store),
+        )
+        host.add("smelt.job.v1.JobService", job_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(ledger))
+        host.add_generic(Forwarder(channels), *FORWARDED)
+
+        async def is_bus_connected() -> bool:
+            return bus.is_connected
+
+        async def is_inference_serving() -> bool:
+            return await _is_serving(channels["inference"])
+
+        checks = {"bus": is_bus_connected, "inference": is_inference_serving}
+        app = build_app(http_config, catalog, channels["inference"], checks=checks)
+        host.set_ready(True)
+        await host.run(
+            lambda stop: serve_http(app, config.http_listen, stop),
+            lambda stop: run_sweeper(ledger, stop),
+        )
+
+
+def main() -> None:
+    """Wires telemetry around the gateway."""
+    shutdown = telemetry.setup("gateway")
+    try:
+        asyncio.run(serve())
+    finally:
+        shutdown()
+
+
+async def _is_serving(channel: grpc.aio.Channel) -> bool:
+    check = health_pb2_grpc.HealthStub(channel).Check
+    reply = await check(health_pb2.HealthCheckRequest(), timeout=limits.HTTP_READY_TIMEOUT_S)
+    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+if __name__ == "__main__":
+    main()

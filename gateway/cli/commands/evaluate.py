@@ -1,0 +1,110 @@
+"""Commands that score: eval, references, suites."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from smelt.evaluator.v1 import evaluator_pb2
+
+from gateway.cli.documents import to_document
+from gateway.cli.models_view import plan_view
+from gateway.cli.options import Data, Json, Plan, Reference, SuiteName, Wait
+from gateway.cli.reports_view import record_view, report_view, suites_view
+from gateway.cli.runner import run
+from smeltkit.ids import new_id
+
+if TYPE_CHECKING:
+    from gateway.cli.session import Session
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("eval")
+def eval_(
+    reference: Reference,
+    suite: SuiteName,
+    data: Data = "",
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Samples a problem.")] = 1,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy and allows one sample only.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Share of probability kept.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Each sample's seed is derived from it.")] = 0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="Per completion; 0 for the suite's own.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first n problems: a partial score.")] = 0,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=0, help="Completions in flight; 0 to leave it.")] = 0,
+    plan: Plan = False,
+    wait: Wait = True,
+    as_json: Json = False,
+) -> None:
+    """Scores a model on a suite, with a 95 % interval; equal requests give the stored result."""
+
+    async def work(session: Session) -> None:
+        spec = evaluator_pb2.EvaluationSpec(
+            bundle=reference,
+            suite=suite,
+            data_digest=await _data_digest(session, suite, data),
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            max_tokens=max_tokens,
+            limit=limit,
+            concurrency=concurrency,
+        )
+        if plan:
+            asked = evaluator_pb2.PlanEvaluationRequest(spec=spec)
+            reply = await session.call(session.evaluator.PlanEvaluation, asked)
+            session.output.show(to_document(reply.plan), *plan_view(reply.plan))
+            return
+        request = evaluator_pb2.StartEvaluationRequest(spec=spec, request_id=new_id("req"))
+        job = (await session.call(session.evaluator.StartEvaluation, request)).job
+        if not wait:
+            session.output.show(to_document(job), job.id)
+            return
+        job = await session.finish(job)
+        if job.is_cached:
+            session.output.note("cached: this result was stored already")
+        asked_report = evaluator_pb2.GetReportRequest(digest=job.result_digest)
+        report = (await session.call(session.evaluator.GetReport, asked_report)).report
+        document = {**to_document(report), "job": job.id, "is_cached": job.is_cached}
+        session.output.show(document, *report_view(report))
+
+    run("eval", work, as_json=as_json)
+
+
+@app.command("references")
+def references(suite: SuiteName, data: Data = "", wait: Wait = True, as_json: Json = False) -> None:
+    """Judges a suite's reference solutions: what they give bounds what any score means."""
+
+    async def work(session: Session) -> None:
+        spec = evaluator_pb2.ReferenceSpec(suite=suite, data_digest=await _data_digest(session, suite, data))
+        request = evaluator_pb2.StartReferenceCheckRequest(spec=spec, request_id=new_id("req"))
+        job = (await session.call(session.evaluator.StartReferenceCheck, request)).job
+        if not wait:
+            session.output.show(to_document(job), job.id)
+            return
+        job = await session.finish(job)
+        record = await session.artifact(job.result_digest)
+        session.output.show({"job": to_document(job), "record": to_document(record)}, record_view(record))
+
+    run("references", work, as_json=as_json)
+
+
+@app.command("suites")
+def suites(as_json: Json = False) -> None:
+    """Lists the benchmark suites of this release."""
+
+    async def work(session: Session) -> None:
+        reply = await session.call(session.evaluator.ListSuites, evaluator_pb2.ListSuitesRequest())
+        session.output.show({"suites": [to_document(suite) for suite in reply.suites]}, suites_view(reply.suites))
+
+    run("suites", work, as_json=as_json)
+
+
+async def _data_digest(session: Session, suite: str, data: str) -> str:
+    """Digest of the data at `data`, stored; empty if none was named: then the evaluator finds it."""
+    if not data:
+        return ""
+    from gateway.cli.suite_data import stored_data
+
+    return await stored_data(session, suite, data)

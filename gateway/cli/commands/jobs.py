@@ -1,0 +1,92 @@
+"""Commands about jobs: list, look at, follow, cancel, trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from smelt.job.v1 import job_pb2
+
+from gateway.cli.documents import to_document
+from gateway.cli.jobs_view import job_view, jobs_view
+from gateway.cli.options import JobId, Json
+from gateway.cli.runner import run
+from smeltkit.config import environment, smelt_home
+from smeltkit.errors import UnknownJob
+
+if TYPE_CHECKING:
+    from gateway.cli.session import Session
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="List, follow, cancel and trace jobs."
+)
+
+
+@app.command("ls")
+def list_(
+    service: Annotated[str, typer.Option("--service", help="Only jobs of this service.")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="At most this many.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Lists jobs, newest first."""
+
+    async def work(session: Session) -> None:
+        reply = await session.call(session.jobs.ListJobs, job_pb2.ListJobsRequest(service=service, limit=limit))
+        session.output.show({"jobs": [to_document(job) for job in reply.jobs]}, jobs_view(reply.jobs))
+
+    run("jobs ls", work, as_json=as_json)
+
+
+@app.command("get")
+def get(job_id: JobId, as_json: Json = False) -> None:
+    """Shows a job as it is now."""
+
+    async def work(session: Session) -> None:
+        job = (await session.call(session.jobs.GetJob, job_pb2.GetJobRequest(id=job_id))).job
+        session.output.show(to_document(job), job_view(job))
+
+    run("jobs get", work, as_json=as_json)
+
+
+@app.command("watch")
+def watch(job_id: JobId, as_json: Json = False) -> None:
+    """Follows a job to its end; fails if the job fails."""
+
+    async def work(session: Session) -> None:
+        job = (await session.call(session.jobs.GetJob, job_pb2.GetJobRequest(id=job_id))).job
+        job = await session.finish(job)
+        session.output.show(to_document(job), job_view(job))
+
+    run("jobs watch", work, as_json=as_json)
+
+
+@app.command("cancel")
+def cancel(job_id: JobId, as_json: Json = False) -> None:
+    """Asks a job to stop; asking again does no harm."""
+
+    async def work(session: Session) -> None:
+        job = (await session.call(session.jobs.CancelJob, job_pb2.CancelJobRequest(id=job_id))).job
+        session.output.show(to_document(job), job_view(job))
+
+    run("jobs cancel", work, as_json=as_json)
+
+
+@app.command("trace")
+def trace(job_id: JobId, as_json: Json = False) -> None:
+    """Draws what a job did, across all processes of this machine."""
+
+    async def work(session: Session) -> None:
+        from gateway.cli.trace_view import trace_document, trace_tree
+        from smeltkit.telemetry import read_spans
+
+        job = (await session.call(session.jobs.GetJob, job_pb2.GetJobRequest(id=job_id))).job
+        folder = Path(environment().get("SMELT_TELEMETRY_TRACE_DIR") or smelt_home() / "traces")
+        spans = read_spans(folder, job.trace_id) if job.trace_id else []
+        if not spans:
+            raise UnknownJob(
+                f"no spans of {job_id} (trace {job.trace_id or 'none'}) in {folder}; it may have run elsewhere"
+            )
+        session.output.show(trace_document(job.trace_id, spans), trace_tree(spans))
+
+    run("jobs trace", work, as_json=as_json)

@@ -1,0 +1,159 @@
+"""Commands about models: import, list, inspect, check, quantize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from smelt.artifact.v1 import artifact_pb2
+from smelt.importer.v1 import importer_pb2
+
+from gateway.cli.documents import to_document
+from gateway.cli.models_view import artifact_view, check_view, inspect_view, names_view, plan_view
+from gateway.cli.options import Json, Name, Plan, Reference, Wait
+from gateway.cli.runner import run
+from smeltkit import limits
+from smeltkit.errors import BadName
+from smeltkit.ids import check_name, new_id
+from smeltkit.manifest import BUNDLE_TYPE
+
+if TYPE_CHECKING:
+    from smelt.job.v1 import job_pb2
+
+    from gateway.cli.session import Session
+
+app = typer.Typer(rich_markup_mode=None)
+_HUB = "hf://"
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, .gguf file or hf://ORG/NAME[@REVISION].")],
+    name: Name,
+    plan: Plan = False,
+    wait: Wait = True,
+    as_json: Json = False,
+) -> None:
+    """Imports a model; the result is a complete bundle that was loaded and probed."""
+    path = Path(source)
+    origin = path.absolute().name
+
+    async def work(session: Session) -> None:
+        spec = importer_pb2.ImportSpec(name=check_name(name))
+        if source.startswith(_HUB):
+            spec.hub.CopyFrom(_hub_source(source))
+        else:
+            spec.upload.CopyFrom(await _uploaded(session, path, origin))
+        if plan:
+            reply = await session.call(session.importer.PlanImport, importer_pb2.PlanImportRequest(spec=spec))
+            session.output.show(to_document(reply.plan), *plan_view(reply.plan))
+            return
+        request = importer_pb2.StartImportRequest(spec=spec, request_id=new_id("req"))
+        reply = await session.call(session.importer.StartImport, request)
+        await _show_bundle(session, reply.job, wait)
+
+    run("import", work, as_json=as_json)
+
+
+@app.command("models")
+def models(as_json: Json = False) -> None:
+    """Lists the models in the catalogue."""
+
+    async def work(session: Session) -> None:
+        request = artifact_pb2.ListNamesRequest(artifact_type=BUNDLE_TYPE)
+        reply = await session.call(session.artifacts.ListNames, request)
+        session.output.show({"models": [to_document(name) for name in reply.names]}, names_view(reply.names))
+
+    run("models", work, as_json=as_json)
+
+
+@app.command("inspect")
+def inspect(
+    reference: Reference,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Shows architecture, generation contract, lineage, files and tensors of a model."""
+
+    async def work(session: Session) -> None:
+        request = importer_pb2.InspectRequest(bundle=reference)
+        reply = await session.call(session.importer.Inspect, request, timeout_s=limits.INSPECT_TIMEOUT_S)
+        session.output.show(to_document(reply), *inspect_view(reply, with_tensors=tensors))
+
+    run("inspect", work, as_json=as_json)
+
+
+@app.command("check")
+def check(reference: Reference, wait: Wait = True, as_json: Json = False) -> None:
+    """Checks a stored model: its structure, then what it generates in a clean process."""
+
+    async def work(session: Session) -> None:
+        request = importer_pb2.StartCheckRequest(bundle=reference, request_id=new_id("req"))
+        job = (await session.call(session.importer.StartCheck, request)).job
+        if not wait:
+            session.output.show(to_document(job), job.id)
+            return
+        job = await session.finish(job)
+        report = await session.artifact(job.result_digest)
+        session.output.show({"job": to_document(job), "report": to_document(report)}, check_view(report))
+
+    run("check", work, as_json=as_json)
+
+
+@app.command("quantize")
+def quantize(
+    reference: Reference,
+    scheme: Annotated[str, typer.Option("--scheme", help="F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or Q4_0.")],
+    name: Annotated[
+        str, typer.Option("--name", help="Name for the result; by default REF's with the scheme as tag.")
+    ] = "",
+    plan: Plan = False,
+    wait: Wait = True,
+    as_json: Json = False,
+) -> None:
+    """Makes a smaller model; requested and stored types are compared tensor by tensor."""
+
+    async def work(session: Session) -> None:
+        target = name or _default_name(reference, scheme)
+        spec = importer_pb2.QuantizeSpec(bundle=reference, scheme=scheme, name=check_name(target))
+        if plan:
+            reply = await session.call(session.importer.PlanQuantize, importer_pb2.PlanQuantizeRequest(spec=spec))
+            session.output.show(to_document(reply.plan), *plan_view(reply.plan))
+            return
+        request = importer_pb2.StartQuantizeRequest(spec=spec, request_id=new_id("req"))
+        reply = await session.call(session.importer.StartQuantize, request)
+        await _show_bundle(session, reply.job, wait)
+
+    run("quantize", work, as_json=as_json)
+
+
+async def _show_bundle(session: Session, job: job_pb2.Job, wait: bool) -> None:
+    if not wait:
+        session.output.show(to_document(job), job.id)
+        return
+    job = await session.finish(job)
+    artifact = await session.artifact(job.result_digest)
+    if job.is_cached:
+        session.output.note("cached: this result was stored already")
+    session.output.show({"job": to_document(job), "artifact": to_document(artifact)}, artifact_view(artifact))
+
+
+async def _uploaded(session: Session, source: Path, origin: str) -> importer_pb2.UploadSource:
+    from gateway.cli.uploads import model_files, upload
+
+    files = await upload(session, model_files(source))
+    return importer_pb2.UploadSource(files=files, origin=origin)
+
+
+def _hub_source(source: str) -> importer_pb2.HubSource:
+    repository, _, revision = source.removeprefix(_HUB).partition("@")
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise BadName(f"{source!r} is no hub address; write hf://ORG/NAME or hf://ORG/NAME@REVISION")
+    return importer_pb2.HubSource(repository=repository, revision=revision)
+
+
+def _default_name(reference: str, scheme: str) -> str:
+    if reference.startswith("sha256:"):
+        raise BadName("a digest gives no name for the result; add --name NAME")
+    return f"{reference.partition(':')[0]}:{scheme.lower()}"

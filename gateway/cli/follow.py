@@ -1,0 +1,107 @@
+"""Following a job: a bar a phase on a terminal, a line a phase elsewhere; polling where watching breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from smelt.job.v1 import job_pb2
+
+from gateway.cli.output import Output, human_bytes
+from smeltkit import limits
+from smeltkit.errors import JobCancelled, JobFailed, Unavailable
+
+if TYPE_CHECKING:
+    from gateway.cli.session import Session
+
+FINAL = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
+
+
+async def finish(session: Session, job: job_pb2.Job) -> job_pb2.Job:
+    """The job when it succeeded; JobFailed with its reason and message, or JobCancelled. Ctrl-C leaves it running."""
+    output = session.output
+    try:
+        with _JobView(output) as view:
+            async for state in states(session, job):
+                view.update(job := state)
+    except asyncio.CancelledError:
+        output.note(f"{job.id} goes on: `smelt jobs watch {job.id}` follows it, `smelt jobs cancel {job.id}` stops it")
+        raise
+    if job.state == job_pb2.JOB_STATE_FAILED:
+        details = {**job.error.details, "job": job.id, "reason": job.error.reason}
+        trace = f"`smelt jobs trace {job.id}` shows where"
+        raise JobFailed(f"{job.error.reason}: {job.error.message}\n  {job.id}; {trace}", details=details)
+    if job.state == job_pb2.JOB_STATE_CANCELLED:
+        raise JobCancelled(f"{job.id} was cancelled")
+    return job
+
+
+async def states(session: Session, job: job_pb2.Job) -> AsyncIterator[job_pb2.Job]:
+    """Every state from `job` on to the last; an outage of the gateway is waited out for JOB_FOLLOW_OUTAGE_MAX_S."""
+    yield job
+    answered = time.monotonic()
+    while job.state not in FINAL:
+        try:
+            request = job_pb2.WatchJobRequest(id=job.id)
+            async with session.stream(session.jobs.WatchJob, request, timeout_s=limits.CALL_TIMEOUT_MAX_S) as replies:
+                async for reply in replies:
+                    job, answered = reply.job, time.monotonic()
+                    yield job
+        except Unavailable:
+            if time.monotonic() - answered > limits.JOB_FOLLOW_OUTAGE_MAX_S:
+                raise
+        if job.state not in FINAL:
+            await asyncio.sleep(limits.JOB_POLL_PERIOD_S)
+
+
+class _JobView:
+    """Progress of one job on standard error."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._phase = ""
+        self._bar: TaskID | None = None
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=output.err, transient=True)
+
+    def __enter__(self) -> _JobView:
+        if self._output.err.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def update(self, job: job_pb2.Job) -> None:
+        """Shows the present state."""
+        phase = _phase(job)
+        if not self._output.err.is_terminal:
+            if phase != self._phase:
+                self._output.note(f"{job.id}  {phase}")
+            self._phase = phase
+            return
+        total = job.progress.total or None
+        if phase != self._phase or self._bar is None:
+            if self._bar is not None:
+                self._progress.remove_task(self._bar)
+            self._bar = self._progress.add_task(phase, total=total, amount="")
+        self._progress.update(self._bar, completed=job.progress.done, total=total, amount=_amount(job.progress))
+        self._phase = phase
+
+
+def _phase(job: job_pb2.Job) -> str:
+    state = job_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+    attempt = f" (attempt {job.attempt})" if job.attempt > 1 else ""
+    running = job.state == job_pb2.JOB_STATE_RUNNING and job.progress.phase
+    return f"{job.service} {job.kind}: {job.progress.phase if running else state}{attempt}"
+
+
+def _amount(progress: job_pb2.Progress) -> str:
+    if not progress.total:
+        return progress.message
+    if progress.unit == "bytes":
+        return f"{human_bytes(progress.done)} of {human_bytes(progress.total)}"
+    return f"{progress.done}/{progress.total} {progress.unit}  {progress.message}"

@@ -1,0 +1,60 @@
+"""Jobs as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import RenderableType
+from smelt.job.v1 import job_pb2
+
+from gateway.cli.documents import enum_word
+from gateway.cli.output import facts, human_time, short_digest, table
+
+
+def jobs_view(jobs: Iterable[job_pb2.Job]) -> RenderableType:
+    """A line a job."""
+    rows = (
+        (
+            job.id,
+            job.service,
+            job.kind,
+            _state(job),
+            _amount(job),
+            human_time(_age_s(job)),
+            short_digest(job.result_digest),
+        )
+        for job in jobs
+    )
+    return table(("job", "service", "kind", "state", "progress", ">took", "result"), rows)
+
+
+def job_view(job: job_pb2.Job) -> RenderableType:
+    """Everything about one job."""
+    return facts(
+        [
+            ("job", job.id),
+            ("work", f"{job.service} {job.kind}"),
+            ("state", _state(job) + (" (cached)" if job.is_cached else "")),
+            ("progress", _amount(job)),
+            ("attempt", job.attempt),
+            ("created", job.create_time.ToJsonString() if job.HasField("create_time") else ""),
+            ("took", human_time(_age_s(job))),
+            ("result", job.result_digest),
+            ("error", f"{job.error.reason}: {job.error.message}" if job.error.reason else ""),
+            ("trace", job.trace_id),
+        ]
+    )
+
+
+def _state(job: job_pb2.Job) -> str:
+    return enum_word("JobState", job_pb2.JobState.Name(job.state))
+
+
+def _amount(job: job_pb2.Job) -> str:
+    progress = job.progress
+    amount = f" {progress.done}/{progress.total} {progress.unit}" if progress.total else ""
+    return f"{progress.phase}{amount}".strip()
+
+
+def _age_s(job: job_pb2.Job) -> float:
+    return max(0, job.update_time.ToNanoseconds() - job.create_time.ToNanoseconds()) / 1e9

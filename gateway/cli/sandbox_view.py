@@ -1,0 +1,48 @@
+"""Outcomes and isolation layers as tables."""
+
+from __future__ import annotations
+
+from rich.console import RenderableType
+from rich.text import Text
+from smelt.sandbox.v1 import sandbox_pb2
+
+from gateway.cli.documents import enum_word
+from gateway.cli.output import facts, human_bytes, human_time, table
+
+
+def outcome_view(reply: sandbox_pb2.ExecuteResponse) -> list[RenderableType]:
+    """What the program wrote, then what happened to it."""
+    record = reply.record
+    written = [Text(stream.decode(errors="replace").rstrip("\n")) for stream in (reply.stdout, reply.stderr) if stream]
+    known = facts(
+        [
+            ("verdict", enum_word("Verdict", sandbox_pb2.Verdict.Name(record.verdict))),
+            ("detail", record.detail),
+            ("status", record.exit_status if record.HasField("exit_status") else ""),
+            ("signal", record.signal or ""),
+            ("wall", human_time(record.wall_s)),
+            ("cpu", human_time(record.cpu_s)),
+            ("peak memory", human_bytes(record.peak_bytes) if record.peak_bytes else ""),
+            ("isolation", record.level),
+            ("missing layers", ", ".join(record.missing_layers)),
+        ]
+    )
+    return [*written, known]
+
+
+def describe_view(reply: sandbox_pb2.DescribeResponse) -> list[RenderableType]:
+    """Level and layers, with the remedy for each that is missing."""
+    known = facts(
+        [
+            ("level", reply.level),
+            ("required", reply.required_level),
+            ("slots", reply.slots),
+            ("profiles", ", ".join(reply.profiles)),
+            ("judge", reply.judge_digest),
+        ]
+    )
+    rows = (
+        (layer.name, "yes" if layer.is_present else "NO", "; ".join(filter(None, (layer.error, layer.remedy))))
+        for layer in reply.layers
+    )
+    return [known, table(("layer", "works", ""), rows)]

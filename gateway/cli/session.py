@@ -1,0 +1,60 @@
+"""A command's way to the gateway: one channel, typed stubs, jobs followed to their end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from smelt.artifact.v1 import artifact_pb2, artifact_pb2_grpc
+from smelt.evaluator.v1 import evaluator_pb2_grpc
+from smelt.importer.v1 import importer_pb2_grpc
+from smelt.inference.v1 import inference_pb2_grpc
+from smelt.job.v1 import job_pb2, job_pb2_grpc
+from smelt.sandbox.v1 import sandbox_pb2_grpc
+
+from gateway.cli import follow
+from gateway.cli.output import Output
+from smeltkit import limits
+from smeltkit.config import environment
+from smeltkit.rpc import channel as rpc
+
+
+class Session:
+    """Stubs of every service and the output of one command."""
+
+    def __init__(self, channel: grpc.aio.Channel, output: Output) -> None:
+        self.output = output
+        self.artifacts = artifact_pb2_grpc.ArtifactServiceStub(channel)
+        self.jobs = job_pb2_grpc.JobServiceStub(channel)
+        self.importer = importer_pb2_grpc.ImporterServiceStub(channel)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
+        self.evaluator = evaluator_pb2_grpc.EvaluatorServiceStub(channel)
+        self.sandbox = sandbox_pb2_grpc.SandboxServiceStub(channel)
+
+    async def call(self, method: Any, request: Message, *, timeout_s: float = limits.CALL_TIMEOUT_DEFAULT_S) -> Any:
+        """The reply of a unary call; raises the SmeltError that it carries."""
+        return await rpc.call(method, request, timeout_s=timeout_s)
+
+    def stream(self, method: Any, request: Any, *, timeout_s: float) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+        """The replies of a streaming call, cancelled when the block is left."""
+        return rpc.stream(method, request, timeout_s=timeout_s)
+
+    async def artifact(self, reference: str) -> artifact_pb2.Artifact:
+        """The artifact of a name or digest; UnknownModel, UnknownArtifact."""
+        request = artifact_pb2.GetArtifactRequest(reference=reference)
+        reply: artifact_pb2.GetArtifactResponse = await self.call(self.artifacts.GetArtifact, request)
+        return reply.artifact
+
+    async def finish(self, job: job_pb2.Job) -> job_pb2.Job:
+        """Follows the job to its end, showing progress; JobFailed or JobCancelled if it gives no result."""
+        return await follow.finish(self, job)
+
+
+@asynccontextmanager
+async def open_session(address: str, output: Output) -> AsyncIterator[Session]:
+    """A session at the gateway at `address`, with the token in SMELT_RPC_TOKEN."""
+    async with rpc.open_channel(address, token=environment().get("SMELT_RPC_TOKEN", "")) as channel:
+        yield Session(channel, output)

@@ -1,0 +1,74 @@
+"""Every setting that the command line and the gateway read: value, source and meaning."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from gateway.config import GatewayConfig
+from gateway.http.config import HttpConfig
+from smeltkit.config import PlatformConfig, environment, smelt_home
+from smeltkit.rpc.server import RpcConfig
+from smeltkit.telemetry.setup import TelemetryConfig
+
+_CONFIGS: tuple[tuple[str, type[Any]], ...] = (
+    ("SMELT_RPC_", RpcConfig),
+    ("SMELT_TELEMETRY_", TelemetryConfig),
+    ("SMELT_PLATFORM_", PlatformConfig),
+    ("SMELT_GATEWAY_", GatewayConfig),
+    ("SMELT_HTTP_", HttpConfig),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One variable. `source` is environment, default or unset; the value of a secret is hidden."""
+
+    variable: str
+    value: str
+    source: str
+    meaning: str
+
+
+def known_settings() -> list[Setting]:
+    """The settings of the command line itself, then those of each part, in the order of their declaration."""
+    environ = environment()
+    own = [
+        ("SMELT_GATEWAY", "", "host:port of the gateway to use; empty for the platform of this machine."),
+        ("SMELT_HOME", str(smelt_home()), "Folder of the local platform's state."),
+    ]
+    settings = [_setting(variable, meaning, environ.get(variable), default) for variable, default, meaning in own]
+    for prefix, config in _CONFIGS:
+        meanings = dict(_meanings(config))
+        for field in dataclasses.fields(config):
+            variable = prefix + field.name.upper()
+            given, default = environ.get(variable), _default(field)
+            if not field.repr and (given or default):
+                given, default = "(hidden)" if given else None, "(hidden)"
+            settings.append(_setting(variable, meanings.get(field.name, ""), given, default))
+    return settings
+
+
+def _setting(variable: str, meaning: str, given: str | None, default: str | None) -> Setting:
+    source = "environment" if given is not None else "unset" if default is None else "default"
+    return Setting(
+        variable=variable, value=given if given is not None else default or "", source=source, meaning=meaning
+    )
+
+
+def _default(field: dataclasses.Field[Any]) -> str | None:
+    return None if field.default is dataclasses.MISSING else str(field.default)
+
+
+def _meanings(config: type[Any]) -> Iterator[tuple[str, str]]:
+    """Each field with the text that stands under it."""
+    (declared,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(declared, ast.ClassDef)
+    for field, below in zip(declared.body, declared.body[1:], strict=False):
+        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+            yield field.target.id, " ".join(str(below.value.value).split())  # type: ignore[attr-defined]
