@@ -41,8 +41,23 @@ class Level(enum.IntEnum):
 LEVELS: Final = tuple(str(level) for level in Level)
 PROFILES: Final = ("bare",)
 """Interpreters on offer: `bare` is the standard library without exec."""
-PRELOAD: Final = tuple(
-    "base64 bisect collections copy decimal fractions functools heapq itertools json math operator random re string typing".split()
+PRELOAD: Final = (
+    "base64",
+    "bisect",
+    "collections",
+    "copy",
+    "decimal",
+    "fractions",
+    "functools",
+    "heapq",
+    "itertools",
+    "json",
+    "math",
+    "operator",
+    "random",
+    "re",
+    "string",
+    "typing",
 )
 """Modules that zygotes import once, because most programs use them."""
 

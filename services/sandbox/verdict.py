@@ -86,6 +86,8 @@ class Record:
     attempts: int = 1
     judge_digest: str = ""
     profile_digest: str = ""
+    refusal: str = ""
+    """Why the tests themselves cannot be used; then there is no verdict."""
 
 
 def decide(evidence: Evidence) -> tuple[Verdict, str]:
@@ -116,7 +118,7 @@ def _first_that_applies(evidence: Evidence) -> tuple[Verdict, str]:
         (cpu_is_spent, Verdict.TIMEOUT_CPU, f"{limits.cpu_s:g} s of CPU used up"),
         (evidence.stop is Stop.JUDGE_CPU, Verdict.TIMEOUT_CPU, "CPU used up on the candidate's values"),
         (evidence.stop is Stop.WALL, Verdict.TIMEOUT_WALL, f"{limits.wall_s:g} s passed"),
-        (said in (Verdict.SYNTAX, Verdict.EXCEPTION, Verdict.WRONG), Verdict(said) if said in _PLAIN else Verdict.WRONG, detail),
+        (said in _PLAIN, Verdict(said) if said in _PLAIN else Verdict.WRONG, detail),
         (said == "lost", Verdict.EXCEPTION, _ending(evidence.status)),
     ]
     for applies, verdict, words in lines:

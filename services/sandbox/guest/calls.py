@@ -97,7 +97,9 @@ class Guest:
             return self._raised(number, error)
 
     def _raised(self, number: int, error: BaseException) -> list[Any]:
-        kind = next((base for base in type.mro(type(error)) if getattr(builtins, base.__name__, None) is base), Exception)
+        kind = next(
+            (base for base in type.mro(type(error)) if getattr(builtins, base.__name__, None) is base), Exception
+        )
         arguments = [item for item in error.args if type(item) in (int, str, float, bool, type(None))]
         encoder = Encoder(self._opaque)
         plain = [encoder.encode(item[:TEXT_MAX_CHARS] if type(item) is str else item) for item in arguments[:8]]
@@ -114,8 +116,9 @@ class Guest:
     def _opaque(self, value: object) -> list[Any]:
         if id(value) in self._callback_numbers:
             return ["cb", self._callback_numbers[id(value)]]
-        if getattr(builtins, getattr(value, "__name__", None) or "", None) is value:
-            return ["bi", value.__name__]  # type: ignore[attr-defined]
+        name = getattr(value, "__name__", None)
+        if type(name) is str and getattr(builtins, name, self) is value:
+            return ["bi", name]
         if id(value) not in self._handles:
             self._handles[id(value)] = len(self._objects)
             self._objects.append(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Final
+from typing import Any, Final
 
 CONTROL: Final = 3
 """Descriptor of the zygote's socket to its supervisor, and of a child's channel."""
@@ -47,5 +47,7 @@ class JailSpec:
     @classmethod
     def from_json(cls, text: str) -> JailSpec:
         """The inverse of `to_json`."""
-        fields = json.loads(text)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        fields: dict[str, Any] = json.loads(text)
+        for name in ("binds", "hidden", "preload"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)

@@ -8,9 +8,10 @@ claims to equal everything, or sorts as it likes, has no say here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 Request = Callable[..., Any]
+T = TypeVar("T")
 _REMOTE_DUNDERS: Final = frozenset(("__name__", "__qualname__", "__doc__", "__annotations__"))
 
 
@@ -112,7 +113,7 @@ def _ask(handle: Handle, operation: str, *args: Any) -> Any:
     return request(operation, object.__getattribute__(handle, "_Handle__number"), args)
 
 
-def _exactly(kind: type, value: Any) -> Any:
-    if type(value) is not kind:
-        raise TypeError(f"the candidate answered with {type(value).__name__} instead of {kind.__name__}")
-    return value
+def _exactly(kind: type[T], value: Any) -> T:
+    if type(value) is kind:
+        return value
+    raise TypeError(f"the candidate answered with {type(value).__name__} instead of {kind.__name__}")

@@ -15,7 +15,8 @@ from typing import Any, Final, NoReturn
 
 from services.sandbox.jail.seal import set_job_limits
 from services.sandbox.jail.spec import CONTROL
-from services.sandbox.judge.program import Failed, Refused, run_program
+from services.sandbox.judge.outcome import Failed, Refused
+from services.sandbox.judge.program import run_program
 from services.sandbox.judge.remote import Remote
 from services.sandbox.wire.frames import Channel, ChannelClosed
 

@@ -15,13 +15,34 @@ import types
 from collections.abc import Callable
 from typing import Any, Final
 
-from services.sandbox.judge.remote import Remote, candidate_detail
 from services.sandbox.judge.outcome import Failed, Refused
+from services.sandbox.judge.remote import Remote, candidate_detail
 from services.sandbox.judge.unittest_form import run_unittest
 
 IMPLICIT_MODULES: Final = frozenset(
-    """bisect cmath collections copy datetime decimal fractions functools heapq itertools json math operator os random
-    re statistics string sys time typing""".split()
+    (
+        "bisect",
+        "cmath",
+        "collections",
+        "copy",
+        "datetime",
+        "decimal",
+        "fractions",
+        "functools",
+        "heapq",
+        "itertools",
+        "json",
+        "math",
+        "operator",
+        "os",
+        "random",
+        "re",
+        "statistics",
+        "string",
+        "sys",
+        "time",
+        "typing",
+    )
 )
 _CACHED_PROGRAMS: Final = 16
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Final
 
 PREFIX: Final = "smelt-sandbox-"
 _V1: Final = ("memory", "pids", "cpuacct")
+_REMOVE_TRIES_MAX: Final = 100
+_REMOVE_PAUSE_S: Final = 0.01
 _NANOSECONDS: Final = 1e-9
 _MICROSECONDS: Final = 1e-6
 
@@ -109,13 +112,12 @@ class Group:
         return _keyed(self._read("cpu.stat"), "usage_usec") * _MICROSECONDS
 
     def close(self) -> None:
-        """Removes the group if it is empty; what is left goes at the next start."""
+        """Removes the group once its last process is gone; what is left goes at the next start."""
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
         for folder in self._folders.values():
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            _remove(folder)
 
     def _limit_memory(self, memory_bytes: int) -> None:
         if self._version == 2:
@@ -144,6 +146,14 @@ class Group:
 
     def _write(self, name: str, value: int) -> None:
         os.pwrite(self._open(name), b"%d" % value, 0)
+
+
+def _remove(folder: Path) -> None:
+    """A killed process leaves its group a moment later."""
+    for _ in range(_REMOVE_TRIES_MAX):
+        with contextlib.suppress(OSError):
+            return folder.rmdir()
+        time.sleep(_REMOVE_PAUSE_S)
 
 
 def _keyed(text: str, key: str) -> int:

@@ -1,4 +1,4 @@
-"""The system call filter: an allow-list as data, compiled to classic BPF.
+"""The system call filter: the allow-list beside this file, compiled to classic BPF.
 
 What is not listed answers EPERM, so that an honest program sees an OSError and stays judgeable. The filter is installed
 in the zygote and inherited, hence it also lets pass what the zygote needs to seal a child; without capabilities those
@@ -8,9 +8,12 @@ calls can do nothing. It does not protect against bugs in the calls that it lets
 from __future__ import annotations
 
 import errno
+import functools
+import platform
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from services.sandbox.kernel.libc import CLONE_NEWPID
@@ -24,25 +27,6 @@ X32_BIT: Final = 0x40000000
 _LOAD_WORD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _OFFSET_NUMBER, _OFFSET_ARCHITECTURE, _OFFSET_ARGUMENTS = 0, 4, 16
 
-FILES: Final = """read write open openat close stat fstat lstat newfstatat statx lseek pread64 pwrite64 readv writev preadv
-pwritev preadv2 pwritev2 access faccessat faccessat2 pipe pipe2 dup dup2 dup3 fcntl flock fsync fdatasync truncate
-ftruncate getdents getdents64 getcwd chdir fchdir rename renameat renameat2 mkdir mkdirat rmdir creat link linkat unlink
-unlinkat symlink symlinkat readlink readlinkat chmod fchmod fchmodat umask utime utimes utimensat futimesat statfs
-fstatfs fallocate fadvise64 sendfile copy_file_range close_range sync_file_range""".split()
-MEMORY: Final = "mmap mprotect munmap brk mremap msync mincore madvise membarrier".split()
-SIGNALS: Final = """rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack pause
-alarm getitimer setitimer restart_syscall""".split()
-WAITING: Final = """poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
-eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime signalfd signalfd4 nanosleep clock_nanosleep sched_yield
-futex set_robust_list get_robust_list""".split()
-PROCESS: Final = """getpid gettid getppid getpgrp getpgid setpgid getsid setsid getuid geteuid getgid getegid getgroups
-getresuid getresgid exit exit_group wait4 waitid set_tid_address rseq getrusage getrlimit setrlimit times sysinfo uname
-gettimeofday time clock_gettime clock_getres getrandom getcpu getpriority sched_getaffinity sched_getparam
-sched_getscheduler sched_get_priority_max sched_get_priority_min pidfd_open""".split()
-SOCKETS: Final = """sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg shutdown bind connect listen accept accept4
-getsockname getpeername setsockopt getsockopt""".split()
-SEALING: Final = "setresuid setresgid capset landlock_create_ruleset landlock_add_rule landlock_restrict_self".split()
-FORKING: Final = "fork vfork kill tgkill tkill".split()
 
 NAMESPACE_FLAGS: Final = 0x7E020080
 CLONE_THREAD: Final = 0x10000
@@ -76,11 +60,19 @@ class FilterPolicy:
 
 def policy_calls(policy: FilterPolicy) -> list[str]:
     """The calls that pass whatever their arguments are."""
-    groups = [FILES, MEMORY, SIGNALS, WAITING, PROCESS, SOCKETS, SEALING]
-    groups += [FORKING] if policy.can_fork else []
-    groups += [["execve", "execveat"]] if policy.can_exec else []
-    groups += [["memfd_create"]] if policy.can_memfd else []
-    return [name for group in groups for name in group]
+    switches = {"forking": policy.can_fork, "exec": policy.can_exec, "memfd": policy.can_memfd}
+    return [name for group, names in allowed_groups().items() if switches.get(group, True) for name in names]
+
+
+@functools.cache
+def allowed_groups() -> Mapping[str, list[str]]:
+    """The checked-in allow-list: group to names."""
+    groups: dict[str, list[str]] = {}
+    for line in Path(__file__).with_name("allowed.txt").read_text(encoding="ascii").splitlines():
+        group, *names = line.split()
+        if group != "#":
+            groups.setdefault(group, []).extend(names)
+    return groups
 
 
 def policy_rules(policy: FilterPolicy) -> list[Rule]:
@@ -143,8 +135,6 @@ def _ranges(values: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def _architecture_number(architecture: str) -> int:
-    import platform
-
     return AUDIT_ARCHITECTURES[architecture or platform.machine()]
 
 

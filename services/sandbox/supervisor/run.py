@@ -31,7 +31,9 @@ class Judge(Protocol):
 class Run:
     """One candidate at work. `watch` returns when it is decided or stopped; nothing is killed here."""
 
-    def __init__(self, job: Job, candidate: Child, judge: Judge | None, output: Output, meter: Meter, cancel: int) -> None:
+    def __init__(
+        self, job: Job, candidate: Child, judge: Judge | None, output: Output, meter: Meter, cancel: int
+    ) -> None:
         self._job = job
         self._candidate = candidate
         self._judge = judge

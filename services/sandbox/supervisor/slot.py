@@ -8,13 +8,11 @@ import dataclasses
 import fcntl
 import os
 import socket
-from collections.abc import Callable
 from typing import Any, Final
 
 from services.sandbox.guest.runner import MARK_EMPTY, MARK_MEMORY, MARK_SYNTAX
-from services.sandbox.jail.spec import JailSpec
 from services.sandbox.job import Job
-from services.sandbox.kernel.cgroups import Group, Hierarchy
+from services.sandbox.kernel.cgroups import Group
 from services.sandbox.policy import (
     ADDRESS_SPACE_EXTRA_BYTES,
     FILE_BYTES,
@@ -27,6 +25,7 @@ from services.sandbox.supervisor.compare import outputs_match
 from services.sandbox.supervisor.meter import GroupMeter, Meter, TreeMeter
 from services.sandbox.supervisor.output import Output
 from services.sandbox.supervisor.run import Run
+from services.sandbox.supervisor.spec import SlotSpec
 from services.sandbox.supervisor.zygote import Child, Ending, JailRefused, Zygote, ZygoteLost
 from services.sandbox.verdict import Evidence, Record, Verdict, decide
 from services.sandbox.wire.frames import Channel, ChannelClosed
@@ -40,26 +39,6 @@ SELF_TEST: Final = Job(
     exports=("double",),
     limits=Limits(cpu_s=5.0, wall_s=10.0),
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SlotSpec:
-    """How a slot is built, and what every record of it says."""
-
-    index: int
-    core: int
-    """The one core of everything in the slot."""
-    level: str
-    missing_layers: tuple[str, ...]
-    candidate: JailSpec
-    judge: JailSpec
-    uid_base: int
-    """First of four host uids of this slot."""
-    hierarchy: Hierarchy | None
-    """Where its control group is made; None without."""
-    group_name: str
-    judge_digest: str
-    profile_digest: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +136,12 @@ class Slot:
         os.close(candidate.stdin)
         limits = job.limits
         memory_bytes = limits.memory_bytes + ADDRESS_SPACE_EXTRA_BYTES[self._group is not None]
-        guest_limits = {"cpu_s": limits.cpu_s, "memory_bytes": memory_bytes, "pids": limits.pids, "file_bytes": FILE_BYTES}
+        guest_limits = {
+            "cpu_s": limits.cpu_s,
+            "memory_bytes": memory_bytes,
+            "pids": limits.pids,
+            "file_bytes": FILE_BYTES,
+        }
         with contextlib.suppress(ChannelClosed):
             _channel(candidate.channel).send(
                 {
@@ -214,6 +198,7 @@ class Slot:
             limits=job.limits,
             judge_digest=self._spec.judge_digest,
             profile_digest=self._spec.profile_digest,
+            refusal=evidence.detail if evidence.said == "refused" else "",
         )
 
     def _is_sound(self, cancel: int) -> bool:

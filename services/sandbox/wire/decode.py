@@ -109,7 +109,7 @@ class Decoder:
     def read_datetime(self, data: list[Any]) -> Any:
         offset = data[9]
         zone = None if offset is None else timezone(timedelta(microseconds=offset))
-        return datetime(*data[1:8], fold=data[8], tzinfo=zone)
+        return datetime(*data[1:8], zone, fold=data[8])  # type: ignore[misc, call-arg]
 
 
 def _named_tuple(fields: tuple[str, ...]) -> Any:
@@ -118,7 +118,8 @@ def _named_tuple(fields: tuple[str, ...]) -> Any:
     if known is None:
         if len(fields) > FIELDS_MAX or not all(type(f) is str and f.isidentifier() and f[0] != "_" for f in fields):
             raise MalformedValue("bad field names")
-        known = collections.namedtuple("NamedTuple", fields)._make  # noqa: PYI024
+        make: Any = collections.namedtuple
+        known = make("NamedTuple", fields)._make
         if len(_NAMED_TUPLES) < FIELDS_MAX:
             _NAMED_TUPLES[fields] = known
     return known

@@ -1,8 +1,8 @@
 """Python values as tagged JSON, so that only exact builtin values can come out of the decoder.
 
 Scalars cross as themselves, everything else as `[tag, ...]`. Mutable containers and tuples carry an index: sharing and
-cycles survive, and a later frame can name the same object by `["r", index]`. A subclass of a builtin crosses as its base
-content, read by the base class's own methods. What is none of this is `opaque`: a reference that the side makes of it.
+cycles survive, and a later frame can name the same object by `["r", index]`. A subclass of a builtin crosses as its
+base content, read by the base class's own methods. What is none of this is `opaque`: a reference that the side makes.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Encoder:
     def write_list(self, value: list[Any]) -> Any:
         kinds = set(map(type, list.__iter__(value)))
         is_flat = (
-            (kinds == _INT_ONLY and -_SMALL <= min(value) and max(value) <= _SMALL)
+            (kinds == _INT_ONLY and max(max(value), -min(value)) <= _SMALL)
             or (kinds == _FLOAT_ONLY and all(map(isfinite, value)))
             or (kinds == _STR_ONLY and "".join(value).isascii())
         )
@@ -109,7 +109,7 @@ class Encoder:
         return self.write_items("d", value, flat)
 
     def write_deque(self, value: collections.deque[Any]) -> Any:
-        bound = collections.deque.maxlen.__get__(value)  # type: ignore[attr-defined]
+        bound = collections.deque.maxlen.__get__(value)
         return self.write_items("q", value, collections.deque.__iter__(value), bound)
 
     def write_bytearray(self, value: bytearray) -> Any:

@@ -1,0 +1,76 @@
+"""From what the host gives to how each slot is built."""
+
+from __future__ import annotations
+
+import os
+
+from services.sandbox.config import UIDS_PER_SLOT, SandboxConfig
+from services.sandbox.doctor import Isolation
+from services.sandbox.interpreter import find_interpreter, judge_digest
+from services.sandbox.jail.spec import JailSpec
+from services.sandbox.kernel.cgroups import Hierarchy, find_hierarchy, prepare
+from services.sandbox.kernel.landlock import landlock_abi
+from services.sandbox.kernel.seccomp import FilterPolicy, build_filter
+from services.sandbox.policy import PRELOAD, TMP_INODES, Level, Limits
+from services.sandbox.supervisor.spec import SlotSpec
+
+
+def slot_specs(config: SandboxConfig, isolation: Isolation, level: Level) -> list[SlotSpec]:
+    """One spec a slot at `level`; also removes control groups that earlier lives left."""
+    hierarchy = _hierarchy(level)
+    return [_slot_spec(index, config, isolation, level, hierarchy) for index in range(config.slot_count)]
+
+
+def missing_layers(isolation: Isolation, level: Level) -> tuple[str, ...]:
+    """Layers that the best level has and a slot at `level` lacks."""
+    left_out = {
+        Level.JAIL: (),
+        Level.ROOTLESS: ("own-uids", "cgroup"),
+        Level.CONFINED: ("user-namespace", "namespaces", "nested-pid-namespace", "root", "own-uids", "cgroup"),
+    }[level]
+    return tuple(dict.fromkeys((*left_out, *isolation.missing)))
+
+
+def _slot_spec(
+    index: int, config: SandboxConfig, isolation: Isolation, level: Level, hierarchy: Hierarchy | None
+) -> SlotSpec:
+    cores = sorted(os.sched_getaffinity(0))
+    interpreter = find_interpreter()
+    return SlotSpec(
+        index=index,
+        core=cores[index % len(cores)],
+        level=str(level),
+        missing_layers=missing_layers(isolation, level),
+        candidate=_jail_spec("candidate", isolation, level, Limits().tmp_bytes),
+        judge=_jail_spec("judge", isolation, level, 0),
+        uid_base=config.uid_base + UIDS_PER_SLOT * index,
+        hierarchy=hierarchy,
+        group_name=f"{os.getpid()}-{index}",
+        judge_digest=judge_digest(),
+        profile_digest=interpreter.digest,
+    )
+
+
+def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int) -> JailSpec:
+    interpreter = find_interpreter()
+    policy = FilterPolicy(can_fork=level > Level.CONFINED, can_memfd=level is Level.JAIL)
+    return JailSpec(
+        role=role,
+        namespaces=level > Level.CONFINED,
+        own_uids=level is Level.JAIL,
+        binds=interpreter.binds,
+        hidden=interpreter.hidden,
+        landlock_abi=landlock_abi() if isolation.has("landlock") else 0,
+        filter_hex=build_filter(policy).hex(),
+        tmp_bytes=tmp_bytes,
+        tmp_inodes=TMP_INODES,
+        preload=PRELOAD,
+    )
+
+
+def _hierarchy(level: Level) -> Hierarchy | None:
+    if level is not Level.JAIL:
+        return None
+    hierarchy = find_hierarchy()
+    prepare(hierarchy)
+    return hierarchy

@@ -1,0 +1,112 @@
+"""Wire messages to jobs and records to wire messages."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from smelt.sandbox.v1 import sandbox_pb2 as pb
+
+from services.sandbox.admission import admit
+from services.sandbox.doctor import Isolation
+from services.sandbox.job import Job
+from services.sandbox.policy import HEAD_MAX_BYTES, Limits, check_profile
+from services.sandbox.verdict import Record
+from smeltkit.errors import BadCode
+
+_FORMS: Final = {
+    pb.FORM_CHECK: "check",
+    pb.FORM_ASSERTS: "asserts",
+    pb.FORM_UNITTEST: "unittest",
+    pb.FORM_STDIO: "stdio",
+}
+_MODES: Final = {
+    pb.MODE_UNSPECIFIED: "",
+    pb.MODE_SPLIT: "split",
+    pb.MODE_INSIDE: "inside",
+    pb.MODE_STDIO: "stdio",
+}
+_MODE_NUMBERS: Final = {name: number for number, name in _MODES.items()}
+_LIMITS: Final = ("cpu_s", "wall_s", "memory_bytes", "pids", "output_bytes", "tmp_bytes")
+
+
+def to_judge_job(candidate: pb.Candidate, judge_key: str) -> Job:
+    """The checked job behind `candidate`; BadCode, UnsupportedOption. Jobs of one `judge_key` may share a judge."""
+    check_profile(candidate.profile)
+    if candidate.form not in _FORMS:
+        raise BadCode("form is not set; choose check, asserts, unittest or stdio")
+    job = Job(
+        code=candidate.code,
+        form=_FORMS[candidate.form],
+        tests=candidate.tests,
+        preamble=candidate.preamble,
+        setup=candidate.setup,
+        entry_point=candidate.entry_point,
+        exports=tuple(candidate.exports),
+        stdin=candidate.stdin,
+        expected_stdout=candidate.expected_stdout,
+        is_exact=candidate.compare == pb.COMPARE_EXACT,
+        seed=candidate.seed,
+        limits=to_limits(candidate.limits),
+        judge_key=judge_key,
+    )
+    return admit(job, _MODES.get(candidate.mode, "?"))
+
+
+def to_program_job(request: pb.ExecuteRequest) -> Job:
+    """The checked job of a program without tests; BadCode, UnsupportedOption."""
+    check_profile(request.profile)
+    return admit(Job(code=request.code, form="program", stdin=request.stdin, limits=to_limits(request.limits)))
+
+
+def to_limits(message: pb.Limits) -> Limits:
+    """Bounds with defaults for what is unset; BadCode outside the ranges."""
+    return Limits.from_request({name: getattr(message, name) for name in _LIMITS if message.HasField(name)})
+
+
+def from_limits(limits: Limits) -> pb.Limits:
+    """The bounds as a message, every field set."""
+    return pb.Limits(**{name: getattr(limits, name) for name in _LIMITS})
+
+
+def from_record(record: Record) -> pb.Record:
+    """The record as a message; streams are decoded with replacement, heads only."""
+    message = pb.Record(
+        verdict=pb.Verdict.Value(f"VERDICT_{record.verdict.name}"),
+        detail=record.detail,
+        mode=_MODE_NUMBERS[record.mode],
+        level=record.level,
+        missing_layers=record.missing_layers,
+        calls=record.calls,
+        cpu_s=record.cpu_s,
+        wall_s=record.wall_s,
+        judge_s=record.judge_s,
+        peak_bytes=record.peak_bytes,
+        stdout_head=_text(record.stdout),
+        stderr_head=_text(record.stderr),
+        output_bytes=record.output_bytes,
+        signal=record.signal,
+        limits=from_limits(record.limits),
+        attempts=record.attempts,
+        judge_digest=record.judge_digest,
+        profile_digest=record.profile_digest,
+    )
+    if record.exit_status is not None:
+        message.exit_status = record.exit_status
+    return message
+
+
+def to_layers(isolation: Isolation) -> list[pb.Layer]:
+    """Every probed layer as a message."""
+    return [
+        pb.Layer(name=layer.name, is_present=layer.is_present, error=layer.error, remedy=layer.remedy)
+        for layer in isolation.layers
+    ]
+
+
+def from_record_and_streams(record: Record) -> dict[str, Any]:
+    """Fields of ExecuteResponse."""
+    return {"record": from_record(record), "stdout": record.stdout, "stderr": record.stderr}
+
+
+def _text(raw: bytes) -> str:
+    return raw[:HEAD_MAX_BYTES].decode("utf-8", "replace")

@@ -1,0 +1,77 @@
+"""The sandbox's calls, translated: request to job, record to answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from smelt.sandbox.v1 import sandbox_pb2 as pb
+from smelt.sandbox.v1 import sandbox_pb2_grpc
+
+from services.sandbox.admission import check_level
+from services.sandbox.batch import judge_all
+from services.sandbox.interpreter import judge_digest
+from services.sandbox.messages import (
+    from_limits,
+    from_record,
+    from_record_and_streams,
+    to_judge_job,
+    to_layers,
+    to_program_job,
+)
+from services.sandbox.policy import PROFILES, Limits
+from services.sandbox.sandbox import Sandbox
+from services.sandbox.verdict import Record
+from smeltkit import telemetry
+from smeltkit.ids import new_id
+from smeltkit.rpc.context import RpcContext
+
+
+class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
+    """Serves one sandbox."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    async def Execute(self, request: pb.ExecuteRequest, context: RpcContext) -> pb.ExecuteResponse:
+        """Runs a program; an outcome, no verdict on correctness."""
+        record = await self._sandbox.pool.run(to_program_job(request))
+        return pb.ExecuteResponse(**from_record_and_streams(record))
+
+    async def Judge(self, request: pb.JudgeRequest, context: RpcContext) -> pb.JudgeResponse:
+        """Judges one candidate, in a judge process of its own."""
+        record = await self._judge(request.candidate, judge_key="", can_wait=False)
+        return pb.JudgeResponse(record=from_record(record))
+
+    async def JudgeBatch(
+        self, request_iterator: AsyncIterator[pb.JudgeBatchRequest], context: RpcContext
+    ) -> AsyncIterator[pb.JudgeBatchResponse]:
+        """Judges many; answers in order of completion. The stream's flow control is the back-pressure."""
+        key = new_id("batch")
+
+        async def judge(request: pb.JudgeBatchRequest) -> pb.JudgeBatchResponse:
+            record = await self._judge(request.candidate, judge_key=key, can_wait=True)
+            return pb.JudgeBatchResponse(id=request.id, record=from_record(record))
+
+        async for response in judge_all(request_iterator, judge, parallel=2 * self._sandbox.pool.slots):
+            yield response
+
+    async def Describe(self, request: pb.DescribeRequest, context: RpcContext) -> pb.DescribeResponse:
+        """Isolation level, layers, profiles and bounds."""
+        return pb.DescribeResponse(
+            level=str(self._sandbox.level),
+            required_level=self._sandbox.config.level,
+            layers=to_layers(self._sandbox.isolation),
+            profiles=PROFILES,
+            default_limits=from_limits(Limits()),
+            slots=self._sandbox.pool.slots,
+            judge_digest=await asyncio.to_thread(judge_digest),
+        )
+
+    async def _judge(self, candidate: pb.Candidate, *, judge_key: str, can_wait: bool) -> Record:
+        check_level(candidate.min_level, self._sandbox.level)
+        job = to_judge_job(candidate, judge_key)
+        with telemetry.span("smelt.sandbox.judge") as span:
+            record = await self._sandbox.pool.run(job, rerun=candidate.rerun, can_wait=can_wait)
+            span.set_attribute("smelt.verdict", str(record.verdict))
+        return record
