@@ -1,0 +1,71 @@
+"""Services as real processes for tests: `python -m services.X` on a free loopback port, killed at the end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from smeltkit.config import environment
+from smeltkit.servers import free_ports
+
+_START_TIMEOUT_S: Final = 60.0
+
+
+class ServiceProcess:
+    """One process of a service; killed and started again at will, always on the same port."""
+
+    def __init__(self, name: str, settings: Mapping[str, str], log: Path) -> None:
+        self.address = f"127.0.0.1:{free_ports(1)[0]}"
+        self._name, self._log = name, log
+        self._settings = environment({**settings, "SMELT_RPC_LISTEN": self.address})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts the process and waits until it is healthy; RuntimeError with its log if it does not become so."""
+        with self._log.open("ab") as log:
+            command = [sys.executable, "-m", f"services.{self._name}"]
+            self._process = subprocess.Popen(command, env=self._settings, stdout=log, stderr=log)
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self._is_healthy():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{self._name} did not become healthy:\n{self.log}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Ends the process by SIGKILL; nothing happens if it does not run."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    @property
+    def log(self) -> str:
+        """What the process wrote so far."""
+        return self._log.read_text(errors="replace")
+
+    def _is_healthy(self) -> bool:
+        with grpc.insecure_channel(self.address) as channel:
+            try:
+                answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+            except grpc.RpcError:
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@contextmanager
+def service_process(name: str, settings: Mapping[str, str], folder: Path) -> Iterator[ServiceProcess]:
+    """A running, healthy service with these environment settings; its log lies in `folder`."""
+    process = ServiceProcess(name, settings, folder / f"{name}.log")
+    try:
+        process.start()
+        yield process
+    finally:
+        process.kill()
