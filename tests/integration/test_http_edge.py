@@ -1,0 +1,356 @@
+"""The OpenAI-compatible edge, asked by OpenAI's own client and by raw HTTP, before an inference service on gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from edge_fakes import MODEL, WORDS, Served, served_edge
+
+from gateway.http.keys import hash_key
+from smeltkit.testing.waiting import eventually
+
+TEXT = "".join(WORDS)
+HELLO: list[Any] = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+async def edge() -> AsyncIterator[Served]:
+    """An edge with default settings."""
+    async with served_edge() as served:
+        yield served
+
+
+@pytest.fixture
+async def client(edge: Served) -> AsyncIterator[openai.AsyncOpenAI]:
+    """OpenAI's client; it must not repeat requests here."""
+    async with openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def http(edge: Served) -> AsyncIterator[httpx.AsyncClient]:
+    """A plain HTTP client."""
+    async with httpx.AsyncClient(base_url=edge.url) as client:
+        yield client
+
+
+def chat(content: str | list[Any], **fields: Any) -> dict[str, Any]:
+    """A chat request's body."""
+    return {"model": "ore-11m", "messages": [{"role": "user", "content": content}], **fields}
+
+
+async def test_chat_completion_has_message_finish_reason_usage_and_effective_settings(
+    edge: Served, client: openai.AsyncOpenAI
+) -> None:
+    """R-034 and R-037."""
+    answer = await client.chat.completions.create(model="ore-11m", messages=HELLO, temperature=0.7, seed=3, top_p=0.9)
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (TEXT, "stop")
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (7, 6, 13)
+    used = answer.model_extra["smelt"] if answer.model_extra else None
+    assert used["sampling"] == {
+        "temperature": 0.7,
+        "top_k": 0,
+        "top_p": 0.9,
+        "min_p": 0,
+        "repetition_penalty": 1,
+        "seed": 3,
+    }
+    assert (used["model"], used["engine"], used["dtype"], used["warnings"]) == (MODEL, "fake", "Q8_0", [])
+    sent = edge.inference.requests[0]
+    assert (sent.model, sent.max_tokens, sent.logprobs) == (MODEL, 0, -1)
+
+
+async def test_streamed_chat_equals_the_whole_one(client: openai.AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(
+        model="ore-11m", messages=HELLO, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == TEXT
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + ["stop"]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[-1].choices == [] and chunks[-1].usage is not None
+    assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].usage.completion_tokens == len(WORDS)
+    assert chunks[-2].model_extra is not None and chunks[-2].model_extra["smelt"]["engine"] == "fake"
+
+
+async def test_stream_without_usage_has_no_usage_chunk(client: openai.AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(model="ore-11m", messages=HELLO, stream=True)
+    assert all(chunk.choices and chunk.usage is None for chunk in [chunk async for chunk in stream])
+
+
+async def test_text_completion_whole_and_streamed(edge: Served, client: openai.AsyncOpenAI) -> None:
+    """R-037: raw text to an instruct model is answered, with the warning in the reply."""
+    whole = await client.completions.create(model="ore-11m:q8_0", prompt="def f", max_tokens=3, stop=["\n\n"])
+    assert (whole.choices[0].text, whole.choices[0].finish_reason) == ("".join(WORDS[:3]), "length")
+    assert whole.model_extra is not None and "instruct" in whole.model_extra["smelt"]["warnings"][0]
+    stream = await client.completions.create(model="ore-11m", prompt="def f", stream=True)
+    assert "".join([chunk.choices[0].text async for chunk in stream]) == TEXT
+    sent = edge.inference.requests[0]
+    assert (sent.text, sent.max_tokens, list(sent.stop)) == ("def f", 3, ["\n\n"])
+
+
+@pytest.mark.parametrize("prompt", [[1, 2, 3], [5]])
+async def test_prompt_may_be_token_ids(edge: Served, client: openai.AsyncOpenAI, prompt: list[int]) -> None:
+    await client.completions.create(model="ore-11m", prompt=prompt)
+    assert list(edge.inference.requests[0].tokens.ids) == prompt
+
+
+async def test_prompt_may_be_a_list_with_one_text(edge: Served, client: openai.AsyncOpenAI) -> None:
+    await client.completions.create(model="ore-11m", prompt=["one"])
+    assert edge.inference.requests[0].text == "one"
+
+
+async def test_model_may_be_a_digest_and_content_may_come_in_parts(edge: Served, client: openai.AsyncOpenAI) -> None:
+    parts: list[Any] = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    answer = await client.chat.completions.create(model=MODEL, messages=parts)
+    assert answer.model == MODEL
+    assert edge.inference.requests[0].chat.messages[0].content == "ab"
+
+
+async def test_logprobs_of_a_chat_carry_bytes_and_alternatives(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(model="ore-11m", messages=HELLO, logprobs=True, top_logprobs=2)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None
+    assert [token.token for token in logprobs.content] == list(WORDS)
+    assert bytes(logprobs.content[-1].bytes or []).decode() == WORDS[-1]
+    assert [len(token.top_logprobs) for token in logprobs.content] == [2] * len(WORDS)
+
+
+async def test_logprobs_of_a_text_carry_offsets_also_in_a_stream(client: openai.AsyncOpenAI) -> None:
+    whole = await client.completions.create(model="ore-11m", prompt="x", logprobs=1)
+    assert whole.choices[0].logprobs is not None
+    offsets = whole.choices[0].logprobs.text_offset
+    assert offsets is not None and [TEXT[at:].startswith(word) for at, word in zip(offsets, WORDS, strict=True)]
+    stream = await client.completions.create(model="ore-11m", prompt="x", logprobs=1, stream=True)
+    logprobs = [chunk.choices[0].logprobs async for chunk in stream]
+    assert [at for one in logprobs if one is not None for at in one.text_offset or []] == offsets
+
+
+async def test_models_are_listed_and_found_by_name(client: openai.AsyncOpenAI) -> None:
+    assert [model.id async for model in client.models.list()] == ["ore-11m", "ore-11m:q8_0"]
+    assert (await client.models.retrieve("ore-11m")).id == "ore-11m"
+    for name in ("nope", "report"):
+        with pytest.raises(openai.NotFoundError) as raised:
+            await client.models.retrieve(name)
+        assert raised.value.code == "UNKNOWN_MODEL"
+
+
+async def test_unknown_model_is_a_typed_error_with_our_reason(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as raised:
+        await client.chat.completions.create(model="nope", messages=HELLO)
+    assert (raised.value.code, raised.value.type) == ("UNKNOWN_MODEL", "not_found_error")
+    assert raised.value.request_id
+
+
+async def test_full_queue_says_when_to_try_again(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.RateLimitError) as raised:
+        await client.chat.completions.create(
+            model="ore-11m", messages=[{"role": "user", "content": "full"}], stream=True
+        )
+    assert raised.value.code == "TOO_MANY_REQUESTS"
+    assert raised.value.response.headers["retry-after"] == "7"
+
+
+async def test_error_of_the_inference_service_keeps_reason_and_field(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        await client.chat.completions.create(model="ore-11m", messages=HELLO, temperature=11)
+    assert (raised.value.code, raised.value.param) == ("BAD_SAMPLING", "temperature")
+
+
+async def test_error_after_the_first_byte_is_an_event_and_the_end(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/chat/completions", json=chat("die", stream=True))
+    events = answer.text.strip().split("\n\n")
+    assert answer.status_code == 200 and events[0].startswith("data: ")
+    kind, data = events[-1].split("\n")
+    assert kind == "event: error"
+    assert json.loads(data.removeprefix("data: "))["error"]["code"] == "ENGINE_UNAVAILABLE"
+    assert "[DONE]" not in answer.text
+
+
+async def test_error_event_is_an_error_for_the_official_client(client: openai.AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(
+        model="ore-11m", messages=[{"role": "user", "content": "die"}], stream=True
+    )
+    with pytest.raises(openai.APIError, match="engine died"):
+        [chunk async for chunk in stream]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_completion_without_finish_reason_is_an_error(http: httpx.AsyncClient, stream: bool) -> None:
+    """R-034: a cut answer is never passed off as a whole one."""
+    answer = await http.post("/v1/chat/completions", json=chat("forget", stream=stream))
+    assert "ENGINE_UNAVAILABLE" in answer.text
+    assert answer.status_code == (200 if stream else 503)
+
+
+async def test_unexpected_error_tells_nothing_of_the_inside(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/chat/completions", json=chat("bug"))
+    assert answer.status_code == 500 and "secret" not in answer.text
+    assert answer.json()["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize(("word", "stream"), [("hang", True), ("hang", False), ("prefill", True), ("prefill", False)])
+async def test_client_that_leaves_frees_its_slot_within_a_second(edge: Served, word: str, stream: bool) -> None:
+    """Also before the first token, and when nothing is streamed."""
+    async with httpx.AsyncClient(base_url=edge.url) as leaving:
+        task = asyncio.ensure_future(leaving.post("/v1/chat/completions", json=chat(word, stream=stream)))
+        await eventually(lambda: edge.inference.running == 1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await eventually(lambda: edge.inference.running == 0, timeout_s=1.0)
+
+
+async def test_silence_gets_a_comment_line_before_and_within_the_answer() -> None:
+    async with served_edge(keepalive_s=0.1) as edge, httpx.AsyncClient(base_url=edge.url) as http:
+        answer = await http.post("/v1/chat/completions", json=chat("pause", stream=True))
+        assert answer.text.count(": keep-alive\n\n") >= 2
+        assert answer.text.endswith("data: [DONE]\n\n")
+        async with http.stream("POST", "/v1/chat/completions", json=chat("prefill", stream=True)) as waiting:
+            assert await anext(waiting.aiter_text()) == ": keep-alive\n\n"
+        await eventually(lambda: edge.inference.running == 0)
+
+
+async def test_stream_headers_forbid_caching_and_buffering(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/chat/completions", json=chat("x", stream=True))
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-store", "no")
+
+
+async def test_request_id_of_the_client_is_kept_and_passed_on(edge: Served, http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/chat/completions", json=chat("x"), headers={"x-request-id": "my-1"})
+    assert answer.headers["x-request-id"] == edge.inference.requests[0].request_id == "my-1"
+    answer = await http.get("/healthz", headers={"x-request-id": "a b; c"})
+    assert answer.headers["x-request-id"].startswith("req-")
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        (chat("x", tools=[]), "tools", "not supported"),
+        (chat("x", temprature=1), "temprature", "did you mean temperature"),
+        (chat("x", n=2), "n", "1"),
+        (chat("x", frequency_penalty=0.5), "frequency_penalty", "0"),
+        (chat("x", max_tokens=0), "max_tokens", "greater than or equal to 1"),
+        (chat("x", max_tokens="5"), "max_tokens", "integer"),
+        (chat("x", seed=-1), "seed", "greater than or equal to 0"),
+        (chat("x", top_logprobs=2), None, "only with logprobs"),
+        (chat("x", logprobs=True, top_logprobs=21), "top_logprobs", "less than or equal to 20"),
+        (chat("x", stream_options={"include_usage": True}), None, "only with stream"),
+        (chat("x", max_tokens=1, max_completion_tokens=2), None, "differ"),
+        (chat("x", stop=["a"] * 17), "stop", "16"),
+        ({"model": "ore-11m", "messages": []}, "messages", "at least 1"),
+        ({"model": "ore-11m", "messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "system"),
+        ({"messages": []}, "model", "required"),
+        (chat([{"type": "image_url", "image_url": {"url": "x"}}]), "messages.0.content", "parts must be"),
+    ],
+)
+async def test_bad_field_is_refused_by_name(
+    edge: Served, http: httpx.AsyncClient, body: dict[str, Any], param: str | None, message: str
+) -> None:
+    answer = await http.post("/v1/chat/completions", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "BAD_REQUEST")
+    assert message in error["message"]
+    assert param is None or (error["param"] or "").startswith(param)
+    assert edge.inference.requests == []
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"model": NaN}', b"\xff\xfe"])
+async def test_body_that_is_no_json_object_is_a_bad_request(http: httpx.AsyncClient, data: bytes) -> None:
+    answer = await http.post("/v1/completions", content=data, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "BAD_REQUEST")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [(["a", "b"], "prompt"), ([1, -1], "prompt.ids.1"), ([[1]], "prompt.ids.0"), (5, "prompt.text")],
+)
+async def test_bad_prompt_is_refused_by_name(http: httpx.AsyncClient, prompt: Any, param: str) -> None:
+    answer = await http.post("/v1/completions", json={"model": "ore-11m", "prompt": prompt})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_other_content_types_are_refused(http: httpx.AsyncClient) -> None:
+    """A web page can send text/plain across origins without asking, but not JSON."""
+    answer = await http.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
+    assert answer.status_code == 400 and "application/json" in answer.json()["error"]["message"]
+
+
+async def test_large_request_is_refused_while_it_arrives() -> None:
+    async with served_edge(request_max_bytes=2048) as edge, httpx.AsyncClient(base_url=edge.url) as http:
+        answer = await http.post("/v1/chat/completions", json=chat("x" * 4096))
+        assert answer.status_code == 400 and "2048 bytes" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/nope"),
+        ("GET", "/v1/completions"),
+        ("POST", "/"),
+        ("DELETE", "/v1/models"),
+        ("GET", "//v1/models"),
+    ],
+)
+async def test_unknown_address_or_method_has_an_openai_body(http: httpx.AsyncClient, method: str, path: str) -> None:
+    answer = await http.request(method, path)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
+
+
+async def test_keys_let_in_and_keep_out(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# holders\nalice {hash_key('sk-alice')}\nbob {hash_key('sk-bob')}  # second\n")
+    async with served_edge(api_keys_file=str(file)) as edge, httpx.AsyncClient(base_url=edge.url) as http:
+        for header, status in [
+            ("Bearer sk-bob", 200),
+            ("bearer sk-alice", 200),
+            ("Bearer sk-eve", 401),
+            ("", 401),
+            ("Basic sk-alice", 401),
+            (f"Bearer {hash_key('sk-alice')}", 401),
+        ]:
+            answer = await http.get("/v1/models", headers={"authorization": header})
+            assert answer.status_code == status, header
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.json()["error"]["code"] == "BAD_API_KEY"
+        assert (await http.get("/metrics")).status_code == 401
+        assert (await http.get("/healthz")).status_code == 200, "probes have no key"
+
+
+async def test_readiness_names_what_is_missing(edge: Served, http: httpx.AsyncClient) -> None:
+    assert (await http.get("/v2/health/live")).status_code == 200
+    assert (await http.get("/v2/health/ready")).json() == {"status": "ok", "checks": {"bus": True, "inference": True}}
+    edge.ready["inference"] = False
+    answer = await http.get("/v2/health/ready")
+    assert (answer.status_code, answer.json()["checks"]) == (503, {"bus": True, "inference": False})
+    assert (await http.get("/v2/health/live")).status_code == 200
+
+
+async def test_metrics_count_requests_by_route_and_tokens(http: httpx.AsyncClient) -> None:
+    await http.post("/v1/chat/completions", json=chat("x"))
+    await http.post("/v1/chat/completions", json=chat("x", stream=True))
+    await http.get("/v1/models/nope")
+    await http.get("/v1/anything/at/all")
+    lines = (await http.get("/metrics")).text.splitlines()
+    assert 'smelt_http_requests_total{route="/v1/chat/completions",status="200"} 2' in lines
+    assert 'smelt_http_requests_total{route="/v1/models/{model:path}",status="404"} 1' in lines
+    assert 'smelt_http_requests_total{route="other",status="404"} 1' in lines
+    assert 'smelt_http_tokens_total{kind="completion"} 12' in lines
+    assert 'smelt_http_request_duration_seconds_bucket{route="/v1/chat/completions",le="+Inf"} 2' in lines
+
+
+async def test_requests_beside_each_other_do_not_mix(client: openai.AsyncOpenAI) -> None:
+    answers = await asyncio.gather(
+        *(client.chat.completions.create(model="ore-11m", messages=HELLO, max_tokens=1 + i % 6) for i in range(24))
+    )
+    assert [answer.choices[0].message.content for answer in answers] == ["".join(WORDS[: 1 + i % 6]) for i in range(24)]
