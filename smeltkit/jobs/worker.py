@@ -22,7 +22,7 @@ from smeltkit.ids import new_id
 from smeltkit.jobs import model
 from smeltkit.jobs.attempt import Attempt, Handler, JobContext
 from smeltkit.jobs.ledger import NOT_BEFORE, JobLedger
-from smeltkit.jobs.tasks import pause
+from smeltkit.jobs.tasks import end_tasks, pause
 
 __all__ = ["Handler", "JobContext", "Worker", "presence_key"]
 
@@ -58,13 +58,22 @@ class Worker:
         queue = self._bus.queue(self._service)
         while not stop.is_set():
             try:
-                delivery = await queue.next()
+                delivery = await self._next(queue, stop)
                 if delivery is not None:
                     await self._take(delivery, stop)
             except SmeltError as error:
                 _log.warning("%s worker: %s", self._service, error)
                 await pause(stop, limits.JOB_FETCH_TIMEOUT_S)
         await self._close(queue)
+
+    async def _next(self, queue: WorkQueue, stop: asyncio.Event) -> Delivery | None:
+        """The next message; None if there is none yet, or `stop` is set."""
+        pull, stopping = asyncio.create_task(queue.next()), asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({pull, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end_tasks({pull, stopping}, grace_s=limits.BUS_REQUEST_TIMEOUT_S)
+        return None if pull.cancelled() else pull.result()
 
     async def _take(self, delivery: Delivery, stop: asyncio.Event) -> None:
         """Runs the job that the message names, if it is still to be done; the message is settled in any case."""

@@ -1,0 +1,447 @@
+"""A real worker on a real queue: what it does with every way a job can go."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from smelt.job.v1 import job_pb2
+
+from smeltkit import telemetry
+from smeltkit.bus import topology
+from smeltkit.bus.deadletter import read_dead
+from smeltkit.bus.subjects import JOBS_BUCKET, JOBS_STREAM, job_subject
+from smeltkit.errors import BadSafetensors, JobCancelled, LeaseLost, RevisionConflict, StoreUnavailable
+from smeltkit.ids import digest_bytes
+from smeltkit.jobs import model
+from smeltkit.jobs.attempt import JobContext
+from smeltkit.jobs.bounds import JobBounds
+from smeltkit.jobs.sweeper import Sweeper
+from smeltkit.testing.jobs import BOUNDS, SERVICE, JobRig, connected, job_rig
+from smeltkit.testing.spans import captured_spans
+from smeltkit.testing.waiting import eventually
+
+DIGEST = digest_bytes(b"result")
+
+
+class Toy:
+    """A handler that counts its runs and lets the test decide how each ends."""
+
+    def __init__(self, *ends: Exception | None) -> None:
+        self.runs: list[JobContext] = []
+        self.gate = asyncio.Event()
+        self.cancelled = 0
+        self._ends = list(ends)
+
+    async def __call__(self, context: JobContext) -> str:
+        self.runs.append(context)
+        end = self._ends.pop(0) if self._ends else None
+        if end is not None:
+            raise end
+        return DIGEST
+
+    async def slow(self, context: JobContext) -> str:
+        """Waits for the gate."""
+        self.runs.append(context)
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return DIGEST
+
+
+async def queue_again(rig: JobRig, id: str) -> None:
+    """The job's message once more, as a redelivery would bring it."""
+    await rig.bus.publish(job_subject(SERVICE, "count"), id.encode(), message_id=uuid4().hex)
+
+
+async def queue_is_drained(rig: JobRig) -> None:
+    """Returns when no message is left, so that whatever a message could do it has done."""
+    for _ in range(1_000):
+        if await rig.ledger.is_queue_empty(SERVICE):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("messages are left")
+
+
+async def test_a_job_runs_to_its_result(rig: JobRig) -> None:
+    toy = Toy()
+    async with rig.working({"count": toy}):
+        job = await rig.end((await rig.start("count", body="x")).id)
+    assert (job.state, job.attempt, job.result_digest) == (model.SUCCEEDED, 1, DIGEST)
+    assert job_pb2.GetJobRequest.FromString(toy.runs[0].request).id == "x"
+    assert toy.runs[0].fence > 0
+
+
+async def test_a_message_redelivered_before_during_and_after_the_work_has_no_second_effect(rig: JobRig) -> None:
+    """R-121: the record decides, not the message."""
+    toy = Toy()
+    id = (await rig.start("count")).id
+    await queue_again(rig, id)
+    async with rig.working({"count": toy.slow}, slots=3):
+        await eventually(lambda: toy.runs)
+        await queue_again(rig, id)
+        await queue_is_drained(rig)
+        toy.gate.set()
+        ended = await rig.end(id)
+        await queue_again(rig, id)
+        await queue_is_drained(rig)
+        assert await rig.ledger.get(id) == ended
+    assert len(toy.runs) == 1
+
+
+async def test_a_start_repeated_while_the_job_runs_has_no_second_effect(rig: JobRig) -> None:
+    """R-121: the same request id, the same job."""
+    toy = Toy()
+    async with rig.working({"count": toy.slow}, slots=2):
+        id = (await rig.start("count", "one")).id
+        await eventually(lambda: toy.runs)
+        assert (await rig.start("count", "one")).id == id
+        toy.gate.set()
+        await rig.end(id)
+        assert (await rig.start("count", "one")).state == model.SUCCEEDED
+        await queue_is_drained(rig)
+    assert len(toy.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (BadSafetensors("model.safetensors is truncated"), "BAD_SAFETENSORS"),
+        (MemoryError(), "OUT_OF_MEMORY"),
+        (ValueError("a bug"), "INTERNAL_ERROR"),
+    ],
+)
+async def test_a_deterministic_error_fails_at_once(rig: JobRig, error: Exception, reason: str) -> None:
+    """R-124: what would fail the same way again is not run again."""
+    toy = Toy(error)
+    async with rig.working({"count": toy}):
+        job = await rig.end((await rig.start("count")).id)
+        await queue_is_drained(rig)
+    assert (job.state, job.attempt, job.error.reason) == (model.FAILED, 1, reason)
+    assert len(toy.runs) == 1
+    assert await read_dead(rig.bus) == []
+
+
+async def test_an_unexpected_error_tells_nothing_from_inside(rig: JobRig) -> None:
+    """R-127: the record has the type and a correlation id; message and path stay in the log."""
+    async with rig.working({"count": Toy(OSError("/secret/place is full"))}):
+        job = await rig.end((await rig.start("count")).id)
+    assert "/secret" not in job.error.message
+    assert job.error.details["correlation_id"] in job.error.message
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("the store is away"), ConnectionResetError()])
+async def test_a_retryable_error_is_tried_again(rig: JobRig, error: Exception) -> None:
+    toy = Toy(error, error)
+    async with rig.working({"count": toy}):
+        id = (await rig.start("count")).id
+        job = await rig.end(id)
+    assert (job.state, job.attempt) == (model.SUCCEEDED, 3)
+    assert [line.split(":")[0] for line in (await rig.ledger.read(id)).history] == ["attempt 1", "attempt 2"]
+    assert len({run.fence for run in toy.runs}) == 3
+
+
+async def test_a_retryable_error_that_stays_uses_up_the_attempts_and_leaves_a_dead_letter(rig: JobRig) -> None:
+    toy = Toy(*[StoreUnavailable("the store is away")] * 9)
+    async with rig.working({"count": toy}):
+        id = (await rig.start("count")).id
+        job = await rig.end(id)
+        await eventually(lambda: len(toy.runs) == BOUNDS.attempts_max)
+    assert (job.state, job.attempt, job.error.reason) == (model.FAILED, BOUNDS.attempts_max, "STORE_UNAVAILABLE")
+    dead = await read_dead(rig.bus)
+    assert [(letter.job_id, letter.reason, letter.attempts) for letter in dead] == [(id, "STORE_UNAVAILABLE", 3)]
+
+
+async def test_a_kind_that_nobody_knows_fails_with_what_is_known(rig: JobRig) -> None:
+    async with rig.working({"count": Toy()}):
+        job = await rig.end((await rig.start("paint")).id)
+    assert (job.state, job.error.reason) == (model.FAILED, "NOT_BUILT")
+    assert "count" in job.error.message
+
+
+async def test_progress_is_stored_throttled_and_never_goes_back(rig: JobRig) -> None:
+    async def count(context: JobContext) -> str:
+        for done in (1, 5, 3, 9, 400):
+            for _ in range(50):
+                await context.progress("count", done, 500, "steps")
+            await asyncio.sleep(0.1)
+        return DIGEST
+
+    seen: list[int] = []
+    async with rig.working({"count": count}):
+        id = (await rig.start("count")).id
+        async for job in rig.ledger.watch(id):
+            seen.append(job.progress.done)
+    assert seen == sorted(seen)
+    assert seen[-1] == 400
+    assert job.revision < 20, "250 reports are not 250 writes"
+
+
+async def test_a_job_cancelled_in_the_queue_never_runs(rig: JobRig) -> None:
+    """R-130: what was cancelled is not started."""
+    toy = Toy()
+    id = (await rig.start("count")).id
+    await rig.ledger.cancel(id)
+    async with rig.working({"count": toy}):
+        await queue_is_drained(rig)
+    assert (await rig.ledger.get(id)).state == model.CANCELLED
+    assert toy.runs == []
+
+
+async def test_a_cancel_reaches_the_handler_and_nothing_is_restarted(rig: JobRig) -> None:
+    """R-130: the handler is cancelled, the job ends cancelled, its lease is free, and no attempt follows."""
+    toy = Toy()
+    async with rig.working({"count": toy.slow}):
+        id = (await rig.start("count")).id
+        await eventually(lambda: toy.runs)
+        assert (await rig.ledger.cancel(id)).state == model.CANCELLING
+        job = await rig.end(id)
+        await queue_is_drained(rig)
+        assert await rig.ledger.leases.get(id) is None
+    assert (job.state, toy.cancelled, len(toy.runs)) == (model.CANCELLED, 1, 1)
+    assert toy.runs[0].cancelled.is_set()
+
+
+async def test_a_handler_that_ignores_a_cancel_cannot_hold_the_job(rig: JobRig) -> None:
+    async def stubborn(context: JobContext) -> str:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+        return DIGEST
+
+    release = asyncio.Event()
+    async with rig.working({"count": stubborn}):
+        id = (await rig.start("count")).id
+        await rig.until(id, model.RUNNING)
+        await rig.ledger.cancel(id)
+        assert (await rig.end(id)).state == model.CANCELLED
+        release.set()
+
+
+async def test_a_result_that_comes_with_the_cancel_is_dropped(rig: JobRig) -> None:
+    async def finishes_anyway(context: JobContext) -> str:
+        await context.cancelled.wait()
+        return DIGEST
+
+    async def shielded(context: JobContext) -> str:
+        return await asyncio.shield(asyncio.ensure_future(finishes_anyway(context)))
+
+    async with rig.working({"count": shielded}):
+        id = (await rig.start("count")).id
+        await rig.until(id, model.RUNNING)
+        await rig.ledger.cancel(id)
+        job = await rig.end(id)
+    assert (job.state, job.result_digest) == (model.CANCELLED, "")
+
+
+async def test_check_alive_returns_while_the_attempt_owns_the_job(rig: JobRig) -> None:
+    async def handler(context: JobContext) -> str:
+        await context.check_alive()
+        return DIGEST
+
+    async with rig.working({"count": handler}):
+        assert (await rig.end((await rig.start("count")).id)).state == model.SUCCEEDED
+
+
+async def test_check_alive_refuses_an_effect_after_a_cancel(rig: JobRig) -> None:
+    record = await rig.ledger.read((await rig.start("count")).id)
+    claimed = await rig.ledger.change(record.job.id, lambda r: model.claim(r, fence=1, now_ns=0))
+    context = JobContext(rig.ledger, claimed)
+    await rig.ledger.cancel(record.job.id)
+    with pytest.raises(JobCancelled):
+        await context.check_alive()
+
+
+async def test_check_alive_refuses_an_effect_of_an_old_holder(rig: JobRig) -> None:
+    """R-121: fencing, also for effects outside the ledger."""
+    id = (await rig.start("count")).id
+    old = JobContext(rig.ledger, await rig.ledger.change(id, lambda r: model.claim(r, fence=1, now_ns=0)))
+    await rig.ledger.change(id, lambda r: model.requeue(r, "worker lost", now_ns=0))
+    with pytest.raises(LeaseLost):
+        await old.check_alive()
+    await rig.ledger.change(id, lambda r: model.claim(r, fence=2, now_ns=0))
+    with pytest.raises(LeaseLost):
+        await old.check_alive()
+
+
+async def test_a_lost_lease_ends_the_handler_and_another_attempt_does_the_work(rig: JobRig) -> None:
+    """R-120: the job follows the lease."""
+    toy = Toy()
+    async with rig.working({"count": toy.slow}, slots=2):
+        id = (await rig.start("count")).id
+        await eventually(lambda: toy.runs)
+        await take_lease_away(rig, id)
+        await eventually(lambda: len(toy.runs) == 2)
+        toy.gate.set()
+        job = await rig.end(id)
+    assert (job.state, job.attempt, toy.cancelled) == (model.SUCCEEDED, 2, 1)
+    assert (await rig.ledger.read(id)).fence == toy.runs[1].fence
+
+
+async def test_the_late_result_of_an_old_holder_is_refused(rig: JobRig) -> None:
+    """R-121: the first attempt finishes after the second was given the job; only the second writes."""
+    gates = [asyncio.Event(), asyncio.Event()]
+    results = [digest_bytes(b"old"), digest_bytes(b"new")]
+    begun: list[int] = []
+
+    async def deaf(context: JobContext) -> str:
+        turn = len(begun)
+        begun.append(context.fence)
+        while not gates[turn].is_set():
+            try:
+                await gates[turn].wait()
+            except asyncio.CancelledError:
+                continue
+        return results[turn]
+
+    async with rig.working({"count": deaf}, slots=2):
+        id = (await rig.start("count")).id
+        await eventually(lambda: len(begun) == 1)
+        await take_lease_away(rig, id)
+        await eventually(lambda: len(begun) == 2)
+        gates[0].set()
+        await asyncio.sleep(0.5)
+        assert (await rig.ledger.get(id)).state == model.RUNNING
+        gates[1].set()
+        job = await rig.end(id)
+    assert (job.state, job.result_digest) == (model.SUCCEEDED, results[1])
+
+
+async def take_lease_away(rig: JobRig, id: str) -> None:
+    """Deletes the lease of a job under its holder, as its expiry would."""
+    for _ in range(100):
+        lease = await rig.ledger.leases.get(id)
+        assert lease is not None
+        try:
+            return await rig.ledger.leases.delete(id, lease.revision)
+        except RevisionConflict:
+            continue  # it was renewed in between
+
+
+async def test_a_worker_that_shuts_down_hands_its_job_back_unspent(rig: JobRig) -> None:
+    toy = Toy()
+    async with rig.working({"count": toy.slow}, sweepers=0):
+        id = (await rig.start("count")).id
+        await eventually(lambda: toy.runs)
+    job = await rig.ledger.get(id)
+    assert (job.state, job.attempt, toy.cancelled) == (model.QUEUED, 0, 1)
+    toy.gate.set()
+    async with rig.working({"count": toy.slow}):
+        assert (await rig.end(id)).attempt == 1
+
+
+async def test_slots_run_side_by_side(rig: JobRig) -> None:
+    toy = Toy()
+    async with rig.working({"count": toy.slow}, slots=3):
+        ids = [(await rig.start("count")).id for _ in range(4)]
+        await eventually(lambda: len(toy.runs) == 3)
+        toy.gate.set()
+        assert {(await rig.end(id)).state for id in ids} == {model.SUCCEEDED}
+    assert len(toy.runs) == 4
+
+
+async def test_a_job_whose_message_is_lost_is_queued_again(rig: JobRig) -> None:
+    toy = Toy()
+    id = (await rig.start("count")).id
+    await rig.bus.jetstream.purge_stream(JOBS_STREAM)
+    async with rig.working({"count": toy}):
+        assert (await rig.end(id)).state == model.SUCCEEDED
+
+
+async def test_jobs_of_a_service_without_workers_fail_with_a_reason() -> None:
+    """R-120: nothing waits for ever."""
+    async with job_rig(JobBounds(**{**vars(BOUNDS), "no_worker_s": 0.6})) as rig, rig.working({}) as stop:
+        other = await rig.ledger.start(
+            service="absent", kind="count", request=job_pb2.GetJobRequest(), request_id="one"
+        )
+        job = await rig.end(other.id)
+        stop.set()
+    assert (job.state, job.error.reason, job.attempt) == (model.FAILED, "NO_WORKER", 0)
+
+
+async def test_a_busy_worker_is_a_worker() -> None:
+    """A queue is not given up while somebody serves it, however slowly."""
+    toy = Toy()
+    async with job_rig(JobBounds(**{**vars(BOUNDS), "no_worker_s": 0.6})) as rig, rig.working({"count": toy.slow}):
+        first, second = await rig.start("count"), await rig.start("count")
+        await eventually(lambda: toy.runs)
+        await asyncio.sleep(1.5)
+        toy.gate.set()
+        assert {(await rig.end(job.id)).state for job in (first, second)} == {model.SUCCEEDED}
+
+
+async def test_a_dead_letter_that_was_not_sent_is_sent_by_the_sweeper_once(rig: JobRig) -> None:
+    """Whoever failed the job may die before the letter is out."""
+    id = (await rig.start("count")).id
+    failure = job_pb2.Failure(reason="WORKER_LOST", message="died")
+    await rig.ledger.change(id, lambda r: model.fail(r, failure, now_ns=time.time_ns(), is_dead=True))
+    for _ in range(2):
+        await Sweeper(rig.ledger).sweep()
+    assert [letter.job_id for letter in await read_dead(rig.bus)] == [id]
+
+
+async def test_a_corrupt_record_stops_neither_worker_nor_sweeper(rig: JobRig) -> None:
+    await rig.bus.bucket(JOBS_BUCKET).create("job-broken", b"\xff\xff")
+    await queue_again(rig, "job-broken")
+    await queue_again(rig, "no id at all \xff")
+    async with rig.working({"count": Toy()}):
+        assert (await rig.end((await rig.start("count")).id)).state == model.SUCCEEDED
+
+
+async def test_the_trace_of_the_starter_goes_on_in_the_worker(rig: JobRig) -> None:
+    inside: list[str] = []
+
+    async def handler(context: JobContext) -> str:
+        inside.append(telemetry.current_trace_id())
+        return DIGEST
+
+    with captured_spans() as captured:
+        async with rig.working({"count": handler}):
+            with telemetry.span("starter") as starter:
+                job = await rig.start("count")
+            await rig.end(job.id)
+    span = captured.named("smelt.job.toy.count")[0]
+    trace_id = f"{starter.get_span_context().trace_id:032x}"
+    assert job.trace_id == trace_id == inside[0]
+    assert span.parent is not None and span.parent.span_id == starter.get_span_context().span_id
+
+
+async def test_a_failed_attempt_is_a_failed_span(rig: JobRig) -> None:
+    with captured_spans() as captured:
+        async with rig.working({"count": Toy(BadSafetensors("broken"))}):
+            await rig.end((await rig.start("count")).id)
+    span = captured.named("smelt.job.toy.count")[0]
+    assert span.status.description == "BAD_SAFETENSORS"
+
+
+async def test_nothing_stored_while_working_names_this_host(rig: JobRig) -> None:
+    """R-127: leases and records hold no host name, path or process id."""
+    toy = Toy()
+    async with rig.working({"count": toy.slow}):
+        await rig.start("count")
+        await eventually(lambda: toy.runs)
+        stored = [e.value for name in (JOBS_BUCKET, "smelt_leases") for e in await rig.bus.bucket(name).entries()]
+        assert len(stored) >= 3
+        for value in stored:
+            assert socket.gethostname().encode() not in value
+            assert str(Path.cwd()).encode() not in value
+
+
+async def test_a_service_without_topology_says_what_to_apply(rig: JobRig) -> None:
+    """The worker stays and tries again; once the durable exists it works."""
+    toy: Callable[[JobContext], Awaitable[str]] = Toy()
+    await rig.bus.jetstream.delete_consumer(JOBS_STREAM, f"{SERVICE}-worker")
+    async with rig.working({"count": toy}), connected(rig.server) as other:
+        id = (await rig.start("count")).id
+        await asyncio.sleep(0.5)
+        await topology.apply(other.bus, topology.declare(services=[SERVICE], lease_ttl_s=BOUNDS.lease_ttl_s))
+        assert (await rig.end(id)).state == model.SUCCEEDED
