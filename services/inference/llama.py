@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 AMX_ROWS_FLOOR: Final = 4
 """On AMX two or three rows take as long together as one after the other; its tiles pay from about four."""
 VIEWS_MAX: Final = 256
-LOG_WARN: Final = 3
 LOG_ERROR: Final = 4
 
 
@@ -181,9 +180,9 @@ def _start_backend() -> None:
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _log(level: int, text: bytes, data: object) -> None:
-    """Upstream's warnings and errors as ours; its chatter stays out."""
-    if level in (LOG_WARN, LOG_ERROR):
-        log.warning("llama.cpp: %s", text.decode(errors="replace").rstrip())
+    """Upstream's errors as ours; its chatter and its warnings, which mistake our settings for accidents, stay out."""
+    if level == LOG_ERROR:
+        log.error("llama.cpp: %s", text.decode(errors="replace").rstrip())
 
 
 def _context_params(config: LlamaConfig) -> Any:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from queue import Empty, SimpleQueue
-
-import numpy as np
 
 from services.inference.engine import Engine, Logits, Rows
 from services.inference.scheduler import Chunk, Scheduler, Sequence, Share, Step
@@ -34,6 +33,8 @@ class Request:
         self.sequence = sequence
         self.is_ended = False
         """Whether the runtime is done with it; set on its thread."""
+        self.marks_ns: dict[str, int] = {}
+        """When it was first computed ("prefill") and gave its first token ("first_token"), in Unix time."""
         self._arrived = asyncio.Event()
         self._error: SmeltError | None = None
 
@@ -69,7 +70,7 @@ class Generation(Request):
         self._mail.add(piece)
         self._arrived.set()
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The completion as it grows; the last piece has the finish reason. Raises what the runtime met."""
         piece = Piece()
         while piece.finish is None:
@@ -98,17 +99,19 @@ class Scoring(Request):
 class Runtime:
     """One engine and its thread. Made on the event loop that reads its results."""
 
-    def __init__(self, engine: Engine, scheduler: Scheduler, *, flush_s: float, name: str) -> None:
+    def __init__(self, engine: Engine, scheduler: Scheduler, *, vocab_size: int, flush_s: float) -> None:
+        """`vocab_size`: tokens that exist; a model may have logits for more. `flush_s`: see FLUSH_TOKENS."""
         self.engine = engine
         self.failure: SmeltError | None = None
         """What ended the thread, once it has; the engine is of no use then."""
         self._scheduler = scheduler
+        self._vocab_size = vocab_size
         self._flush_s = flush_s
         self._loop = asyncio.get_running_loop()
         self._commands: SimpleQueue[tuple[str, Request | None]] = SimpleQueue()
         self._active: dict[Sequence, Request] = {}
         self._deliveries: list[tuple[Request, Piece | SmeltError | None]] = []
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -143,18 +146,17 @@ class Runtime:
         try:
             while self._take_commands():
                 self._step(self._scheduler.plan())
-                self._post()
         except Exception as error:
             log.exception("the engine failed")
-            typed = isinstance(error, SmeltError)
-            self.failure = error if typed else EngineUnavailable(f"the engine failed: {error!r}")
+            self.failure = error if isinstance(error, SmeltError) else EngineUnavailable(f"it failed: {error!r}")
         finally:
             self._end_all()
             self.engine.close()
 
     def _take_commands(self) -> bool:
-        """Handles what came in, waiting if there is nothing to compute; False when it is time to stop."""
+        """Posts what is ready, handles what came in, waits if there is nothing to compute; False when it is to stop."""
         while True:
+            self._post()
             try:
                 command, request = self._commands.get(block=not self._scheduler.has_work)
             except Empty:
@@ -173,7 +175,6 @@ class Runtime:
         except SmeltError as error:
             request.is_ended = True
             self._deliveries.append((request, error))
-            self._post()
 
     def _step(self, step: Step) -> None:
         for operation in step.operations:
@@ -181,33 +182,40 @@ class Runtime:
                 self.engine.share(operation.source, operation.target, operation.count)
             else:
                 self.engine.cut(operation.slot, operation.count)
-        rows = _rows(step.chunks)
-        logits = self.engine.decode(rows)
-        ends = [(chunk, chunk.end == len(chunk.sequence.tokens)) for chunk in step.chunks]
+        work = [(self._active[chunk.sequence], chunk) for chunk in step.chunks]
+        for request, _ in work:
+            if not request.marks_ns:
+                request.marks_ns["prefill"] = time.time_ns()
+        logits = self.engine.decode(_rows(step.chunks))[:, : self._vocab_size]
         self._scheduler.commit(step)
-        self._advance(ends, logits)
+        self._advance(work, logits)
 
-    def _advance(self, ends: list[tuple[Chunk, bool]], logits: Logits) -> None:
+    def _advance(self, work: list[tuple[Request, Chunk]], logits: Logits) -> None:
         """Gives each chunk its rows of `logits`: (outputs, vocab), in the order of the chunks."""
-        best = logits.argmax(axis=1)
-        if not np.isfinite(logits[np.arange(len(best)), best]).all():
-            raise InternalError("the engine returned logits without a finite maximum, so no token can be chosen")
+        best = logits.argmax(axis=1).tolist()
         row, now = 0, time.monotonic()
-        for chunk, is_last in ends:
-            request = self._active[chunk.sequence]
-            if isinstance(request, Scoring):
-                _score(request, chunk, logits[row : row + chunk.count])
-                row += chunk.count
-                if is_last:
-                    self._end(request)
-            elif is_last:
-                assert isinstance(request, Generation)
-                self._choose(request, logits[row], int(best[row]), now)
-                row += 1
+        for request, chunk in work:
+            is_last = not chunk.sequence.remaining
+            count = chunk.count if chunk.sequence.all_outputs else int(is_last)
+            try:
+                if isinstance(request, Scoring):
+                    _score(request, chunk, logits[row : row + count])
+                elif is_last:
+                    assert isinstance(request, Generation)
+                    self._choose(request, logits[row], best[row], now)
+            except SmeltError as error:
+                self._end(request, error)
+            row += count
+            if is_last and isinstance(request, Scoring):
+                self._end(request)
 
     def _choose(self, request: Generation, logits: Logits, best: int, now: float) -> None:
         stream = request.stream
+        if not math.isfinite(logits[best]):
+            raise InternalError("the engine returned logits without a finite maximum, so no token can be chosen")
         token = best if request.takes_best else request.sampler.pick(logits, stream.count)
+        if not stream.count:
+            request.marks_ns["first_token"] = time.time_ns()
         stream.push(token, _detail(logits, token, request.logprobs) if request.logprobs >= 0 else None)
         if stream.finish is not None:
             self._end(request)
@@ -217,16 +225,16 @@ class Runtime:
             request.flushed_s = now
             self._deliveries.append((request, stream.take()))
 
-    def _end(self, request: Request) -> None:
-        """Frees what `request` holds and sends its last piece."""
+    def _end(self, request: Request, error: SmeltError | None = None) -> None:
+        """Frees what `request` holds and sends its last piece, or `error`."""
         request.is_ended = True
         self._scheduler.finish(request.sequence)
         del self._active[request.sequence]
-        if isinstance(request, Generation):
+        if error is None and isinstance(request, Generation):
             request.stream.end(Finish.CANCELLED)
             self._deliveries.append((request, request.stream.take()))
         else:
-            self._deliveries.append((request, None))
+            self._deliveries.append((request, error))
 
     def _end_all(self) -> None:
         """Whatever is left when the thread ends, or comes later, gets the failure."""

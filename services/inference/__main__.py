@@ -1,0 +1,46 @@
+"""Runs the inference service: `python -m services.inference`."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from smelt.inference.v1 import inference_pb2_grpc
+
+from services.inference.config import InferenceConfig
+from services.inference.events import ModelEvents
+from services.inference.library import Library
+from services.inference.llama import system_info
+from services.inference.models import Models
+from services.inference.servicer import InferenceServicer
+from smeltkit import telemetry
+from smeltkit.blobs.s3 import S3Store
+from smeltkit.config import PlatformConfig, from_environment
+from smeltkit.rpc.server import RpcConfig, ServiceHost
+
+
+async def serve() -> None:
+    """Serves until SIGTERM. Ready once llama.cpp is loaded: it runs on this CPU."""
+    settings = from_environment(InferenceConfig, "SMELT_INFERENCE_")
+    platform = from_environment(PlatformConfig, "SMELT_PLATFORM_")
+    host = ServiceHost("inference", from_environment(RpcConfig, "SMELT_RPC_"))
+    library, events = Library(S3Store(platform), settings), ModelEvents()
+    models = Models(library, events, budget_bytes=settings.memory_budget_bytes, idle_unload_s=settings.idle_unload_s)
+    add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
+    host.add("smelt.inference.v1.InferenceService", add, InferenceServicer(models, library))
+    await asyncio.to_thread(system_info)
+    host.set_ready(True)
+    await host.run(models.sweep, partial(events.publish, platform))
+
+
+def main() -> None:
+    """Wires telemetry around the service."""
+    shutdown = telemetry.setup("inference")
+    try:
+        asyncio.run(serve())
+    finally:
+        shutdown()
+
+
+if __name__ == "__main__":
+    main()

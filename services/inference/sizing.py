@@ -1,0 +1,39 @@
+"""How much a model needs, known from its description before a byte is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.inference.config import InferenceConfig
+from smeltkit.errors import OutOfMemory
+from smeltkit.ml.arch import ModelConfig
+
+FLOAT_BYTES = 4
+CELLS_MIN = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizing:
+    """What one model gets."""
+
+    cells: int
+    """Tokens that its key-value memory holds."""
+    memory_bytes: int
+    """Weights, key-value memory and working buffers together."""
+
+
+def size_model(config: ModelConfig, weights_bytes: int, settings: InferenceConfig) -> Sizing:
+    """The sizing of a model whose weights take `weights_bytes`: cells for all slots, as far as `kv_bytes` goes.
+
+    OutOfMemory if `kv_bytes` holds fewer tokens than are of any use.
+    """
+    token_bytes = config.kv_bytes_per_token()
+    cells = min(settings.slots * config.context_tokens, settings.kv_bytes // token_bytes)
+    if cells < min(CELLS_MIN, config.context_tokens):
+        raise OutOfMemory(
+            f"SMELT_INFERENCE_KV_BYTES={settings.kv_bytes} holds {cells} tokens of {token_bytes} bytes; "
+            f"give at least {CELLS_MIN * token_bytes}"
+        )
+    widest = max(4 * config.hidden_size, 3 * config.intermediate_size)
+    buffers = FLOAT_BYTES * (settings.batch_rows * widest + 2 * settings.slots * config.vocab_size)
+    return Sizing(cells=cells, memory_bytes=weights_bytes + cells * token_bytes + buffers)
