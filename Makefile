@@ -55,6 +55,7 @@ fmt: $(VENV)/dev.stamp ## formats Python and proto files
 proto: .venv-proto/proto.stamp $(VENV)/dev.stamp ## regenerates the stubs and the registry of reasons
 	PATH=$(CURDIR)/.venv-proto/bin:$$PATH .venv-proto/bin/python scripts/proto.py
 	$(BIN)/python -m scripts.reasons
+	$(BIN)/python -m scripts.openapi
 
 contracts: $(VENV)/dev.stamp ## which requirement is decided by which test
 	$(BIN)/python -m contracts.coverage
