@@ -54,8 +54,8 @@ def run_program(job: dict[str, Any], remote: Remote) -> None:
     random.seed(job["seed"])
     namespace: dict[str, Any] = {"__name__": "tests"}
     _guarded(lambda: exec(preamble, namespace), "preamble")
-    provided = remote.load(names)
     try:
+        provided = remote.load(names)
         namespace = {**_implicit_modules(preamble, setup, tests), **provided, **namespace}
         exec(setup, namespace)
         exec(tests, namespace)

@@ -97,6 +97,10 @@ class Slot:
         if self._spare is None:
             self._spare = self._prepare()
 
+    def usage_bytes(self) -> int:
+        """Memory of the slot's control group now; 0 without one."""
+        return self._group.usage_bytes() if self._group else 0
+
     def close(self) -> None:
         """Ends everything in the slot and removes its group."""
         for zygote in (self._candidates, self._judges):

@@ -75,15 +75,16 @@ class Encoder:
         return exact
 
     def write_list(self, value: list[Any]) -> Any:
-        kinds = set(map(type, list.__iter__(value)))
+        exact = value if type(value) is list else list(list.__iter__(value))
+        kinds = set(map(type, exact))
         is_flat = (
-            (kinds == _INT_ONLY and max(max(value), -min(value)) <= _SMALL)
-            or (kinds == _FLOAT_ONLY and all(map(isfinite, value)))
-            or (kinds == _STR_ONLY and "".join(value).isascii())
+            (kinds == _INT_ONLY and max(max(exact), -min(exact)) <= _SMALL)
+            or (kinds == _FLOAT_ONLY and all(map(isfinite, exact)))
+            or (kinds == _STR_ONLY and "".join(exact).isascii())
         )
         if is_flat and id(value) not in self._indices:
-            return ["l", self._index(value), *value]
-        return self.write_items("l", value, list.__iter__(value))
+            return ["l", self._index(value), *exact]
+        return self.write_items("l", value, exact)
 
     def write_items(self, tag: str, value: object, items: Iterable[object], *extra: Any) -> Any:
         if id(value) in self._indices:
