@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import logging
 import re
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from smeltkit.errors import BadRequest, CorruptRecord, RevisionConflict, Unknown
 from smeltkit.ids import check_digest, check_name, is_digest
 from smeltkit.jobs.ledger import LedgerBus
 
+_log = logging.getLogger(__name__)
 _KEPT = re.compile(r"[a-z0-9_/-]")
 
 
@@ -69,8 +71,13 @@ class Catalog:
         return Entry(name=full, digest=digest, artifact_type=artifact_type, size_bytes=size_bytes, revision=revision)
 
     async def list(self, artifact_type: str = "") -> builtins.list[Entry]:
-        """Entries by name: all, or those of one type."""
-        entries = [_parse(found) for found in await self._bucket.entries()]
+        """Entries by name: all, or those of one type. Corrupt ones are left out (and logged)."""
+        entries = []
+        for found in await self._bucket.entries():
+            try:
+                entries.append(_parse(found))
+            except CorruptRecord as error:
+                _log.error("%s", error)
         chosen = [entry for entry in entries if artifact_type in ("", entry.artifact_type)]
         return sorted(chosen, key=lambda entry: entry.name)
 

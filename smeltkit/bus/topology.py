@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -34,6 +35,9 @@ from smeltkit.errors import BadConfig
 
 JOB_SERVICES: Final = ("importer", "trainer", "inference", "evaluator")
 """Services that do jobs: each has a durable on the work queue."""
+
+COMMAND: Final = (sys.executable, "-m", "smeltkit.bus.topology")
+"""Applies the platform's topology; settings come from SMELT_PLATFORM_*."""
 
 _log = logging.getLogger(__name__)
 
@@ -182,7 +186,7 @@ async def _put_stream(bus: Bus, stream: api.StreamConfig, *, is_new: bool) -> No
         put = bus.jetstream.add_stream if is_new else bus.jetstream.update_stream
         try:
             await put(stream)
-        except nats.js.errors.BadRequestError as error:
+        except (nats.js.errors.BadRequestError, nats.js.errors.ServerError) as error:
             raise _refused(str(stream.name), error) from error
 
     await bus.call(f"putting {stream.name}", once)
@@ -192,7 +196,7 @@ async def _put_durable(bus: Bus, durable: api.ConsumerConfig) -> None:
     async def once() -> None:
         try:
             await bus.jetstream.add_consumer(JOBS_STREAM, durable)
-        except nats.js.errors.BadRequestError as error:
+        except (nats.js.errors.BadRequestError, nats.js.errors.ServerError) as error:
             raise _refused(str(durable.durable_name), error) from error
 
     await bus.call(f"putting {durable.durable_name}", once)
