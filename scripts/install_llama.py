@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/install_llama.py
 
-The wheel is cached under `$XDG_CACHE_HOME/smelt/wheels` (default `~/.cache`) by version, options, CPU features, compiler
-and Python: a wheel built for one CPU may crash on another. After installing, a process of its own proves that a batch
+The wheel is cached under `$XDG_CACHE_HOME/smelt/wheels` (default `~/.cache`) by version, options, CPU features,
+compiler and Python: a wheel built for one CPU may crash on another. After installing, a process of its own proves that a batch
 of many rows decodes (`llama/prove_decode.py`); if it does not, a build without AMX is tried, and if that fails too the
 script ends with status 1. Sources come unmodified from the package registry; `llama/options.cmake` holds our settings.
 """
@@ -61,31 +61,34 @@ FEATURES = {
 def main() -> int:
     """Exit status: 0 when a build that passed the proof is installed."""
     record = Path(sys.prefix, "smelt-llama.json")
-    for name, options in (("native", NATIVE), ("without AMX", without_amx(cpu_features()))):
+    builds = {"native": NATIVE, "AMX-free": without_amx(cpu_features())}
+    if record.exists() and record.read_text() in map(build_key, builds.values()) and is_installed():
+        print(f"llama-cpp-python {VERSION} is installed, built for this CPU")
+        return 0
+    for name, options in builds.items():
         key = build_key(options)
-        if record.exists() and record.read_text() == key and is_installed():
-            print(f"llama-cpp-python {VERSION} is installed, built for this CPU")
-            return 0
-        wheel = cached_wheel(key, options)
-        record.unlink(missing_ok=True)
-        pip("install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
-        pip("install", "--quiet", str(wheel))
+        install(cached_wheel(key, options))
         proof = subprocess.run([sys.executable, str(HERE / "llama/prove_decode.py")], capture_output=True, text=True)
         if proof.returncode == 0:
             record.write_text(key)
             print(proof.stdout.strip())
             return 0
-        print(
-            f"the {name} build of llama.cpp fails at a batch of many rows (exit status {proof.returncode}): "
-            f"{proof.stderr.strip()[-400:]}",
-            file=sys.stderr,
-        )
+        cause = proof.stderr.strip()[-400:] or f"exit status {proof.returncode}"
+        print(f"the {name} build of llama.cpp fails at a batch of many rows: {cause}", file=sys.stderr)
     print(
         f"No build of llama.cpp works with {compiler_version()}. Install another compiler (GCC 13 or later, or clang),"
         " set CC and CXX to it, and run this again.",
         file=sys.stderr,
     )
     return 1
+
+
+def install(wheel: Path) -> None:
+    """Installs `wheel`, whatever was there, and what it requires, pinned where the repository pins it."""
+    constraints = HERE.parent / "constraints.txt"
+    pinned = ("--constraint", str(constraints)) if constraints.exists() else ()
+    pip("install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
+    pip("install", "--quiet", *pinned, str(wheel))
 
 
 def cached_wheel(key: str, options: tuple[str, ...]) -> Path:

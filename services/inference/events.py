@@ -31,7 +31,7 @@ class ModelEvents:
         self._put("inference.model.unloaded", event_pb2.ModelUnloaded(digest=digest, cause=cause))
 
     async def publish(self, config: PlatformConfig, stop: asyncio.Event) -> None:
-        """Publishes what is queued until `stop` is set."""
+        """Publishes what is queued until `stop` is set; without an address of NATS facts are only logged."""
         stopping = asyncio.create_task(stop.wait())
         bus: Bus | None = None
         try:
@@ -41,6 +41,9 @@ class ModelEvents:
                 if not item.done():
                     item.cancel()
                     break
+                log.info("event %s", item.result()[0])
+                if not config.nats_url:
+                    continue
                 try:
                     bus = bus or await Bus.connect(config, name="inference")
                     await bus.publish_event(*item.result())

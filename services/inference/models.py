@@ -157,11 +157,11 @@ class Models:
                 entry.task = asyncio.create_task(self._load(entry), name=f"load {digest}")
             if entry.task is not None:
                 await asyncio.shield(entry.task)
-            elif entry.state is State.DRAINING:
-                raise Draining(f"{digest} is being unloaded; send the request again", retry_after_s=1.0)
-            elif entry.error is not None:
+            if entry.error is not None:
                 raise entry.error
-            elif entry.loaded is not None and entry.loaded.model.runtime.failure is not None:
+            if entry.state is State.DRAINING:
+                raise Draining(f"{digest} is being unloaded; send the request again", retry_after_s=1.0)
+            if entry.loaded is not None and entry.loaded.model.runtime.failure is not None:
                 await self._close(entry, "failed")
             else:
                 return entry

@@ -1,0 +1,119 @@
+"""The main job from end to end on the model in examples/: import, quantize, serve, generate, judge, score.
+
+Runs the same `smelt` commands a person would type, under one trace, and ends with a table. A second run finds every stage in the
+store and takes seconds. HumanEval is scored too where its data can be had: in $SMELT_DATA, or from where it is published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL, BASIC = ROOT / "examples" / "models" / "ore-11m", ROOT / "examples" / "data" / "basic.jsonl"
+SCHEMES = ("F16", "Q8_0", "Q4_K_M")
+DOWNLOAD_TIMEOUT_S = 15
+PROMPT = "Write a function that returns the sum of the squares of the even numbers in a list."
+
+console = Console(stderr=True, highlight=False)
+
+
+def smelt(*arguments: str) -> dict[str, Any]:
+    """The JSON document that `smelt ARGUMENTS --json` prints; a failing command ends the demo with its exit code."""
+    shown = [argument.removeprefix(f"{ROOT}/") for argument in arguments]
+    console.print("$ smelt " + " ".join(repr(word) if " " in word else word for word in shown), style="bold")
+    command = [sys.executable, "-m", "gateway.cli.main", *arguments, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    if done.returncode:
+        sys.exit(done.returncode)
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def humaneval_data(suites: dict[str, Any], cache: Path) -> tuple[Path | None, str]:
+    """HumanEval's data file with the digest that the suite declares, or None and why it cannot be had."""
+    suite = next(entry for entry in suites["suites"] if entry["name"] == "humaneval")
+    known = [cache / suite["data_file"]]
+    if os.environ.get("SMELT_DATA"):
+        known.append(Path(os.environ["SMELT_DATA"]) / suite["data_file"])
+    for path in known:
+        if path.is_file() and _digest(path.read_bytes()) == suite["data_digest"]:
+            return path, ""
+    try:
+        with urllib.request.urlopen(suite["data_url"], timeout=DOWNLOAD_TIMEOUT_S) as reply:
+            data = reply.read()
+    except (urllib.error.URLError, TimeoutError, OSError) as error:
+        return None, f"{suite['data_url']} cannot be reached ({error}); put {suite['data_file']} into a folder and set SMELT_DATA to it"
+    if _digest(data) != suite["data_digest"]:
+        return None, f"{suite['data_url']} gave other bytes than the suite declares"
+    cache.mkdir(parents=True, exist_ok=True)
+    known[0].write_bytes(data)
+    return known[0], ""
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _percent(score: dict[str, Any]) -> str:
+    low, high = 100 * score["low"], 100 * score["high"]
+    return f"{100 * score['value']:.1f} %  ({low:.1f} - {high:.1f})  {score['passed']}/{score['problems']}"
+
+
+def _row(name: str, artifact: dict[str, Any], reports: dict[str, dict[str, Any]], is_cached: bool) -> list[str]:
+    tokens = sum(report["completion_tokens"] for report in reports.values())
+    seconds = sum(report["generate_s"] for report in reports.values())
+    cells = [name, f"{artifact['size_bytes'] / 2**20:.1f} MiB", artifact["digest"].removeprefix("sha256:")[:12]]
+    cells += [_percent(report["scores"][0]) for report in reports.values()]
+    return [*cells, f"{tokens / seconds:.0f}" if seconds else "-", "stored" if is_cached else "made now"]
+
+
+def main() -> int:
+    """Exit status: 0, or that of the first command that failed."""
+    started = time.monotonic()
+    os.environ.setdefault("TRACEPARENT", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01")
+    smelt("up")
+    source = smelt("import", str(MODEL), "--name", "ore-11m")
+    suites = {"basic": BASIC}
+    path, problem = humaneval_data(smelt("suites"), ROOT / ".smelt" / "data")
+    if path:
+        suites["humaneval"] = path
+    rows = [["bf16 (source)", *_row("", source["artifact"], {}, source["job"]["is_cached"])[1:3],
+             *["as F16"] * len(suites), "", "stored" if source["job"]["is_cached"] else "made now"]]
+    for scheme in SCHEMES:
+        name = f"ore-11m:{scheme.lower()}"
+        made = smelt("quantize", "ore-11m", "--scheme", scheme, "--name", name)
+        reports = {suite: smelt("eval", "--suite", suite, "--data", str(data), name) for suite, data in suites.items()}
+        is_cached = made["job"]["is_cached"] and all(report["is_cached"] for report in reports.values())
+        rows.append(_row(scheme, made["artifact"], reports, is_cached))
+    reply = smelt("run", "ore-11m:q8_0", PROMPT)
+    out = Console(highlight=False)
+    out.print(f"\n{PROMPT}\n", style="italic")
+    out.print(reply["text"].strip(), markup=False)
+    table = Table("bundle", "stored", "digest", *[f"{suite} pass@1 (95 %)" for suite in suites], "tokens/s", "", title="ore-11m")
+    for row in rows:
+        table.add_row(*row)
+    out.print()
+    out.print(table)
+    if problem:
+        out.print(f"HumanEval was not scored: {problem}", markup=False)
+    trace_id = os.environ["TRACEPARENT"].split("-")[1]
+    subprocess.run([sys.executable, "-m", "gateway.cli.main", "jobs", "trace", trace_id, "--summary"], cwd=ROOT, check=True)
+    out.print(f"\ntook {time.monotonic() - started:.0f} s; the platform is still up: try `smelt chat ore-11m:q8_0`, stop it with `make down`")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
