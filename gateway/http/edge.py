@@ -19,6 +19,7 @@ from smeltkit import telemetry
 from smeltkit.errors import InternalError, SmeltError, UnknownRoute
 from smeltkit.ids import new_id
 from smeltkit.telemetry import names
+from smeltkit.telemetry.spans import mark_failed
 
 _LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -47,7 +48,9 @@ class Edge:
         self._metrics.in_flight += 1
         try:
             with telemetry.attached(headers), telemetry.span(scope["method"], SpanKind.SERVER) as current:
-                await self._answer(scope, receive, answer, headers.get("authorization", ""))
+                cause = await self._answer(scope, receive, answer, headers.get("authorization", ""))
+                if cause is not None and cause.http_status >= 500:
+                    mark_failed(current, cause.reason())
                 current.update_name(f"{scope['method']} {_route_of(scope)}")
                 current.set_attributes({
                     names.HTTP_METHOD: scope["method"],
@@ -58,15 +61,16 @@ class Edge:
             self._metrics.in_flight -= 1
             self._metrics.count_request(_route_of(scope), answer.status, time.monotonic() - start)
 
-    async def _answer(self, scope: Scope, receive: Receive, answer: _Answer, authorization: str) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, answer: _Answer, authorization: str) -> SmeltError | None:
+        """Answers, and returns the error that the answer is, if it is one."""
         error: SmeltError
         try:
             if scope["path"] not in OPEN_ROUTES:
                 self._keys.check(authorization)
             await self._app(scope, receive, answer)
-            return
+            return None
         except ClientDisconnect:
-            return
+            return None
         except SmeltError as raised:
             error = raised
         except HTTPException:
@@ -78,6 +82,7 @@ class Edge:
             error = InternalError(f"the request failed; see the gateway's log for {answer.request_id}")
         if not answer.is_started:
             await to_response(error)(scope, receive, answer)
+        return error
 
 
 class _Answer:

@@ -14,6 +14,7 @@ import pytest
 from edge_fakes import MODEL, WORDS, Served, served_edge
 
 from gateway.http.keys import hash_key
+from smeltkit.testing.spans import captured_spans
 from smeltkit.testing.waiting import eventually
 
 TEXT = "".join(WORDS)
@@ -354,3 +355,17 @@ async def test_requests_beside_each_other_do_not_mix(client: openai.AsyncOpenAI)
         *(client.chat.completions.create(model="ore-11m", messages=HELLO, max_tokens=1 + i % 6) for i in range(24))
     )
     assert [answer.choices[0].message.content for answer in answers] == ["".join(WORDS[: 1 + i % 6]) for i in range(24)]
+
+
+async def test_trace_of_the_client_reaches_inference_and_5xx_is_a_failed_span(http: httpx.AsyncClient) -> None:
+    trace = "0123456789abcdef0123456789abcdef"
+    header = {"traceparent": f"00-{trace}-0123456789abcdef-01"}
+    with captured_spans() as spans:
+        await http.post("/v1/chat/completions", json=chat("x", stream=True), headers=header)
+        await http.post("/v1/chat/completions", json=chat("bug"))
+    calls = spans.named("smelt.inference.v1.InferenceService/Generate")
+    assert [f"{span.context.trace_id:032x}" for span in calls[:2]] == [trace] * 2, "client and server side"
+    fine, failed = spans.named("POST /v1/chat/completions")
+    assert fine.status.is_ok or fine.status.is_unset
+    assert not failed.status.is_ok and failed.attributes is not None
+    assert (failed.attributes["error.type"], failed.attributes["http.response.status_code"]) == ("INTERNAL_ERROR", 500)
