@@ -20,6 +20,7 @@ BUNDLE_TYPE = "application/vnd.smelt.bundle.v1+json"
 DATASET_TYPE = "application/vnd.smelt.dataset.v1+json"
 REPORT_TYPE = "application/vnd.smelt.report.v1+json"
 REFERENCE_TYPE = "application/vnd.smelt.reference.v1+json"
+JUDGEMENT_TYPE = "application/vnd.smelt.judgement.v1+json"
 PROBE_TYPE = "application/vnd.smelt.probe.v1+json"
 
 _KEYS = frozenset({"schemaVersion", "artifactType", "config", "layers", "subject"})

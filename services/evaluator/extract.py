@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from services.evaluator import code
 from services.evaluator.problems import Problem
+from smeltkit import limits
 
 THINKING = ("<think>", "</think>")
-RAW, NONE, UNCLOSED_THINKING = "raw", "none", "unclosed-thinking"
+RAW, NONE, UNCLOSED_THINKING, TOO_LONG = "raw", "none", "unclosed-thinking", "too-long"
 
 _TURN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end)\|>|</s>")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`~]*)[^\n]*$", re.MULTILINE)
@@ -31,7 +32,7 @@ class Extraction:
 
     program: str
     join: str
-    """A join of the suite; `raw` if none gave a program; `none` or `unclosed-thinking` if there is no code at all."""
+    """A join of the suite; `raw` if none worked; `none`, `unclosed-thinking` or `too-long` if there is no code."""
     is_trimmed: bool
 
 
@@ -42,8 +43,8 @@ def extract(problem: Problem, joins: tuple[str, ...], reply: str, thinking: tupl
     works, the first text of the first join is judged as it is, so that the verdict shows what is wrong with it.
     """
     answer = _after_thinking(_TURN.split(reply, maxsplit=1)[0], thinking)
-    if answer is None:
-        return Extraction(program="", join=UNCLOSED_THINKING, is_trimmed=False)
+    if answer is None or len(answer) > limits.EVALUATION_PROGRAM_MAX_CHARS:
+        return Extraction(program="", join=UNCLOSED_THINKING if answer is None else TOO_LONG, is_trimmed=False)
     for is_trimming in (False, True):
         for join in joins:
             for text in _JOINS[join](problem, answer):

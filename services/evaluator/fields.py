@@ -25,6 +25,10 @@ class Fields:
         """Raises BadSuite about `field`."""
         raise BadSuite(f"{self.place}: field {field!r} {problem}")
 
+    def peek(self, field: str) -> Any:
+        """The field's value as it is, None if it is missing; it is not read by that."""
+        return self._values.get(field)
+
     def take(self, field: str, kind: type) -> Any:
         """The field's value, which must be exactly of `kind`."""
         self._read.add(field)

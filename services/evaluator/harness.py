@@ -136,6 +136,8 @@ class Harness:
     async def _generate(self, problem: Problem, prompt: Prompt, sample: int) -> _Answer:
         settings = self._task.settings
         generation = Generation(
+            problem=problem.id,
+            sample=sample,
             bundle=self._task.bundle,
             prompt=prompt,
             max_tokens=settings.max_tokens,
@@ -143,7 +145,6 @@ class Harness:
             temperature=settings.temperature,
             top_p=settings.top_p,
             seed=sample_seed(settings.seed, problem.id, sample),
-            request_id=f"{self._task.suite.name}-{problem.id}-{sample}",
         )
         try:
             completion = await patiently("generation", lambda: self._inference.generate(generation))

@@ -21,8 +21,10 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One completion to be made. `temperature` 0 is greedy."""
+    """One completion to be made: a sample of a problem. `temperature` 0 is greedy."""
 
+    problem: str
+    sample: int
     bundle: str
     prompt: Prompt
     max_tokens: int
@@ -30,7 +32,6 @@ class Generation:
     temperature: float
     top_p: float
     seed: int
-    request_id: str
 
     def settings(self) -> dict[str, Any]:
         """The settings under the names by which the effective ones come back."""

@@ -19,7 +19,7 @@ from services.evaluator.suites import Suite, suites
 from smeltkit import limits
 from smeltkit.blobs.store import Store
 from smeltkit.errors import BadManifest, ReportMismatch, SamplesNotDistinct, ScoreWithheld
-from smeltkit.manifest import REPORT_TYPE, Descriptor, Manifest
+from smeltkit.manifest import JUDGEMENT_TYPE, REPORT_TYPE, Descriptor, Manifest
 
 RECORDS_FILE = "samples.jsonl"
 RECORDS_TYPE = "application/x-ndjson"
@@ -51,6 +51,7 @@ class Report:
 
     digest: str
     bundle: str
+    """Digest of the bundle; empty for a judgement."""
     suite: str
     suite_digest: str
     data_digest: str
@@ -134,7 +135,10 @@ def store_report(
     provenance: Mapping[str, Any],
     times: Mapping[str, Any],
 ) -> tuple[str, tuple[Score, ...]]:
-    """Computes the scores, stores records and report; digest and scores. `provenance` must name the `bundle`."""
+    """Computes the scores, stores records and report; digest and scores.
+
+    `provenance` names suite, data and `bundle`; where the bundle is empty it is a judgement of stored completions.
+    """
     scores = compute_scores(suite.name, suite.problems, samples)
     lines = to_lines(samples)
     layer = Descriptor(media_type=RECORDS_TYPE, digest=store.put_bytes(lines), size_bytes=len(lines), path=RECORDS_FILE)
@@ -154,17 +158,19 @@ def store_report(
         "provenance": {**provenance, "records": layer.digest},
         "times": dict(times),
     }
-    manifest = Manifest(artifact_type=REPORT_TYPE, config=config, layers=(layer,), subject=provenance["bundle"])
+    bundle = provenance["bundle"]
+    kind = REPORT_TYPE if bundle else JUDGEMENT_TYPE
+    manifest = Manifest(artifact_type=kind, config=config, layers=(layer,), subject=bundle)
     return store.put_manifest(manifest), scores
 
 
 def open_report(store: Store, digest: str) -> Report:
-    """The stored report, its scores computed again from its records.
+    """The stored report or judgement, its scores computed again from its records.
 
     UnknownArtifact; BadManifest if it is no report; ReportMismatch if its scores are not those of its records.
     """
     manifest = store.get_manifest(digest)
-    if manifest.artifact_type != REPORT_TYPE:
+    if manifest.artifact_type not in (REPORT_TYPE, JUDGEMENT_TYPE):
         raise BadManifest(f"{digest} is a {manifest.artifact_type}, not a report; scores come from reports only")
     layer = manifest.layer(RECORDS_FILE)
     if layer is None:

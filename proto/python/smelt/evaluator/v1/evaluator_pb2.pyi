@@ -154,6 +154,36 @@ class ReferenceSpec(_message.Message):
 Global___ReferenceSpec: _TypeAlias = ReferenceSpec  # noqa: Y015
 
 @_typing.final
+class JudgementSpec(_message.Message):
+    """Which stored completions to judge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUITE_FIELD_NUMBER: _builtins.int
+    DATA_DIGEST_FIELD_NUMBER: _builtins.int
+    COMPLETIONS_DIGEST_FIELD_NUMBER: _builtins.int
+    suite: _builtins.str
+    """Suite by name."""
+    data_digest: _builtins.str
+    """Digest of the suite's data, stored as a blob."""
+    completions_digest: _builtins.str
+    """Digest of a blob of JSON lines with task_id and completion; several of one problem are its samples in order."""
+    def __init__(
+        self,
+        *,
+        suite: _builtins.str = ...,
+        data_digest: _builtins.str = ...,
+        completions_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completions_digest", b"completions_digest", "data_digest", b"data_digest", "suite", b"suite"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgementSpec: _TypeAlias = JudgementSpec  # noqa: Y015
+
+@_typing.final
 class Score(_message.Message):
     """A score with its 95 % interval."""
 
@@ -295,7 +325,7 @@ class Report(_message.Message):
     digest: _builtins.str
     """Digest of the report."""
     bundle_digest: _builtins.str
-    """Digest of the bundle."""
+    """Digest of the bundle; empty for a judgement."""
     provenance_json: _builtins.str
     """Digests and effective settings that the score rests on, as canonical JSON."""
     completion_tokens: _builtins.int
@@ -527,6 +557,58 @@ class StartReferenceCheckResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartReferenceCheckResponse: _TypeAlias = StartReferenceCheckResponse  # noqa: Y015
+
+@_typing.final
+class StartJudgementRequest(_message.Message):
+    """Asks to judge stored completions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Client-made id: the same id and request give the same job."""
+    @_builtins.property
+    def spec(self) -> Global___JudgementSpec:
+        """What to judge."""
+
+    def __init__(
+        self,
+        *,
+        spec: Global___JudgementSpec | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartJudgementRequest: _TypeAlias = StartJudgementRequest  # noqa: Y015
+
+@_typing.final
+class StartJudgementResponse(_message.Message):
+    """Answers StartJudgement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> _job_pb2.Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: _job_pb2.Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartJudgementResponse: _TypeAlias = StartJudgementResponse  # noqa: Y015
 
 @_typing.final
 class GetReportRequest(_message.Message):

@@ -55,6 +55,11 @@ class EvaluatorServiceStub:
                 request_serializer=smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartReferenceCheckRequest.SerializeToString,
                 response_deserializer=smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartReferenceCheckResponse.FromString,
                 _registered_method=True)
+        self.StartJudgement = channel.unary_unary(
+                '/smelt.evaluator.v1.EvaluatorService/StartJudgement',
+                request_serializer=smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartJudgementRequest.SerializeToString,
+                response_deserializer=smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartJudgementResponse.FromString,
+                _registered_method=True)
         self.GetReport = channel.unary_unary(
                 '/smelt.evaluator.v1.EvaluatorService/GetReport',
                 request_serializer=smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.GetReportRequest.SerializeToString,
@@ -104,8 +109,15 @@ class EvaluatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartJudgement(self, request, context):
+        """Judges stored completions; the result is a judgement, a report about no bundle.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetReport(self, request, context):
-        """A stored report.
+        """A stored report or judgement.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,6 +159,11 @@ def add_EvaluatorServiceServicer_to_server(servicer, server):
                     servicer.StartReferenceCheck,
                     request_deserializer=smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartReferenceCheckRequest.FromString,
                     response_serializer=smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartReferenceCheckResponse.SerializeToString,
+            ),
+            'StartJudgement': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartJudgement,
+                    request_deserializer=smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartJudgementRequest.FromString,
+                    response_serializer=smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartJudgementResponse.SerializeToString,
             ),
             'GetReport': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReport,
@@ -273,6 +290,33 @@ class EvaluatorService:
             '/smelt.evaluator.v1.EvaluatorService/StartReferenceCheck',
             smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartReferenceCheckRequest.SerializeToString,
             smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartReferenceCheckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartJudgement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smelt.evaluator.v1.EvaluatorService/StartJudgement',
+            smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartJudgementRequest.SerializeToString,
+            smelt_dot_evaluator_dot_v1_dot_evaluator__pb2.StartJudgementResponse.FromString,
             options,
             channel_credentials,
             insecure,

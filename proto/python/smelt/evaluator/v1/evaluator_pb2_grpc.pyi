@@ -41,8 +41,10 @@ class EvaluatorServiceStub:
     """Evaluates; the result is a report."""
     StartReferenceCheck: _grpc.UnaryUnaryMultiCallable[_evaluator_pb2.StartReferenceCheckRequest, _evaluator_pb2.StartReferenceCheckResponse]
     """Judges a suite's reference solutions; the result is a reference record, never a model score."""
+    StartJudgement: _grpc.UnaryUnaryMultiCallable[_evaluator_pb2.StartJudgementRequest, _evaluator_pb2.StartJudgementResponse]
+    """Judges stored completions; the result is a judgement, a report about no bundle."""
     GetReport: _grpc.UnaryUnaryMultiCallable[_evaluator_pb2.GetReportRequest, _evaluator_pb2.GetReportResponse]
-    """A stored report."""
+    """A stored report or judgement."""
     Compare: _grpc.UnaryUnaryMultiCallable[_evaluator_pb2.CompareRequest, _evaluator_pb2.CompareResponse]
     """Paired comparison of two reports of the same suite."""
     CheckGate: _grpc.UnaryUnaryMultiCallable[_evaluator_pb2.CheckGateRequest, _evaluator_pb2.CheckGateResponse]
@@ -61,8 +63,10 @@ class EvaluatorServiceAsyncStub(EvaluatorServiceStub):
     """Evaluates; the result is a report."""
     StartReferenceCheck: _aio.UnaryUnaryMultiCallable[_evaluator_pb2.StartReferenceCheckRequest, _evaluator_pb2.StartReferenceCheckResponse]  # type: ignore[assignment]
     """Judges a suite's reference solutions; the result is a reference record, never a model score."""
+    StartJudgement: _aio.UnaryUnaryMultiCallable[_evaluator_pb2.StartJudgementRequest, _evaluator_pb2.StartJudgementResponse]  # type: ignore[assignment]
+    """Judges stored completions; the result is a judgement, a report about no bundle."""
     GetReport: _aio.UnaryUnaryMultiCallable[_evaluator_pb2.GetReportRequest, _evaluator_pb2.GetReportResponse]  # type: ignore[assignment]
-    """A stored report."""
+    """A stored report or judgement."""
     Compare: _aio.UnaryUnaryMultiCallable[_evaluator_pb2.CompareRequest, _evaluator_pb2.CompareResponse]  # type: ignore[assignment]
     """Paired comparison of two reports of the same suite."""
     CheckGate: _aio.UnaryUnaryMultiCallable[_evaluator_pb2.CheckGateRequest, _evaluator_pb2.CheckGateResponse]  # type: ignore[assignment]
@@ -104,12 +108,20 @@ class EvaluatorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Judges a suite's reference solutions; the result is a reference record, never a model score."""
 
     @_abc_1.abstractmethod
+    def StartJudgement(
+        self,
+        request: _evaluator_pb2.StartJudgementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluator_pb2.StartJudgementResponse, _abc.Awaitable[_evaluator_pb2.StartJudgementResponse]]:
+        """Judges stored completions; the result is a judgement, a report about no bundle."""
+
+    @_abc_1.abstractmethod
     def GetReport(
         self,
         request: _evaluator_pb2.GetReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_evaluator_pb2.GetReportResponse, _abc.Awaitable[_evaluator_pb2.GetReportResponse]]:
-        """A stored report."""
+        """A stored report or judgement."""
 
     @_abc_1.abstractmethod
     def Compare(

@@ -1,0 +1,93 @@
+"""Domain values as messages."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from smelt.evaluator.v1 import evaluator_pb2 as pb
+from smelt.job.v1 import job_pb2
+
+from services.evaluator.gates import Decision
+from services.evaluator.plan import Plan
+from services.evaluator.records import Sample
+from services.evaluator.report import Report
+from services.evaluator.suites import Suite
+from services.evaluator.verbs import Comparison
+from smeltkit.manifest import canonical_json
+
+
+def to_suite(suite: Suite) -> pb.Suite:
+    """A suite as a message."""
+    return pb.Suite(
+        name=suite.name,
+        description=suite.description,
+        problems=suite.problems,
+        data_file=suite.data.file,
+        data_digest=suite.data.digest,
+        data_url=suite.data.url,
+        licence=suite.data.licence,
+        digest=suite.digest,
+    )
+
+
+def to_plan(plan: Plan) -> job_pb2.Plan:
+    """A plan as a message."""
+    return job_pb2.Plan(
+        steps=plan.steps,
+        items=[job_pb2.PlanItem(name=name, value=value) for name, value in plan.items.items()],
+        refusals=[job_pb2.Refusal(reason=error.reason(), message=error.message) for error in plan.refusals],
+        cached_digest=plan.cached_digest,
+    )
+
+
+def to_report(report: Report) -> pb.Report:
+    """A report as a message, without its samples."""
+    config = dict(report.config)
+    rest = {name: value for name, value in config.items() if name not in ("scores", "verdicts")}
+    return pb.Report(
+        digest=report.digest,
+        bundle_digest=report.bundle,
+        scores=[pb.Score(**asdict(score)) for score in report.scores],
+        verdicts=config["verdicts"],
+        provenance_json=canonical_json(rest).decode(),
+        completion_tokens=config["completion_tokens"],
+        generate_s=config["times"]["generate_s"],
+        total_s=config["times"]["total_s"],
+        trace_id=config["provenance"]["trace"],
+    )
+
+
+def to_sample(sample: Sample) -> pb.SampleRecord:
+    """A sample as a message."""
+    return pb.SampleRecord(
+        problem=sample.problem,
+        sample=sample.sample,
+        verdict=sample.verdict,
+        detail=sample.detail,
+        finish_reason=sample.finish_reason,
+        completion_tokens=sample.completion_tokens,
+        program=sample.program,
+        reply=sample.reply,
+    )
+
+
+def to_comparison(comparison: Comparison) -> pb.CompareResponse:
+    """A comparison as a message."""
+    result = comparison.result
+    return pb.CompareResponse(
+        difference=result.difference.value,
+        low=result.difference.low,
+        high=result.difference.high,
+        p_value=result.p_value,
+        gained=comparison.gained,
+        lost=comparison.lost,
+        verdict=result.verdict,
+    )
+
+
+def to_gate(decisions: tuple[Decision, ...]) -> pb.CheckGateResponse:
+    """A decided gate as a message; it is met if it has clauses and all of them are."""
+    return pb.CheckGateResponse(
+        is_met=bool(decisions) and all(decision.is_met for decision in decisions),
+        clauses=[pb.ClauseResult(**asdict(decision)) for decision in decisions],
+    )

@@ -1,0 +1,48 @@
+"""Requests to domain values, and the keys under which results are found again."""
+
+from __future__ import annotations
+
+from smelt.evaluator.v1 import evaluator_pb2
+
+from services.evaluator.data import check_digest
+from services.evaluator.ports import JudgeInfo
+from services.evaluator.settings import Settings
+from services.evaluator.suites import Suite
+from smeltkit import limits
+from smeltkit.errors import BadRequest
+from smeltkit.jobs.stages import StageCache
+
+
+def settings_of(spec: evaluator_pb2.EvaluationSpec, suite: Suite) -> Settings:
+    """The settings of a request, checked."""
+    check_digest(suite, spec.data_digest)
+    if not 0 <= spec.concurrency <= limits.EVALUATION_CONCURRENCY_MAX:
+        raise BadRequest(f"concurrency={spec.concurrency} must be 0 to {limits.EVALUATION_CONCURRENCY_MAX}")
+    return Settings.checked(
+        suite,
+        samples=spec.samples,
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        seed=spec.seed,
+        max_tokens=spec.max_tokens,
+        limit=spec.limit,
+    )
+
+
+def evaluation_key(
+    stages: StageCache, bundle: str, suite: Suite, settings: Settings, engine_digest: str, judge: JudgeInfo
+) -> str:
+    """The key of an evaluation: all that its samples depend on. Concurrency is no part of it."""
+    parameters = {
+        "suite": suite.digest,
+        "settings": settings.to_dict(),
+        "engine": engine_digest,
+        "judge": judge.digest,
+    }
+    return stages.key("evaluate", parameters, [bundle, suite.data.digest])
+
+
+def references_key(stages: StageCache, suite: Suite, judge: JudgeInfo) -> str:
+    """The key of a suite's references under one judge."""
+    parameters = {"suite": suite.digest, "judge": judge.digest, "level": judge.level}
+    return stages.key("references", parameters, [suite.data.digest])

@@ -1,0 +1,258 @@
+"""Jobs to domain: evaluate, judge, references. Each may run again and goes on from what earlier attempts stored."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import grpc
+from smelt.evaluator.v1 import evaluator_pb2
+from smelt.event.v1 import event_pb2
+
+from services.evaluator.bundles import BundleFacts
+from services.evaluator.config import EvaluatorConfig
+from services.evaluator.data import DataSource, check_digest
+from services.evaluator.extract import THINKING
+from services.evaluator.harness import Harness, Outcome, Task
+from services.evaluator.inference_client import InferenceClient
+from services.evaluator.ports import Engine, Inference, Judge, JudgeInfo
+from services.evaluator.problems import Problem, load_problems
+from services.evaluator.prompts import build_prompts, prompts_digest
+from services.evaluator.records import Batches
+from services.evaluator.references import References, run_references, store_references
+from services.evaluator.report import Score, store_report
+from services.evaluator.retry import patiently
+from services.evaluator.sandbox_client import SandboxClient
+from services.evaluator.settings import Settings
+from services.evaluator.spec import evaluation_key, references_key, settings_of
+from services.evaluator.stored import StoredCompletions, read_completions
+from services.evaluator.suites import Suite, find_suite
+from smeltkit import telemetry
+from smeltkit.blobs.store import Store
+from smeltkit.bus.client import Bus
+from smeltkit.catalog import Catalog
+from smeltkit.jobs.stages import StageCache
+from smeltkit.jobs.worker import Handler, JobContext
+from smeltkit.revision import code_revision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What the evaluator works with."""
+
+    config: EvaluatorConfig
+    store: Store
+    stages: StageCache
+    catalog: Catalog
+    bus: Bus
+    data: DataSource
+    inference: InferenceClient
+    sandbox: grpc.aio.Channel
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Court:
+    """A judge and what it says of itself."""
+
+    judge: Judge
+    info: JudgeInfo
+
+
+class Handlers:
+    """The kinds of jobs of the evaluator."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+
+    def by_kind(self) -> Mapping[str, Handler]:
+        """Kind of job to what does it."""
+        return {"evaluate": self.evaluate, "judge": self.judge, "references": self.references}
+
+    async def evaluate(self, context: JobContext) -> str:
+        """Scores the bundle of an EvaluationSpec; the digest of the report."""
+        began, tools = time.monotonic(), self._tools
+        spec = evaluator_pb2.EvaluationSpec.FromString(context.request)
+        suite = find_suite(spec.suite)
+        settings, problems = settings_of(spec, suite), await self._problems(suite)
+        facts = BundleFacts.from_manifest(await asyncio.to_thread(tools.store.get_manifest, spec.bundle))
+        facts.check_can_take(suite)
+        await context.progress("prepare", 0, 0, message="loading the model")
+        async with SandboxClient(tools.sandbox) as judge:
+            info = await patiently("the sandbox", judge.describe)
+            engine = await patiently("the inference service", lambda: tools.inference.load(spec.bundle))
+            key = evaluation_key(tools.stages, spec.bundle, suite, settings, engine.digest, info)
+            if stored := await tools.stages.get(key):
+                await context.progress("score", 1, 1, "reports", "the stored result of the same evaluation")
+                return stored
+            task = _task(spec.bundle, suite, settings, problems, facts.thinking)
+            court, concurrency = _Court(judge=judge, info=info), spec.concurrency or tools.config.concurrency
+            references, trusted = await self._references(context, suite, problems, court)
+            trusted.check_rate(suite)
+            outcome = await self._run(context, task, trusted, tools.inference, engine, court, key, concurrency)
+        provenance = {
+            "bundle": spec.bundle,
+            "scheme": facts.scheme,
+            **facts.parts,
+            **_provenance(task, info, references),
+            "attempt": context.attempt,
+            "concurrency": concurrency,
+        }
+        digest, scores = await self._store(context, key, task, outcome, provenance, began)
+        await self._publish(context, digest, spec.bundle, scores[0])
+        return digest
+
+    async def judge(self, context: JobContext) -> str:
+        """Judges the stored completions of a JudgementSpec; the digest of the judgement."""
+        began, tools = time.monotonic(), self._tools
+        spec = evaluator_pb2.JudgementSpec.FromString(context.request)
+        suite = find_suite(spec.suite)
+        check_digest(suite, spec.data_digest)
+        problems = await self._problems(suite)
+        data = await asyncio.to_thread(tools.store.get_bytes, spec.completions_digest)
+        stored = StoredCompletions(spec.completions_digest, read_completions(data, problems))
+        settings = Settings(
+            samples=stored.samples, temperature=0, top_p=1, seed=0, max_tokens=suite.max_tokens, problems=len(problems)
+        )
+        async with SandboxClient(tools.sandbox) as judge:
+            info = await patiently("the sandbox", judge.describe)
+            key = evaluation_key(tools.stages, spec.completions_digest, suite, settings, spec.completions_digest, info)
+            if found := await tools.stages.get(key):
+                return found
+            task = _task(spec.completions_digest, suite, settings, problems, THINKING)
+            court, engine = _Court(judge=judge, info=info), await stored.load(spec.completions_digest)
+            references, trusted = await self._references(context, suite, problems, court)
+            trusted.check_rate(suite)
+            outcome = await self._run(context, task, trusted, stored, engine, court, key, 2 * info.slots)
+        provenance = {"bundle": "", "completions": spec.completions_digest, **_provenance(task, info, references)}
+        digest, _ = await self._store(context, key, task, outcome, provenance, began)
+        return digest
+
+    async def references(self, context: JobContext) -> str:
+        """Judges the reference solutions of a ReferenceSpec; the digest of the reference record."""
+        spec = evaluator_pb2.ReferenceSpec.FromString(context.request)
+        suite = find_suite(spec.suite)
+        check_digest(suite, spec.data_digest)
+        problems = await self._problems(suite)
+        async with SandboxClient(self._tools.sandbox) as judge:
+            info = await patiently("the sandbox", judge.describe)
+            return (await self._references(context, suite, problems, _Court(judge=judge, info=info)))[0]
+
+    async def _problems(self, suite: Suite) -> tuple[Problem, ...]:
+        data = await patiently("the suite's data", lambda: asyncio.to_thread(self._tools.data.read, suite))
+        return await asyncio.to_thread(load_problems, suite, data)
+
+    async def _run(
+        self,
+        context: JobContext,
+        task: Task,
+        references: References,
+        inference: Inference,
+        engine: Engine,
+        court: _Court,
+        key: str,
+        concurrency: int,
+    ) -> Outcome:
+        """Every sample, generated and judged."""
+        harness = Harness(
+            task,
+            references,
+            inference=inference,
+            judge=court.judge,
+            engine=engine,
+            judge_info=court.info,
+            attempt=context,
+            batches=Batches(self._tools.store, key, context),
+            concurrency=concurrency,
+        )
+        with telemetry.span("smelt.evaluate.generate", **{telemetry.names.SUITE: task.suite.name}):
+            return await harness.run()
+
+    async def _references(
+        self, context: JobContext, suite: Suite, problems: tuple[Problem, ...], court: _Court
+    ) -> tuple[str, References]:
+        """The suite's references under this judge: judged once, found again afterwards; digest and record."""
+        store, stages = self._tools.store, self._tools.stages
+        key = references_key(stages, suite, court.info)
+        if stored := await stages.get(key):
+            return stored, References.from_manifest(await asyncio.to_thread(store.get_manifest, stored))
+        with telemetry.span("smelt.evaluate.references", **{telemetry.names.SUITE: suite.name}):
+            references = await run_references(suite, problems, court.judge, court.info, context)
+        await context.check_alive()
+        digest = await asyncio.to_thread(store_references, store, references)
+        if references.passed >= suite.references_passed:
+            await stages.put(key, digest)
+        return digest, references
+
+    async def _store(
+        self, context: JobContext, key: str, task: Task, outcome: Outcome, provenance: Mapping[str, Any], began: float
+    ) -> tuple[str, tuple[Score, ...]]:
+        await context.progress("score", 0, 1, "reports")
+        await context.check_alive()
+        times = {"generate_s": round(outcome.generate_s, 3), "total_s": round(time.monotonic() - began, 3)}
+        provenance = {
+            **provenance,
+            "resumed_samples": outcome.resumed,
+            "job": context.job_id,
+            "trace": telemetry.current_trace_id(),
+        }
+        work = partial(
+            store_report,
+            self._tools.store,
+            task.suite,
+            task.settings,
+            outcome.samples,
+            used=outcome.used,
+            provenance=provenance,
+            times=times,
+        )
+        with telemetry.span("smelt.evaluate.score", **{telemetry.names.SUITE: task.suite.name}):
+            digest, scores = await asyncio.to_thread(work)
+        await context.check_alive()
+        await self._tools.stages.put(key, digest)
+        return digest, scores
+
+    async def _publish(self, context: JobContext, digest: str, bundle: str, score: Score) -> None:
+        finished = event_pb2.EvaluationFinished(
+            report_digest=digest,
+            bundle_digest=bundle,
+            suite=score.suite,
+            passed=score.passed,
+            total=score.problems,
+            job_id=context.job_id,
+        )
+        await self._tools.bus.publish_event("evaluator.evaluation.finished", finished)
+
+
+def _task(
+    model: str, suite: Suite, settings: Settings, problems: tuple[Problem, ...], thinking: tuple[str, str]
+) -> Task:
+    chosen = problems[: settings.problems]
+    return Task(
+        bundle=model,
+        suite=suite,
+        settings=settings,
+        problems=chosen,
+        prompts=build_prompts(suite, chosen),
+        thinking=thinking,
+    )
+
+
+def _provenance(task: Task, info: JudgeInfo, references: str) -> dict[str, Any]:
+    """Digests of everything but the model that a score rests on."""
+    suite = task.suite
+    return {
+        "suite": suite.digest,
+        "data": suite.data.digest,
+        "prompt": {
+            "builder": suite.builder,
+            "version": suite.prompt_version,
+            "digest": prompts_digest(task.prompts),
+        },
+        "judge": {"digest": info.digest, "level": info.level},
+        "references": references,
+        "code_revision": code_revision(),
+    }
