@@ -14,11 +14,12 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # of httpx or httpx2, as the library chose
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -68,9 +69,9 @@ class HubRepository:
         commit, done = str(snapshot.parameters["commit"]), 0
         for name in names:
             file = snapshot.files[name]
-            path = self._download(file, commit, force=False)
-            if not is_intact(path, file):
-                path = self._download(file, commit, force=True)
+            path = self._download(file.path, commit)
+            if not is_intact(path, file) and not huggingface_hub.constants.HF_HUB_OFFLINE:
+                path = self._download(file.path, commit, force=True)
             if not is_intact(path, file):
                 raise DigestMismatch(
                     f"{file.path} from the hub is not what the hub says it is; report it, or use a mirror"
@@ -78,6 +79,8 @@ class HubRepository:
             place(path, folder / name)
             done += file.size_bytes
             progress(done)
+        if snapshot.side_files and self._revision != commit:
+            self._download(snapshot.files[snapshot.side_files[0]].path, self._revision)  # offline, the name is found
 
     def _remote(self) -> tuple[str, list[SourceFile]]:
         api = HfApi(endpoint=self._endpoint)
@@ -116,13 +119,11 @@ class HubRepository:
             )
         return root.name, found
 
-    def _download(self, file: SourceFile, commit: str, *, force: bool) -> Path:
-        with _hub_errors(self._repository, commit):
+    def _download(self, path: str, revision: str, *, force: bool = False) -> Path:
+        with _hub_errors(self._repository, revision):
             return Path(
-                str(
-                    huggingface_hub.hf_hub_download(
-                        self._repository, file.path, revision=commit, force_download=force, endpoint=self._endpoint
-                    )
+                huggingface_hub.hf_hub_download(
+                    self._repository, path, revision=revision, force_download=force, endpoint=self._endpoint
                 )
             )
 
@@ -163,7 +164,7 @@ def _hub_errors(repository: str, revision: str) -> Iterator[None]:
         _raise_http(error, where)
     except HFValidationError as error:
         raise BadRequest(f"{where} is no hub repository: {error}") from error
-    except (OSError, TimeoutError) as error:
+    except (HTTPError, OSError) as error:
         raise HubUnavailable(f"the hub did not deliver {where} whole ({type(error).__name__}); try again") from error
 
 

@@ -59,7 +59,14 @@ def tiny_config(architecture: str, **overrides: Any) -> dict[str, Any]:
 
 
 def write_tiny_model(
-    folder: Path, architecture: str, *, seed: int = 0, dtype: str = "BF16", shards: int = 1, **overrides: Any
+    folder: Path,
+    architecture: str,
+    *,
+    seed: int = 0,
+    dtype: str = "BF16",
+    shards: int = 1,
+    is_chat: bool = True,
+    **overrides: Any,
 ) -> ModelConfig:
     """Writes a whole model folder (weights, config, tokenizer, template, licence) and returns its dimensions."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,13 +81,13 @@ def write_tiny_model(
         stored = weights.from_float32(values.astype(np.float32), dtype)
         tensors.append((names.canonical_to_hf(architecture, spec.name), dtype, stored))
     _write_weights(folder, tensors, shards)
-    write_tokenizer(folder)
+    write_tokenizer(folder, is_chat=is_chat)
     (folder / "LICENSE").write_text("SPDX-License-Identifier: Apache-2.0\n")
     return model
 
 
-def write_tokenizer(folder: Path, *, pre_tokenizer: str = "qwen2") -> None:
-    """Writes a byte-level BPE tokenizer trained on the reference corpus, its settings and a ChatML template."""
+def write_tokenizer(folder: Path, *, pre_tokenizer: str = "qwen2", is_chat: bool = True) -> None:
+    """Writes a byte-level BPE tokenizer trained on the reference corpus, its settings, and ChatML or no template."""
     patterns = next(patterns for patterns, name in PRE_TOKENIZERS.items() if name == pre_tokenizer)
     tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=pre_tokenizer == "llama-bpe"))
     tokenizer.normalizer = normalizers.NFC()
@@ -102,7 +109,7 @@ def write_tokenizer(folder: Path, *, pre_tokenizer: str = "qwen2") -> None:
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
         "bos_token": None,
-        "chat_template": TEMPLATE,
+        "chat_template": TEMPLATE if is_chat else "",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     ends = [tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>")]

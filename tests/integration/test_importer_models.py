@@ -26,6 +26,7 @@ from smeltkit.testing.importing import CALL_TIMEOUT_S, ImportRig, import_rig, im
 from smeltkit.testing.nats import NatsServer
 from smeltkit.testing.processes import ServiceProcess
 from smeltkit.testing.s3 import S3Server, fresh_store
+from smeltkit.testing.tiny_models import write_tiny_model
 
 MODELS = Path(__file__).parents[3] / "shared" / "models"
 SMALL = Path(__file__).parents[2] / "examples" / "models" / "ore-11m"
@@ -101,8 +102,9 @@ async def test_shared_models_import_with_every_tensor(rig: ImportRig, model: str
 @pytest.mark.parametrize("scheme", ["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"])
 async def test_requested_scheme_is_the_stored_scheme(rig: ImportRig, scheme: str, tmp_path: Path) -> None:
     """R-003, R-004: type by type as forecast, and the lineage names the source."""
-    source = succeeded(await rig.import_folder(SMALL, "to-quantize"))
-    digest = succeeded(await rig.quantize("to-quantize", scheme, f"small:{scheme.lower()}"))
+    write_tiny_model(tmp_path / "tiny", "qwen3", is_chat=False, hidden_size=256, intermediate_size=1280)
+    source = succeeded(await rig.import_folder(tmp_path / "tiny", "to-quantize"))
+    digest = succeeded(await rig.quantize("to-quantize", scheme, f"tiny:{scheme.lower()}"))
     manifest = rig.store.get_manifest(digest)
     bundle = Bundle.from_manifest(manifest)
     assert (bundle.format, bundle.scheme, bundle.lineage.inputs) == ("gguf", scheme, (source,))
