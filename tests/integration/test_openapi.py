@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from gateway.http import replies
+from gateway.http.config import HttpConfig
 from gateway.http.openapi import document
 from gateway.http.schemas import ChatRequest, CompletionRequest
 
@@ -101,3 +103,10 @@ def test_every_request_field_is_described(model: Any) -> None:
     described = DOCUMENT["components"]["schemas"][model.__name__]
     assert set(described["properties"]) == set(model.model_fields)
     assert described["additionalProperties"] is False
+
+
+def test_every_request_field_and_setting_is_in_the_documentation() -> None:
+    text = (FILE.parents[2] / "docs" / "api" / "http.md").read_text()
+    fields = {*ChatRequest.model_fields, *CompletionRequest.model_fields}
+    settings = {f"SMELT_HTTP_{field.name.upper()}" for field in dataclasses.fields(HttpConfig)}
+    assert [name for name in sorted(fields | settings) if f"`{name}`" not in text] == []
