@@ -10,6 +10,7 @@ from nats.js.errors import APIError
 
 from smeltkit import limits
 from smeltkit.bus.envelope import MESSAGE_ID, fact_id, seal
+from smeltkit.bus.facts import check_fact
 from smeltkit.bus.subjects import DEFAULT_TENANT, event_subject
 from smeltkit.errors import BadRequest, RevisionConflict
 
@@ -53,9 +54,10 @@ async def publish(
 async def publish_event(bus: Bus, fact: str, message: Message, *, tenant: str = DEFAULT_TENANT) -> None:
     """Publishes one fact, e.g. `importer.bundle.stored`, on SMELT_EVENTS.
 
-    A message that names its job (field job_id) is stored once, also when a later attempt repeats it.
+    A message that names its job (field job_id) is stored once, also when a later attempt repeats it. BadRequest for
+    an undeclared fact, another message than the fact's, or one that is too large.
     """
-    subject, body = event_subject(fact, tenant), message.SerializeToString(deterministic=True)
+    subject, body = event_subject(check_fact(fact, message), tenant), message.SerializeToString(deterministic=True)
     if len(body) > limits.EVENT_MAX_BYTES:
         raise BadRequest(f"event {fact} has {len(body)} bytes, at most {limits.EVENT_MAX_BYTES}; send a digest")
     envelope = seal(message, source=fact.split(".", 1)[0], id=fact_id(subject, message))

@@ -48,7 +48,7 @@ async def test_an_event_of_a_job_said_twice_is_stored_once(rig: JobRig) -> None:
 async def test_an_event_too_large_is_refused(rig: JobRig) -> None:
     fat = event_pb2.FallbackUsed(cause="x" * limits.EVENT_MAX_BYTES)
     with pytest.raises(BadRequest, match="send a digest"):
-        await rig.bus.publish_event("importer.fallback.used", fat)
+        await rig.bus.publish_event("inference.fallback.used", fat)
 
 
 async def test_a_publish_whose_answer_is_lost_is_repeated_and_stored_once(rig: JobRig) -> None:
