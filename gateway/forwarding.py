@@ -1,7 +1,8 @@
 """Calls to the services, passed on as bytes: one address for clients, and no message decoded on the way.
 
-On the wire all four kinds of call are the same, so one handler with two streams serves them all. Deadline, metadata,
-trace, cancellation, status and error details go through; the caller's token does not: the services trust the gateway's.
+Whether replies are one or many makes no difference on the way; whether requests are decides how they are sent.
+Deadline, metadata, trace, cancellation, status and error details go through. The caller's token does not: each hop has
+its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from smelt.evaluator.v1 import evaluator_pb2
 from smelt.importer.v1 import importer_pb2
@@ -45,11 +47,13 @@ class Forwarder(grpc.GenericRpcHandler):
         channel = self._channels.get(name)
         if channel is None:
             return None
-        outgoing: Any = channel.stream_stream(method)
+        # One request is sent whole: as a stream it may lose the status of an early answer (grpc/grpc#36066).
+        has_requests = _has_request_stream(method)
+        outgoing: Any = channel.stream_stream(method) if has_requests else channel.unary_stream(method)
 
-        async def forward(requests: AsyncIterator[bytes], context: RpcContext) -> AsyncIterator[bytes]:
+        async def forward(request: Any, context: RpcContext) -> AsyncIterator[bytes]:
             metadata = grpc.aio.Metadata(*_passed_on(context.invocation_metadata()))
-            call = outgoing(requests, timeout=context.time_remaining(), metadata=metadata)
+            call = outgoing(request, timeout=context.time_remaining(), metadata=metadata)
             try:
                 if initial := _passed_on(await call.initial_metadata()):
                     await context.send_initial_metadata(initial)
@@ -61,7 +65,8 @@ class Forwarder(grpc.GenericRpcHandler):
             finally:
                 call.cancel()
 
-        return grpc.stream_stream_rpc_method_handler(forward)
+        build = grpc.stream_stream_rpc_method_handler if has_requests else grpc.unary_stream_rpc_method_handler
+        return build(forward)
 
 
 class ForwardedHealth(health.aio.HealthServicer):  # type: ignore[misc]
@@ -86,6 +91,15 @@ def service_of(full_name: str) -> str:
     """`importer` for smelt.importer.v1.ImporterService/Inspect; empty for a name that is not ours."""
     package = full_name.split(".")
     return package[1] if len(package) >= 4 and package[0] == "smelt" else ""
+
+
+def _has_request_stream(method: str) -> bool:
+    """Whether the method takes many requests; assumed of one that this release does not know."""
+    try:
+        found = descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
+    except KeyError:
+        return True
+    return bool(found.client_streaming)
 
 
 def _passed_on(metadata: Any) -> tuple[tuple[str, str | bytes], ...]:

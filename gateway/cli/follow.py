@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -45,16 +46,26 @@ async def states(session: Session, job: job_pb2.Job) -> AsyncIterator[job_pb2.Jo
     answered = time.monotonic()
     while job.state not in FINAL:
         try:
-            request = job_pb2.WatchJobRequest(id=job.id)
-            async with session.stream(session.jobs.WatchJob, request, timeout_s=limits.CALL_TIMEOUT_MAX_S) as replies:
-                async for reply in replies:
-                    job, answered = reply.job, time.monotonic()
+            async with aclosing(_watched(session, job.id)) as watched:
+                async for job in watched:
+                    answered = time.monotonic()
                     yield job
         except Unavailable:
             if time.monotonic() - answered > limits.JOB_FOLLOW_OUTAGE_MAX_S:
                 raise
-        if job.state not in FINAL:
             await asyncio.sleep(limits.JOB_POLL_PERIOD_S)
+
+
+async def _watched(session: Session, job_id: str) -> AsyncGenerator[job_pb2.Job]:
+    """Changes as they come; the state that can be read now if watching is cut off, as by a proxy."""
+    request = job_pb2.WatchJobRequest(id=job_id)
+    try:
+        async with session.stream(session.jobs.WatchJob, request, timeout_s=limits.CALL_TIMEOUT_MAX_S) as replies:
+            async for reply in replies:
+                yield reply.job
+    except Unavailable:
+        await asyncio.sleep(limits.JOB_POLL_PERIOD_S)
+        yield (await session.call(session.jobs.GetJob, job_pb2.GetJobRequest(id=job_id))).job
 
 
 class _JobView:

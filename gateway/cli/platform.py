@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.cli.output import Output
-from gateway.stack import StackStatus, start
-from gateway.stack.health import is_healthy
-from gateway.stack.state import StackState
+from smeltkit import limits
 from smeltkit.config import environment, smelt_home
+from smeltkit.rpc.channel import open_channel
+
+if TYPE_CHECKING:
+    from gateway.stack import StackStatus
 
 
 def configured_gateway() -> str:
@@ -23,13 +30,32 @@ def gateway_address(output: Output) -> str:
     """
     if address := configured_gateway():
         return address
-    state = StackState.load(smelt_home())
-    if state is not None and asyncio.run(is_healthy("gateway", state.address("gateway"))):
-        return state.address("gateway")
+    if (address := _local_gateway()) and asyncio.run(_answers(address)):
+        return address
     output.note(f"the platform does not run; starting it below {smelt_home()} (`smelt down` stops it)")
     return started(output).gateway_grpc
 
 
 def started(output: Output) -> StackStatus:
     """Starts or heals the platform of this machine, saying what it does."""
+    from gateway.stack import start
+
     return start(smelt_home(), report=output.note)
+
+
+def _local_gateway() -> str:
+    """The address that the platform of this machine wrote down when it started; empty if it never did."""
+    try:
+        return str(json.loads((smelt_home() / "stack.json").read_bytes())["gateway_grpc"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+async def _answers(address: str) -> bool:
+    async with open_channel(address, is_retrying=False) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        try:
+            reply = await check(health_pb2.HealthCheckRequest(), timeout=limits.GATEWAY_PROBE_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)

@@ -24,8 +24,8 @@ from smeltkit.errors import (
 DOMAIN = "smelt"
 DETAILS_KEY = "grpc-status-details-bin"
 _BY_NAME = {code.name: code for code in grpc.StatusCode}
+_STATUS_LOST = "Internal error from Core"
 _WITHOUT_REASON: Mapping[str, type[SmeltError]] = {
-    "UNAVAILABLE": ServiceUnavailable,
     "CANCELLED": ServiceUnavailable,
     "DEADLINE_EXCEEDED": Timeout,
     "RESOURCE_EXHAUSTED": TooManyRequests,
@@ -55,6 +55,13 @@ def from_rpc_error(error: grpc.aio.AioRpcError, method: str = "") -> SmeltError:
             if found is not None:
                 return found
     code, where = error.code().name, method or "the service"
+    if code == "INTERNAL" and error.details() == _STATUS_LOST:
+        # grpc/grpc#36066: a write that fails because the service has ended the call hides the status it gave.
+        return ServiceUnavailable(f"{where} ended the call while requests were being sent, and its status was lost")
+    if code == "UNAVAILABLE":
+        return ServiceUnavailable(
+            f"{where} does not answer ({error.details()}); check that its service runs, then retry"
+        )
     kind = _WITHOUT_REASON.get(code) or _family(code)
     return kind(f"{where} answered {code}: {error.details() or 'no details'}")
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from gateway.cli.session import Session
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Run a program in the sandbox, or see how it isolates."
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Run a program in the sandbox, or see how it isolates.",
 )
 
 

@@ -11,7 +11,9 @@ from gateway.cli.output import Output, table
 from gateway.cli.runner import run_locally
 from smeltkit.errors import BadConfig
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show where each setting comes from.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Show where each setting comes from."
+)
 
 
 @app.callback()

@@ -24,7 +24,7 @@ from smeltkit.testing.waiting import eventually
 
 UNARY = "/smelt.sandbox.v1.SandboxService/Judge"
 SERVER_STREAM = "/smelt.sandbox.v1.SandboxService/Describe"
-CLIENT_STREAM = "/smelt.sandbox.v1.SandboxService/Execute"
+CLIENT_STREAM = "/smelt.sandbox.v1.SandboxService/LaterRelease"
 BOTH_STREAMS = "/smelt.sandbox.v1.SandboxService/JudgeBatch"
 
 

@@ -42,6 +42,16 @@ async def _replies(request: Any, context: Any) -> AsyncIterator[bytes]:
     yield b"two"
 
 
+async def _reply_to_all(requests: AsyncIterator[bytes], context: Any) -> bytes:
+    return b"".join([request async for request in requests])
+
+
+async def _replies_to_all(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    assert [request async for request in requests] == [b"a", b"b"]
+    yield b"one"
+    yield b"two"
+
+
 async def _spans(captured: CapturedSpans, method: str) -> dict[SpanKind, ReadableSpan]:
     """The client's and the server's span of the one call of `method`, as soon as both ended."""
     name = method.lstrip("/")
@@ -56,8 +66,8 @@ def _status(recorded: ReadableSpan) -> tuple[Any, StatusCode]:
 HANDLERS = {
     UNARY: grpc.unary_unary_rpc_method_handler(_reply),
     SERVER_STREAM: grpc.unary_stream_rpc_method_handler(_replies),
-    CLIENT_STREAM: grpc.stream_unary_rpc_method_handler(_reply),
-    BOTH_STREAMS: grpc.stream_stream_rpc_method_handler(_replies),
+    CLIENT_STREAM: grpc.stream_unary_rpc_method_handler(_reply_to_all),
+    BOTH_STREAMS: grpc.stream_stream_rpc_method_handler(_replies_to_all),
 }
 
 
