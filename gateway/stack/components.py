@@ -137,6 +137,8 @@ def _is_passed(name: str, key: str) -> bool:
         return False
     if name in ("importer", "evaluator") and key in _NETWORK:
         return True
+    if name == "gateway" and key.startswith("SMELT_HTTP_"):
+        return True
     return key.startswith((f"SMELT_{name.upper()}_", "SMELT_RPC_", "SMELT_TELEMETRY_", "OTEL_"))
 
 

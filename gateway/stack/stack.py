@@ -99,7 +99,8 @@ async def _bring_up(home: Path, state: StackState, components: Sequence[Componen
     """Leaves what is healthy alone, and makes the rest so, all at a time."""
     health = await asyncio.gather(*(_health(state, component.name) for component in components))
     broken = [component for component, found in zip(components, health, strict=True) if found != "healthy"]
-    stop_processes([state.processes[item.name] for item in broken if item.name in state.processes])
+    left = [state.processes[item.name] for item in broken if item.name in state.processes]
+    stop_processes(left, timeout_s=limits.STACK_DRAIN_GRACE_S)
     for component in broken:
         _check_ports(home, component)
         log_path = _log_path(home, component.name)

@@ -1,0 +1,203 @@
+"""The local stack with all its real processes: up, killed in every part, healed, and down without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway import stack
+from gateway.stack.components import platform_config
+from gateway.stack.process import is_running
+from gateway.stack.state import SERVERS, SERVICES, StackState, load_credentials
+from smeltkit.blobs.s3 import S3Store
+from smeltkit.errors import BadConfig, PortTaken, StackDown
+
+NAMES = (*SERVERS, *SERVICES, "gateway")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A running stack that the tests of this module hurt and heal."""
+    folder = tmp_path_factory.mktemp("stack") / "home"
+    try:
+        stack.start(folder)
+        yield folder
+    finally:
+        stack.stop(folder)
+
+
+def pids(home: Path) -> dict[str, int]:
+    """Process ids by name."""
+    return {item.name: item.pid for item in stack.status(home).components}
+
+
+def loaded(home: Path) -> StackState:
+    """What the stack remembers."""
+    state = StackState.load(home)
+    assert state is not None
+    return state
+
+
+def processes_below(home: Path) -> list[str]:
+    """Command lines of all processes whose working directory is below `home`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cwd").readlink().is_relative_to(home):
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def test_everything_is_healthy_at_the_addresses_of_the_state_file(home: Path) -> None:
+    """The file is what other tools read."""
+    status = stack.status(home)
+    assert status.is_up
+    assert [item.name for item in status.components] == list(NAMES)
+    value = json.loads((home / "stack.json").read_text())
+    assert value["gateway_grpc"] == status.gateway_grpc
+    assert value["gateway_http"] == status.gateway_http
+    assert set(value["services"]) == set(SERVICES)
+    for item in status.components:
+        host, _, port = item.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=5):
+            pass
+
+
+def test_starting_again_changes_nothing(home: Path) -> None:
+    """`smelt up` twice is fine."""
+    before, done = pids(home), []
+    assert stack.start(home, report=done.append).is_up
+    assert (pids(home), done) == (before, [])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_killed_process_is_started_again_alone(home: Path, name: str) -> None:
+    """kill -9 of any one: it is seen as stopped, and the next start replaces it and nothing else."""
+    before = pids(home)
+    os.kill(before[name], signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while is_running(loaded(home).processes[name]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert {item.name for item in stack.status(home).components if item.health == "stopped"} == {name}
+    assert stack.start(home).is_up
+    after = pids(home)
+    assert after.pop(name) != before.pop(name)
+    assert after == before
+
+
+def test_process_that_does_not_answer_is_replaced(home: Path) -> None:
+    """A stopped process holds its port and answers nothing."""
+    before = pids(home)
+    os.kill(before["trainer"], signal.SIGSTOP)
+    assert {item.name: item.health for item in stack.status(home).components}["trainer"] == "unhealthy"
+    assert stack.start(home).is_up
+    assert pids(home)["trainer"] != before["trainer"]
+
+
+def test_two_starters_do_not_start_anything_twice(home: Path) -> None:
+    """The second waits for the first and finds the work done."""
+    for name in SERVICES:
+        os.kill(pids(home)[name], signal.SIGKILL)
+    program = "import sys, pathlib; from gateway import stack; stack.start(pathlib.Path(sys.argv[1]), report=print)"
+    command = [sys.executable, "-c", program, str(home)]
+    starters = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [starter.communicate()[0] for starter in starters]
+    assert [starter.returncode for starter in starters] == [0, 0]
+    assert sum(output.count("started ") for output in outputs) == len(SERVICES)
+    assert len([line for line in processes_below(home) if "services.importer" in line]) == 1
+
+
+def test_stop_leaves_no_process_and_start_keeps_addresses_and_data(home: Path) -> None:
+    """Down and up again is the same platform."""
+    state = loaded(home)
+    store = S3Store(platform_config(state, load_credentials(home)))
+    digest = store.put_bytes(b"outlives a restart")
+    records = list(state.processes.values())
+    stack.stop(home)
+    assert not [record for record in records if is_running(record)]
+    assert processes_below(home) == []
+    assert not [path for path in Path("/tmp").glob("seaweedfs-*") if str(state.ports["s3"] + 10_000) in path.name]
+    assert {item.health for item in stack.status(home).components} == {"stopped"}
+    stack.stop(home)
+    assert stack.start(home).is_up
+    assert loaded(home).ports == state.ports
+    assert store.get_bytes(digest) == b"outlives a restart"
+
+
+def test_state_of_another_boot_is_not_believed(home: Path) -> None:
+    """Numbers in a file of before a reboot belong to strangers now: nothing is signalled, everything is started."""
+    state = loaded(home)
+    stack.stop(home)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stranger:
+        state.processes = {
+            name: replace(record, pid=stranger.pid, boot_id="before the reboot")
+            for name, record in state.processes.items()
+        }
+        state.save(home)
+        assert {item.health for item in stack.status(home).components} == {"stopped"}
+        assert stack.start(home).is_up
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_port_taken_by_somebody_else_is_named(home: Path) -> None:
+    """With the port, the component and what to do; what ran goes on."""
+    trainer = loaded(home).processes["trainer"]
+    os.kill(trainer.pid, signal.SIGKILL)
+    port = loaded(home).ports["trainer"]
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        deadline = time.monotonic() + 10
+        while is_running(trainer) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(PortTaken, match=f"port {port} of trainer is taken"):
+            stack.start(home)
+    assert stack.start(home).is_up
+
+
+def test_process_that_refuses_its_settings_is_named_with_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last words of the log stand in the message."""
+    os.kill(pids(home)["trainer"], signal.SIGKILL)
+    monkeypatch.setenv("SMELT_TRAINER_NONSENSE", "1")
+    with pytest.raises(
+        StackDown, match=r"(?s)trainer ended while it was starting; see .*trainer\.log.*SMELT_TRAINER_NONSENSE"
+    ):
+        stack.start(home)
+    monkeypatch.delenv("SMELT_TRAINER_NONSENSE")
+    assert stack.start(home).is_up
+
+
+def test_sandbox_process_holds_no_secret(home: Path) -> None:
+    """Read from the running process itself."""
+    environment = Path(f"/proc/{pids(home)['sandbox']}/environ").read_bytes()
+    for credentials in load_credentials(home).values():
+        assert credentials.secret.encode() not in environment
+    assert b"SMELT_PLATFORM_" not in environment
+
+
+def test_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """With the variable that moves it."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadConfig, match="SMELT_HOME"):
+        stack.start(tmp_path / "file" / "home")
+
+
+def test_folder_without_a_stack_is_down(tmp_path: Path) -> None:
+    """Asking and stopping create nothing."""
+    assert not stack.status(tmp_path / "home").is_up
+    stack.stop(tmp_path / "home")
+    assert list(tmp_path.iterdir()) == []
