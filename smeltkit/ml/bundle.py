@@ -112,7 +112,7 @@ class Bundle:
         """Writes what `from_folder` found out into `folder`, so that the bundle is complete; returns all its files.
 
         contract.json and lineage.json always; the template, the generation config and the licence only where no file
-        holds them yet.
+        holds them yet. Files are replaced, never written into: one may be a hard link into a cache.
         """
         template = template_of(folder)
         texts = {
@@ -126,7 +126,9 @@ class Bundle:
         if not (folder / "LICENSE").exists():
             texts["LICENSE"] = f"SPDX-License-Identifier: {self.licence}\n".encode()
         for name, data in texts.items():
-            (folder / name).write_bytes(data)
+            fresh = folder / f".{name}.new"
+            fresh.write_bytes(data)
+            fresh.replace(folder / name)
         return files_of(folder)
 
     def to_config(self) -> dict[str, Any]:

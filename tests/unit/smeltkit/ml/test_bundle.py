@@ -77,6 +77,16 @@ def test_gguf_bundle_carries_the_same_parts(folder: Path) -> None:
     check_complete(_manifest(bundle, bundle.write_parts(folder)))
 
 
+def test_writing_parts_leaves_hard_links_alone(folder: Path, tmp_path: Path) -> None:
+    """A folder of a node's cache shares its files with the cache."""
+    cached = tmp_path / "cached"
+    cached.write_text("{}")
+    (folder / "contract.json").hardlink_to(cached)
+    Bundle.from_folder(folder, lineage=LINEAGE).write_parts(folder)
+    assert cached.read_text() == "{}"
+    assert (folder / "contract.json").read_text() != "{}"
+
+
 @pytest.mark.parametrize(
     ("name", "error"),
     [
