@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -130,10 +130,12 @@ class TextChoice(_Reply):
 
 class _Completion(_Reply):
     id: str
+    object: str
     created: int
     model: str
-    system_fingerprint: str = Field(default="", description="Digest of the engine.")
+    choices: list[Any]
     usage: Usage | None = None
+    system_fingerprint: str = Field(default="", description="Digest of the engine.")
     smelt: Used | None = None
 
 
