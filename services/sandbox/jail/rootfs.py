@@ -35,6 +35,7 @@ def build_root(spec: JailSpec, sources: dict[str, int]) -> None:
     """Replaces the process's root by a new one; the old one is detached. `sources` are closed."""
     libc.mount("none", "/", "", libc.MS_REC | libc.MS_PRIVATE)
     libc.mount("none", _STAGE, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "size=256k,nr_inodes=2k,mode=755")
+    os.umask(0o022)  # candidates have another uid and must pass the folders made here, whatever the service inherited
     for path, descriptor in sources.items():
         is_device = path.startswith("/dev/")
         _bind(descriptor, _STAGE + path, 0 if is_device else libc.MS_RDONLY | libc.MS_NODEV)
