@@ -243,7 +243,7 @@ async def test_a_released_lease_is_free_and_the_next_token_is_greater(rig: JobRi
 
 
 async def test_a_lease_that_is_not_renewed_expires(rig: JobRig) -> None:
-    """R-115: a dead holder's lease returns."""
+    """R-120: the lease of a dead holder does not stay."""
     bucket = rig.bus.bucket(LEASES_BUCKET)
     first = await acquire(bucket, "job", BOUNDS.lease_ttl_s)
     assert first is not None

@@ -16,7 +16,7 @@ from smeltkit import telemetry
 from smeltkit.bus import topology
 from smeltkit.bus.deadletter import read_dead
 from smeltkit.bus.subjects import JOBS_BUCKET, JOBS_STREAM, job_subject
-from smeltkit.errors import BadSafetensors, JobCancelled, LeaseLost, RevisionConflict, StoreUnavailable
+from smeltkit.errors import BadSafetensors, GateFailed, JobCancelled, LeaseLost, RevisionConflict, StoreUnavailable
 from smeltkit.ids import digest_bytes
 from smeltkit.jobs import model
 from smeltkit.jobs.attempt import JobContext
@@ -116,15 +116,17 @@ async def test_a_start_repeated_while_the_job_runs_has_no_second_effect(rig: Job
         (BadSafetensors("model.safetensors is truncated"), "BAD_SAFETENSORS"),
         (MemoryError(), "OUT_OF_MEMORY"),
         (ValueError("a bug"), "INTERNAL_ERROR"),
+        (GateFailed("pass@1 0.31 is below 0.35"), "GATE_FAILED"),
     ],
 )
 async def test_a_deterministic_error_fails_at_once(rig: JobRig, error: Exception, reason: str) -> None:
-    """R-124: what would fail the same way again is not run again."""
+    """R-124, R-105: what would fail the same way again is not run again, and leaves no result to go on with."""
     toy = Toy(error)
     async with rig.working({"count": toy}):
         job = await rig.end((await rig.start("count")).id)
         await queue_is_drained(rig)
     assert (job.state, job.attempt, job.error.reason) == (model.FAILED, 1, reason)
+    assert job.result_digest == ""
     assert len(toy.runs) == 1
     assert await read_dead(rig.bus) == []
 
