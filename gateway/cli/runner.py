@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from gateway.cli.output import Output
-from smeltkit.config import smelt_home
+from smeltkit.config import environment, smelt_home
 from smeltkit.errors import SmeltError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def run(command: str, work: Work, *, as_json: bool = False) -> None:
     output = Output(as_json)
 
     async def main(address: str) -> None:
-        with telemetry.span(f"smelt {command}", **{names.COMMAND: command}):
+        with telemetry.attached(_parent()), telemetry.span(f"smelt {command}", **{names.COMMAND: command}):
             async with open_session(address, output) as session:
                 await work(session)
 
@@ -49,6 +49,11 @@ def run(command: str, work: Work, *, as_json: bool = False) -> None:
     finally:
         if shutdown is not None:
             shutdown()
+
+
+def _parent() -> dict[str, str]:
+    """The trace that a script gave its commands in TRACEPARENT, so that they are one trace; empty if none."""
+    return {key: value for key in ("traceparent", "tracestate") if (value := environment().get(key.upper()))}
 
 
 def run_locally(work: Callable[[Output], None], *, as_json: bool = False) -> None:

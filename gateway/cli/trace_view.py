@@ -21,8 +21,8 @@ def trace_document(trace_id: str, spans: Sequence[SpanRecord]) -> dict[str, Any]
     return {"trace_id": trace_id, "spans": [{**asdict(span), "attributes": dict(span.attributes)} for span in spans]}
 
 
-def trace_tree(spans: Sequence[SpanRecord]) -> Tree:
-    """The tree of one trace. Many alike siblings become one line; a span without its parent hangs at the root."""
+def trace_tree(spans: Sequence[SpanRecord], depth: int) -> Tree:
+    """The tree of one trace, `depth` levels of it. Many alike siblings become one line; a span without its parent hangs at the root."""
     known = {span.span_id for span in spans}
     children: dict[str, list[SpanRecord]] = defaultdict(list)
     for span in sorted(spans, key=lambda span: span.start_ns):
@@ -30,18 +30,22 @@ def trace_tree(spans: Sequence[SpanRecord]) -> Tree:
     start_ns = min(span.start_ns for span in spans)
     services = len({span.service for span in spans})
     tree = Tree(Text(f"trace {spans[0].trace_id}: {len(spans)} spans of {services} services"))
-    _grow(tree, children, children[""], start_ns)
+    _grow(tree, children, children[""], start_ns, depth)
     return tree
 
 
-def _grow(tree: Tree, children: dict[str, list[SpanRecord]], siblings: list[SpanRecord], start_ns: int) -> None:
+def _grow(
+    tree: Tree, children: dict[str, list[SpanRecord]], siblings: list[SpanRecord], start_ns: int, depth: int
+) -> None:
+    if depth == 0:
+        return
     groups: dict[tuple[str, str, str], list[SpanRecord]] = defaultdict(list)
     for span in siblings:
         groups[span.service, span.name, span.kind].append(span)
     for alike in groups.values():
         shown = alike if len(alike) <= _SIBLINGS_SHOWN else alike[:1]
         for span in shown:
-            _grow(tree.add(_line(span, start_ns)), children, children[span.span_id], start_ns)
+            _grow(tree.add(_line(span, start_ns)), children, children[span.span_id], start_ns, depth - 1)
         if rest := alike[len(shown) :]:
             tree.add(_summary(rest))
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import Message
 from nats.js.errors import APIError
+from opentelemetry.trace import SpanKind
 
-from smeltkit import limits
+from smeltkit import limits, telemetry
 from smeltkit.bus.envelope import MESSAGE_ID, fact_id, seal
 from smeltkit.bus.facts import check_fact
 from smeltkit.bus.subjects import DEFAULT_TENANT, event_subject
 from smeltkit.errors import BadRequest, RevisionConflict
+from smeltkit.telemetry import names
 
 if TYPE_CHECKING:
     from smeltkit.bus.client import Bus
@@ -60,5 +62,7 @@ async def publish_event(bus: Bus, fact: str, message: Message, *, tenant: str = 
     subject, body = event_subject(check_fact(fact, message), tenant), message.SerializeToString(deterministic=True)
     if len(body) > limits.EVENT_MAX_BYTES:
         raise BadRequest(f"event {fact} has {len(body)} bytes, at most {limits.EVENT_MAX_BYTES}; send a digest")
-    envelope = seal(message, source=fact.split(".", 1)[0], id=fact_id(subject, message))
-    await publish(bus, subject, body, message_id=envelope.id, headers=envelope.to_headers())
+    about = {names.MESSAGING_SYSTEM: "nats", names.MESSAGING_DESTINATION: subject, names.MESSAGING_OPERATION: "publish"}
+    with telemetry.span(f"publish {fact}", SpanKind.PRODUCER, **about):
+        envelope = seal(message, source=fact.split(".", 1)[0], id=fact_id(subject, message))
+        await publish(bus, subject, body, message_id=envelope.id, headers=envelope.to_headers())

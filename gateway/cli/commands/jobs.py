@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,8 @@ from smeltkit.errors import UnknownJob
 
 if TYPE_CHECKING:
     from gateway.cli.session import Session
+
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="List, follow, cancel and trace jobs."
@@ -73,20 +76,26 @@ def cancel(job_id: JobId, as_json: Json = False) -> None:
 
 
 @app.command("trace")
-def trace(job_id: JobId, as_json: Json = False) -> None:
+def trace(
+    reference: Annotated[str, typer.Argument(metavar="ID", help="Id of a job, or a trace id of 32 hex digits.")],
+    depth: Annotated[int, typer.Option("--depth", min=1, help="Draw at most this many levels.")] = 32,
+    as_json: Json = False,
+) -> None:
     """Draws what a job did, across all processes of this machine."""
 
     async def work(session: Session) -> None:
         from gateway.cli.trace_view import trace_document, trace_tree
         from smeltkit.telemetry import read_spans
 
-        job = (await session.call(session.jobs.GetJob, job_pb2.GetJobRequest(id=job_id))).job
+        trace_id = reference
+        if not _TRACE_ID.fullmatch(reference):
+            trace_id = (await session.call(session.jobs.GetJob, job_pb2.GetJobRequest(id=reference))).job.trace_id
         folder = Path(environment().get("SMELT_TELEMETRY_TRACE_DIR") or smelt_home() / "traces")
-        spans = read_spans(folder, job.trace_id) if job.trace_id else []
+        spans = read_spans(folder, trace_id) if trace_id else []
         if not spans:
             raise UnknownJob(
-                f"no spans of {job_id} (trace {job.trace_id or 'none'}) in {folder}; it may have run elsewhere"
+                f"no spans of {reference} (trace {trace_id or 'none'}) in {folder}; it may have run elsewhere"
             )
-        session.output.show(trace_document(job.trace_id, spans), trace_tree(spans))
+        session.output.show(trace_document(trace_id, spans), trace_tree(spans, depth))
 
     run("jobs trace", work, as_json=as_json)
