@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import base64
 import io
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,14 +51,19 @@ class FileSlice(io.RawIOBase):
         self._position_bytes += len(data)
         return data
 
-    def digest(self) -> str:
-        """Digest of the range; moves to its beginning."""
-        hasher = hashlib.sha256()
+    def crc32(self) -> str:
+        """CRC-32 of the range as S3 writes it, base64 of four bytes; moves to the range's beginning."""
+        checksum = 0
         self.seek(0)
         while block := self.read(limits.STORE_BLOCK_BYTES):
-            hasher.update(block)
+            checksum = zlib.crc32(block, checksum)
         self.seek(0)
-        return f"sha256:{hasher.hexdigest()}"
+        return crc32_text(checksum)
+
+
+def crc32_text(checksum: int) -> str:
+    """A CRC-32 as S3 writes it."""
+    return base64.b64encode(checksum.to_bytes(4, "big")).decode()
 
 
 @dataclass(frozen=True, kw_only=True)

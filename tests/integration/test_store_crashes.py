@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import pytest
 
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.s3 import S3Store
-from smeltkit.errors import DigestMismatch, StoreDenied, StoreUnavailable, UnknownBlob
+from smeltkit.blobs.source import crc32_text
+from smeltkit.errors import DigestMismatch, FileChanged, StoreDenied, StoreUnavailable, UnknownBlob
 from smeltkit.ids import digest_bytes
 from smeltkit.limits import MIB
 from smeltkit.manifest import REPORT_TYPE, Descriptor, Manifest
@@ -26,6 +28,7 @@ PROGRAM = """
 import json, pathlib, resource, sys
 from smeltkit.blobs.local import LocalStore
 from smeltkit.blobs.s3 import S3Store
+from smeltkit.blobs.source import crc32_text
 from smeltkit.config import PlatformConfig
 from smeltkit.errors import DiskFull
 what = json.loads(sys.argv[1])
@@ -102,6 +105,13 @@ def test_upload_killed_in_the_middle_goes_on_with_what_is_missing(
     parts_store.fetch(digest, tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == (tmp_path / "file").read_bytes()
     assert list((tmp_path / "uploads").glob("*.json")) == []
+
+
+def test_part_altered_on_its_way_is_refused_by_the_server(store: S3Store) -> None:
+    """Each put carries a CRC-32, which SeaweedFS compares with what arrived."""
+    with pytest.raises(FileChanged, match="not those that were hashed"):
+        store._bucket.put("blobs/x", b"arrived", 7, crc32_text(zlib.crc32(b"sent")))
+    assert list(store._keys("blobs/")) == []
 
 
 def test_stored_file_is_not_sent_again(parts_store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

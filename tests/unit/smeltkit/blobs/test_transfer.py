@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smeltkit import limits
-from smeltkit.blobs.source import FileSlice, Source
-from smeltkit.blobs.transfer import Part, part_bytes_of, part_ranges, upload
+from smeltkit.blobs.source import FileSlice, Source, crc32_text
+from smeltkit.blobs.transfer import Part, SentPart, part_bytes_of, part_ranges, upload
 from smeltkit.errors import FileChanged, StoreUnavailable
 from smeltkit.ids import digest_bytes
 
@@ -39,22 +40,22 @@ class MemoryParts:
             return None
         return {number: Part(etag=digest_bytes(data), size_bytes=len(data)) for number, data in parts.items()}
 
-    def send(self, key: str, upload_id: str, number: int, body: FileSlice, digest: str) -> str:
+    def send(self, key: str, upload_id: str, number: int, body: FileSlice, crc32: str) -> str:
         """Takes a part unless it is time to break."""
         if self.sends_left == 0:
             raise StoreUnavailable("broken on purpose")
         self.sends_left -= 1
         data = body.read()
-        assert digest_bytes(data) == digest
+        assert crc32_text(zlib.crc32(data)) == crc32
         self.uploads[upload_id][number] = data
         self.sent.append(number)
-        return digest
+        return digest_bytes(data)
 
-    def complete(self, key: str, upload_id: str, parts: Sequence[tuple[int, str]]) -> None:
+    def complete(self, key: str, upload_id: str, parts: Sequence[SentPart]) -> None:
         """Joins exactly the parts that are named."""
         have = self.uploads.pop(upload_id)
-        assert [number for number, _ in parts] == sorted(have)
-        self.objects[key] = b"".join(have[number] for number, _ in parts)
+        assert [part.number for part in parts] == sorted(have)
+        self.objects[key] = b"".join(have[part.number] for part in parts)
 
     def abort(self, key: str, upload_id: str) -> None:
         """Forgets the upload."""
