@@ -1,0 +1,67 @@
+"""The whole platform on loopback, driven by the `smelt` command as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway import stack
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "examples" / "models" / "ore-11m"
+BASIC = ROOT / "examples" / "data" / "basic.jsonl"
+
+
+@dataclass(frozen=True)
+class Smelt:
+    """The command line against one platform."""
+
+    home: Path
+
+    def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """The finished command."""
+        command = [sys.executable, "-m", "gateway.cli.main", *arguments]
+        env = {**os.environ, "SMELT_HOME": str(self.home), **environ}
+        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=240)
+
+    def __call__(self, *arguments: str, **environ: str) -> dict[str, Any]:
+        """The JSON document of a command that must succeed."""
+        done = self.run(*arguments, "--json", **environ)
+        assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stderr}"
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to one process of the platform."""
+        pid = next(item.pid for item in stack.status(self.home).components if item.name == name)
+        os.kill(pid, signal.SIGKILL)
+
+    def wait_until(self, job_id: str, is_enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The job once `is_enough`; it must not end before."""
+        while True:
+            job = self("jobs", "get", job_id)
+            if is_enough(job):
+                return job
+            assert job["state"] in ("queued", "running"), job
+
+
+@pytest.fixture(scope="session")
+def smelt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smelt]:
+    """A running platform with the shipped model imported as `ore-11m` and quantized to Q8_0."""
+    command = Smelt(tmp_path_factory.mktemp("e2e") / "home")
+    try:
+        command("up")
+        command("import", str(MODEL), "--name", "ore-11m")
+        command("quantize", "ore-11m", "--scheme", "Q8_0")
+        yield command
+    finally:
+        stack.stop(command.home)
