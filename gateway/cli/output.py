@@ -33,8 +33,11 @@ class Output:
         if self.as_json:
             print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
             return
-        for view in views:
-            self.out.print(view)
+        with self.out.capture() as captured:
+            for view in views:
+                self.out.print(view)
+        for line in captured.get().splitlines():
+            print(line.rstrip())
 
     def note(self, text: str) -> None:
         """One line about what is going on."""

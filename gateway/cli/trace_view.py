@@ -22,7 +22,10 @@ def trace_document(trace_id: str, spans: Sequence[SpanRecord]) -> dict[str, Any]
 
 
 def trace_tree(spans: Sequence[SpanRecord], depth: int) -> Tree:
-    """The tree of one trace, `depth` levels of it. Many alike siblings become one line; a span without its parent hangs at the root."""
+    """The tree of one trace, `depth` levels of it.
+
+    Many alike siblings become one line; a span without its parent hangs at the root.
+    """
     known = {span.span_id for span in spans}
     children: dict[str, list[SpanRecord]] = defaultdict(list)
     for span in sorted(spans, key=lambda span: span.start_ns):

@@ -1,0 +1,108 @@
+"""Commands about jobs, the sandbox, the platform and settings."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from scripted_gateway import DIGEST, Gateway, gateway, job
+from smelt.job.v1 import job_pb2
+from smelt.sandbox.v1 import sandbox_pb2
+
+from smeltkit.telemetry.files import FileSpanExporter
+
+NOWHERE = Gateway("127.0.0.1:1", {})
+
+
+async def test_jobs_are_listed_with_state_and_result() -> None:
+    """The filter and the bound go to the gateway."""
+    jobs = [job("SUCCEEDED", result_digest=DIGEST), job("FAILED", id="job-2")]
+    answers = {"JobService.ListJobs": lambda request: job_pb2.ListJobsResponse(jobs=jobs)}
+    async with gateway(answers) as running:
+        ended = await running.smelt("jobs", "ls", "--service", "importer", "--limit", "5")
+        document = json.loads((await running.smelt("jobs", "ls", "--json")).out)
+        request = running.requests["JobService.ListJobs"][0]
+    assert (request.service, request.limit) == ("importer", 5)
+    assert "succeeded" in ended.out and "job-2" in ended.out
+    assert [entry["state"] for entry in document["jobs"]] == ["succeeded", "failed"]
+
+
+async def test_cancel_shows_the_state_after_it() -> None:
+    """The job that is asked to stop is cancelling."""
+    answers = {"JobService.CancelJob": lambda request: job_pb2.CancelJobResponse(job=job("CANCELLING"))}
+    async with gateway(answers) as running:
+        ended = await running.smelt("jobs", "cancel", "job-1")
+        assert running.requests["JobService.CancelJob"][0].id == "job-1"
+    assert "cancelling" in ended.out
+
+
+async def test_trace_draws_the_tree_of_all_processes(tmp_path: Path) -> None:
+    """Spans of two processes hang together; many alike siblings take one line."""
+    providers = []
+    for service in ("cli", "evaluator"):
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(FileSpanExporter(tmp_path, service)))
+        providers.append(provider)
+    near, far = (provider.get_tracer("test") for provider in providers)
+    with near.start_as_current_span("smelt eval") as root, far.start_as_current_span("evaluate"):
+        for _ in range(20):
+            with far.start_as_current_span("generate"):
+                pass
+    trace_id = f"{root.get_span_context().trace_id:032x}"
+    answers = {"JobService.GetJob": lambda request: job_pb2.GetJobResponse(job=job("SUCCEEDED", trace_id=trace_id))}
+    async with gateway(answers) as running:
+        ended = await running.smelt("jobs", "trace", "job-1", SMELT_TELEMETRY_TRACE_DIR=str(tmp_path))
+        other = await running.smelt("jobs", "trace", "job-1", SMELT_TELEMETRY_TRACE_DIR=str(tmp_path / "empty"))
+    lines = ended.out.splitlines()
+    assert "22 spans of 2 services" in lines[0]
+    assert lines[1].startswith("└── cli  smelt eval") and "└── evaluator  evaluate" in lines[2]
+    assert "19 more" in lines[4] and len(lines) == 5
+    assert other.code == 3
+
+
+async def test_sandbox_run_prints_what_the_program_wrote_and_ends_as_it_did(tmp_path: Path) -> None:
+    """Anything but a clean end gives 1; the document holds verdict, output, times and isolation."""
+    record = sandbox_pb2.Record(verdict="VERDICT_TIMEOUT_CPU", wall_s=2.5, cpu_s=2.0, peak_bytes=1 << 20, level="jail")
+    reply = sandbox_pb2.ExecuteResponse(record=record, stdout=b"hello\n", stderr=b"\xff")
+    (tmp_path / "p.py").write_text("while True: pass")
+    async with gateway({"SandboxService.Execute": lambda request: reply}) as running:
+        ended = await running.smelt("sandbox", "run", str(tmp_path / "p.py"), "--memory-mib", "64", "--json")
+        (request,) = running.requests["SandboxService.Execute"]
+    document = json.loads(ended.out)
+    assert ended.code == 1
+    keys = ("verdict", "stdout", "stderr", "wall_s", "cpu_s", "peak_bytes", "isolation")
+    assert [document[key] for key in keys] == ["timeout_cpu", "hello\n", "base64:/w==", 2.5, 2.0, 1 << 20, "jail"]
+    assert request.limits.memory_bytes == 64 << 20
+    assert not request.limits.HasField("cpu_s")
+
+
+async def test_gateway_that_does_not_answer_is_unavailable() -> None:
+    """A configured gateway is not replaced by a local one."""
+    ended = await NOWHERE.smelt("models")
+    assert ended.code == 5
+    assert "SERVICE_UNAVAILABLE" in ended.err and "starting" not in ended.err
+
+
+async def test_status_of_a_platform_that_never_ran_starts_nothing(tmp_path: Path) -> None:
+    """It says how to start it, and ends as unavailable."""
+    ended = await NOWHERE.smelt("status", "--json", SMELT_HOME=str(tmp_path))
+    assert ended.code == 5
+    assert json.loads(ended.out)["is_up"] is False
+    assert "smelt up" in ended.err
+    assert not os.listdir(tmp_path)
+
+
+async def test_settings_are_explained_and_secrets_hidden() -> None:
+    """Each value with its source."""
+    names = {"SMELT_PLATFORM_S3_SECRET_KEY": "hush", "SMELT_PLATFORM_S3_BUCKET": "mine"}
+    ended = await NOWHERE.smelt("config", "explain", "s3", "--json", **names)
+    found = {entry["variable"]: entry for entry in json.loads(ended.out)["settings"]}
+    assert found["SMELT_PLATFORM_S3_BUCKET"]["value"] == "mine"
+    assert found["SMELT_PLATFORM_S3_BUCKET"]["source"] == "environment"
+    assert found["SMELT_PLATFORM_S3_SECURE"]["source"] == "default"
+    assert found["SMELT_PLATFORM_S3_ENDPOINT"]["source"] == "unset"
+    assert "hush" not in ended.out
+    assert all(entry["meaning"] for entry in found.values())

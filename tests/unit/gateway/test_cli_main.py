@@ -1,0 +1,76 @@
+"""The command line itself: light help, lazy commands, documents and numbers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from smelt.artifact.v1 import artifact_pb2
+from smelt.inference.v1 import inference_pb2
+from smelt.job.v1 import job_pb2
+
+from gateway.cli import main
+from gateway.cli.documents import to_document
+from gateway.cli.output import human_bytes, human_time
+
+HEAVY = ("grpc", "torch", "opentelemetry", "nats", "minio", "llama_cpp", "numpy", "httpx")
+
+
+@pytest.mark.parametrize("arguments", ["--help", "eval --help", "jobs trace --help", "import --help", "run"])
+def test_help_and_usage_errors_load_nothing_heavy(arguments: str) -> None:
+    """Typing --help must not cost the start of gRPC, telemetry or an engine."""
+    code = (
+        "import sys\nfrom gateway.cli.main import app\n"
+        f"try: app({arguments.split()!r})\nexcept SystemExit: pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", main._COMMANDS)
+def test_command_in_the_table_exists_in_its_module(name: str) -> None:
+    """The lazy table and the modules agree, and every command tells what it does."""
+    command = main._load(name)
+    assert command.help
+    assert command.name == name or command.commands
+
+
+@pytest.mark.parametrize("arguments,code", [(["bogus"], 2), (["eval", "ore"], 2), (["jobs", "watch"], 2)])
+def test_wrong_use_ends_with_2(arguments: list[str], code: int) -> None:
+    """Unknown commands and missing arguments."""
+    command = [sys.executable, "-m", "gateway.cli.main", *arguments]
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == code
+
+
+def test_document_has_every_field_with_short_names() -> None:
+    """Zeros are there, states are words, absent messages and optional values are null."""
+    document = to_document(job_pb2.Job(id="job-1", state="JOB_STATE_RUNNING", revision=2**60))
+    assert (document["state"], document["revision"], document["attempt"]) == ("running", 2**60, 0)
+    assert (document["error"], document["create_time"], document["is_cached"]) == (None, None, False)
+    sampling = to_document(inference_pb2.Sampling(temperature=0.7))
+    assert (sampling["temperature"], sampling["top_k"]) == (0.7, None)
+
+
+def test_document_opens_json_fields_and_leaves_out_unset_alternatives() -> None:
+    """`config_json` is the value `config`; of a oneof only what is set appears."""
+    assert to_document(artifact_pb2.Artifact(config_json='{"a": [1]}'))["config"] == {"a": [1]}
+    request = to_document(inference_pb2.GenerateRequest(text="x"))
+    assert request["text"] == "x"
+    assert "chat" not in request and "tokens" not in request
+
+
+@pytest.mark.parametrize(
+    "size_bytes,text",
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (20.8 * 2**20, "20.8 MiB"), (2**50, "1024.0 TiB")],
+)
+def test_sizes_are_readable(size_bytes: float, text: str) -> None:
+    """Binary units, one decimal."""
+    assert human_bytes(size_bytes) == text
+
+
+@pytest.mark.parametrize("time_s,text", [(0.0042, "4.2 ms"), (0.85, "850 ms"), (12.34, "12.3 s"), (245, "4 min 05 s")])
+def test_times_are_readable(time_s: float, text: str) -> None:
+    """Milliseconds, seconds, minutes."""
+    assert human_time(time_s) == text
