@@ -53,10 +53,11 @@ def _slot_spec(
 
 def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int) -> JailSpec:
     interpreter = find_interpreter()
-    policy = FilterPolicy(can_fork=level > Level.CONFINED, can_memfd=level is Level.JAIL)
+    has_root = level > Level.CONFINED
+    policy = FilterPolicy(can_fork=has_root, can_socket=has_root, can_memfd=level is Level.JAIL)
     return JailSpec(
         role=role,
-        namespaces=level > Level.CONFINED,
+        namespaces=has_root,
         own_uids=level is Level.JAIL,
         binds=interpreter.binds,
         hidden=interpreter.hidden,

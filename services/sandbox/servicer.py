@@ -25,6 +25,7 @@ from services.sandbox.verdict import Record
 from smeltkit import telemetry
 from smeltkit.ids import new_id
 from smeltkit.rpc.context import RpcContext
+from smeltkit.telemetry import names
 
 
 class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
@@ -71,7 +72,8 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
     async def _judge(self, candidate: pb.Candidate, *, judge_key: str, can_wait: bool) -> Record:
         check_level(candidate.min_level, self._sandbox.level)
         job = to_judge_job(candidate, judge_key)
-        with telemetry.span("smelt.sandbox.judge") as span:
+        with telemetry.span("smelt.sandbox.judge", **{names.SANDBOX_LEVEL: str(self._sandbox.level)}) as span:
             record = await self._sandbox.pool.run(job, rerun=candidate.rerun, can_wait=can_wait)
-            span.set_attribute("smelt.verdict", str(record.verdict))
+            span.set_attribute(names.VERDICT, str(record.verdict))
+        telemetry.counter(names.VERDICTS).add(1, {names.VERDICT: str(record.verdict)})
         return record

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import socket
 import sys
 import tempfile
@@ -107,7 +106,9 @@ def run_all(level: Level, canary: Canary) -> Iterator[Outcome]:
     """Runs every case on one slot at `level`, with a look at what is left after each."""
     config = SandboxConfig(level=str(level), ceiling=str(level), slots=1)
     isolation = doctor.probe(config.uid_base, level)
-    slot = Slot(slot_specs(config, isolation, doctor.require(isolation, level))[0])
+    spec = slot_specs(config, isolation, doctor.require(isolation, level))[0]
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[level % len(os.sched_getaffinity(0))]})
+    slot = Slot(spec)
     cancel, keep_open = os.pipe()
     try:
         slot.run(SELF_TEST, cancel)
@@ -223,11 +224,9 @@ def _left_behind(usual: dict[str, int], present: dict[str, int]) -> list[str]:
 
 def _descendants(pid: int) -> list[int]:
     found: list[int] = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            match = re.match(r"(\d+) \(.*\) (\S) (\d+)", path.read_text(errors="replace"), re.DOTALL)
-            if match and int(match[3]) == pid and match[2] != "Z":
-                found.append(int(match[1]))
+            found += map(int, path.read_text().split())
     return found + [inner for child in found for inner in _descendants(child)]
 
 

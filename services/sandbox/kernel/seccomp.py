@@ -53,6 +53,8 @@ class FilterPolicy:
     """What differs between profiles and levels."""
 
     can_fork: bool = True
+    can_socket: bool = True
+    """UNIX sockets: without a root of its own, the host's socket files can be reached, so only pairs are left."""
     can_exec: bool = False
     can_memfd: bool = False
     """Anonymous files are memory outside of every process: only where a cgroup counts them."""
@@ -80,16 +82,16 @@ def policy_rules(policy: FilterPolicy) -> list[Rule]:
     clone = Rule("clone", 0, forbidden_bits=NAMESPACE_FLAGS)
     if not policy.can_fork:
         clone = Rule("clone", 0, forbidden_bits=NAMESPACE_FLAGS, required_bits=CLONE_THREAD)
-    return [
+    rules = [
         clone,
         Rule("unshare", 0, (CLONE_NEWPID,)),
         Rule("setns", 1, (CLONE_NEWPID,)),
-        Rule("socket", 0, (_AF_UNIX,)),
         Rule("socketpair", 0, (_AF_UNIX,)),
         Rule("ioctl", 1, _IOCTLS),
         Rule("prctl", 0, _PRCTLS),
         Rule("prlimit64", 0, (0,)),
     ]
+    return rules + ([Rule("socket", 0, (_AF_UNIX,))] if policy.can_socket else [])
 
 
 def build_filter(policy: FilterPolicy, architecture: str = "") -> bytes:
