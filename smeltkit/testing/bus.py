@@ -1,11 +1,12 @@
 """NATS in memory, for tests that turn every stone of an order of events: buckets and a work queue without a clock.
 
-It passes the same contract test as the real one (tests/integration/test_bucket_contract.py). Keys expire when a test
-says so, and a message stays in the queue until it is taken out.
+It passes the same contract test as the real one (tests/integration/test_bucket_contract.py). Every call lets other
+tasks run first, as a network would. Keys expire when a test says so; a message stays queued until it is taken out.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -34,27 +35,32 @@ class MemoryBucket:
 
     async def get(self, key: str) -> Entry | None:
         """The entry of `key`, or None."""
+        await asyncio.sleep(0)
         return self._entries.get(key)
 
     async def create(self, key: str, value: bytes) -> int:
         """Stores a key that does not exist; RevisionConflict if it exists."""
+        await asyncio.sleep(0)
         if key in self._entries:
             raise RevisionConflict(f"{key} exists")
         return self._put(key, value)
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
         """Replaces the value written at `revision`; RevisionConflict if it is another by now."""
+        await asyncio.sleep(0)
         self._check(key, revision)
         return self._put(key, value)
 
     async def delete(self, key: str, revision: int) -> None:
         """Removes the value written at `revision`; RevisionConflict if it is another by now."""
+        await asyncio.sleep(0)
         self._check(key, revision)
         self.expire(key)
         self._last += 1
 
     async def entries(self, after_revision: int = 0) -> list[Entry]:
         """All present entries written after `after_revision`, oldest write first."""
+        await asyncio.sleep(0)
         found = [entry for entry in self._entries.values() if entry.revision > after_revision]
         return sorted(found, key=lambda entry: entry.revision)
 

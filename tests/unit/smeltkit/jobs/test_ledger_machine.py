@@ -111,12 +111,18 @@ class LedgerMachine(RuleBasedStateMachine):
     def sweep(self, which: int) -> None:
         self._run(self.sweepers[which].sweep())
 
-    @rule()
-    def sweep_twice_at_once(self) -> None:
-        async def both() -> None:
-            await asyncio.gather(*(sweeper.sweep() for sweeper in self.sweepers))
+    @rule(index=st.integers(0, 5), workers=st.integers(0, 2), lost=st.booleans())
+    def sweep_twice_while_workers_take(self, index: int, workers: int, lost: bool) -> None:
+        """Everything at once, interleaved at every call of the bus; `lost`: the leases have just expired."""
+        if lost:
+            self._expire_all()
+        messages = [self.seen[index % len(self.seen)]] * workers if self.seen else []
 
-        self._run(both())
+        async def all_at_once() -> None:
+            sweeps = [sweeper.sweep() for sweeper in self.sweepers]
+            await asyncio.gather(*sweeps, *(self._take(message) for message in messages))
+
+        self._run(all_at_once())
 
     @invariant()
     def what_ended_stays_ended_and_tokens_grow(self) -> None:
@@ -137,8 +143,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if not hasattr(self, "bus"):
             return
         for _ in range(4 * BOUNDS.attempts_max):
-            for holder in self.holders:
-                self.ledger.leases.expire(holder.id)  # type: ignore[attr-defined]
+            self._expire_all()
             self.holders.clear()
             self._run(self.sweepers[0].sweep())
             for message in list(self.bus.queued):
@@ -149,6 +154,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.runner.close()
         assert all(record.job.state in model.FINAL for record in records)
 
+    def _expire_all(self) -> None:
+        for holder in self.holders:
+            self.ledger.leases.expire(holder.id)  # type: ignore[attr-defined]
+
     async def _take(self, message: Published) -> None:
         """What a worker does with a message, as in `smeltkit.jobs.worker`."""
         id = message.body.decode()
@@ -157,7 +166,11 @@ class LedgerMachine(RuleBasedStateMachine):
             lease = await acquire(self.ledger.leases, id, BOUNDS.lease_ttl_s)
             if lease is None:
                 return
-            await self.ledger.change(id, lambda r: model.claim(r, fence=lease.fence, now_ns=time.time_ns()))
+            try:
+                await self.ledger.change(id, lambda r: model.claim(r, fence=lease.fence, now_ns=time.time_ns()))
+            except (IllegalTransition, LeaseLost):
+                await lease.release()
+                return
             self.holders.append(Holder(id, lease))
         if message in self.bus.queued:
             self.bus.queued.remove(message)
