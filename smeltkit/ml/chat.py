@@ -34,7 +34,7 @@ class ChatTemplate:
         try:
             self._template = _ENVIRONMENT.from_string(source)
         except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, MemoryError) as error:
-            raise BadTemplate(f"the chat template does not compile: {error}") from error
+            raise BadTemplate(f"the chat template does not compile: {type(error).__name__}: {error}") from error
 
     def render(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True, **variables: Any
