@@ -52,10 +52,11 @@ fmt: $(VENV)/dev.stamp ## formats Python and proto files
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format --write
 
-proto: .venv-proto/proto.stamp $(VENV)/dev.stamp ## regenerates the stubs and the registry of reasons
+proto: .venv-proto/proto.stamp $(VENV)/dev.stamp ## regenerates the stubs, the registries and the tables of settings
 	PATH=$(CURDIR)/.venv-proto/bin:$$PATH .venv-proto/bin/python scripts/proto.py
 	$(BIN)/python -m scripts.reasons
 	$(BIN)/python -m scripts.openapi
+	$(BIN)/python -m scripts.settings_table
 
 contracts: $(VENV)/dev.stamp ## which requirement is decided by which test
 	$(BIN)/python -m contracts.coverage

@@ -43,7 +43,7 @@ def known_settings() -> list[Setting]:
     ]
     settings = [_setting(variable, meaning, environ.get(variable), default) for variable, default, meaning in own]
     for prefix, config in _CONFIGS:
-        meanings = dict(_meanings(config))
+        meanings = dict(meanings(config))
         for field in dataclasses.fields(config):
             variable = prefix + field.name.upper()
             given, default = environ.get(variable), _default(field)
@@ -64,7 +64,7 @@ def _default(field: dataclasses.Field[Any]) -> str | None:
     return None if field.default is dataclasses.MISSING else str(field.default)
 
 
-def _meanings(config: type[Any]) -> Iterator[tuple[str, str]]:
+def meanings(config: type[Any]) -> Iterator[tuple[str, str]]:
     """Each field with the text that stands under it."""
     (declared,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
     assert isinstance(declared, ast.ClassDef)

@@ -108,7 +108,7 @@ def _environment(
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
     }
-    environment |= {key: value for key, value in user.items() if _is_passed(name, key)}
+    environment |= {key: _absolute(key, value) for key, value in user.items() if _is_passed(name, key)}
     environment |= {
         "SMELT_RPC_LISTEN": state.address(name),
         "SMELT_RPC_DRAIN_GRACE_S": user.get("SMELT_RPC_DRAIN_GRACE_S", f"{limits.STACK_DRAIN_GRACE_S:g}"),
@@ -140,6 +140,12 @@ def _is_passed(name: str, key: str) -> bool:
     if name == "gateway" and key.startswith("SMELT_HTTP_"):
         return True
     return key.startswith((f"SMELT_{name.upper()}_", "SMELT_RPC_", "SMELT_TELEMETRY_", "OTEL_"))
+
+
+def _absolute(key: str, value: str) -> str:
+    """Paths as the user meant them: the process has another working directory."""
+    is_path = key.startswith("SMELT_") and key.endswith(("_DIR", "_FILE")) and value
+    return str(Path(value).absolute()) if is_path else value
 
 
 def _hub_settings(home: Path, user: Mapping[str, str]) -> dict[str, str]:

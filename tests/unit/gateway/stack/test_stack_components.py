@@ -17,6 +17,7 @@ USER = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector", "OTEL_EXPORTER_OTLP_HEADERS": "key=otel-secret",
     "OTEL_SERVICE_NAME": "mine", "SMELT_INFERENCE_SLOTS": "4", "SMELT_RPC_TOKEN": "token",
     "SMELT_PLATFORM_S3_BUCKET": "elsewhere", "LD_PRELOAD": "evil.so", "PYTHONPATH": "elsewhere",
+    "SMELT_EVALUATOR_DATA_DIR": "data",
 }  # fmt: skip
 
 
@@ -57,6 +58,11 @@ def test_setting_of_one_service_reaches_that_service_alone(environments: dict[st
     assert [name for name, environment in environments.items() if "SMELT_INFERENCE_SLOTS" in environment] == [
         "inference"
     ]
+
+
+def test_relative_path_is_the_one_the_user_meant(environments: dict[str, dict[str, str]]) -> None:
+    """The processes work in folders of their own."""
+    assert environments["evaluator"]["SMELT_EVALUATOR_DATA_DIR"] == str(Path("data").absolute())
 
 
 def test_nothing_else_of_the_user_is_passed_on(environments: dict[str, dict[str, str]]) -> None:
