@@ -28,6 +28,7 @@ _COMMANDS = {
     "run": _Entry("generate", "Generate once, streaming."),
     "chat": _Entry("generate", "Talk to a model."),
     "eval": _Entry("evaluate", "Score a model on a suite."),
+    "judge": _Entry("evaluate", "Score completions that are stored in a file."),
     "suites": _Entry("evaluate", "List the benchmark suites."),
     "references": _Entry("evaluate", "Check that a suite's reference solutions pass."),
     "report": _Entry("reports", "Show a report."),

@@ -51,6 +51,29 @@ def report_view(report: evaluator_pb2.Report) -> list[RenderableType]:
     return [scores_view(report.scores), known]
 
 
+def judgement_document(reply: evaluator_pb2.GetReportResponse) -> dict[str, Any]:
+    """Judged completions for machines: the score, and one entry a sample in the order of the suite."""
+    score = reply.report.scores[0] if reply.report.scores else evaluator_pb2.Score()
+    return {
+        "suite": score.suite,
+        "total": score.problems,
+        "passed": score.passed,
+        "pass_at_1": score.value,
+        "interval": [score.low, score.high],
+        "problems": [
+            {
+                "task_id": sample.problem,
+                "sample": sample.sample,
+                "passed": sample.verdict == "passed",
+                "verdict": sample.verdict,
+                "detail": sample.detail,
+            }
+            for sample in reply.samples
+        ],
+        "report": reply.report.digest,
+    }
+
+
 def samples_view(samples: Iterable[evaluator_pb2.SampleRecord]) -> RenderableType:
     """A line a sample; the programs are in the JSON document."""
     rows = (

@@ -43,13 +43,13 @@ def known_settings() -> list[Setting]:
     ]
     settings = [_setting(variable, meaning, environ.get(variable), default) for variable, default, meaning in own]
     for prefix, config in _CONFIGS:
-        meanings = dict(meanings(config))
+        texts = dict(meanings(config))
         for field in dataclasses.fields(config):
             variable = prefix + field.name.upper()
             given, default = environ.get(variable), _default(field)
             if not field.repr and (given or default):
                 given, default = "(hidden)" if given else None, "(hidden)"
-            settings.append(_setting(variable, meanings.get(field.name, ""), given, default))
+            settings.append(_setting(variable, texts.get(field.name, ""), given, default))
     return settings
 
 

@@ -59,6 +59,14 @@ async def upload(session: Session, paths: list[Path]) -> list[artifact_pb2.Descr
     return stored
 
 
+async def stored_file(session: Session, path: Path) -> str:
+    """Stores one file; its digest. UnknownSource if it does not exist."""
+    if not await asyncio.to_thread(path.is_file):
+        raise UnknownSource(f"{path} does not exist")
+    (stored,) = await upload(session, [path])
+    return stored.digest
+
+
 async def _upload_file(session: Session, client: httpx.AsyncClient, path: Path) -> artifact_pb2.Descriptor:
     digest, size_bytes = await asyncio.to_thread(file_digest, path)
     begin = artifact_pb2.BeginUploadRequest(digest=digest, size_bytes=size_bytes)

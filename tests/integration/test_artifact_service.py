@@ -13,15 +13,13 @@ from smelt.artifact.v1 import artifact_pb2, artifact_pb2_grpc
 
 from gateway.artifact_servicer import ArtifactServicer
 from smeltkit.blobs.s3 import S3Store
-from smeltkit.bus import topology
-from smeltkit.bus.client import Bus
+from smeltkit.bus import Bus
 from smeltkit.catalog import Catalog
 from smeltkit.errors import BadDigest, DigestMismatch, RevisionConflict, UnknownArtifact, UnknownBlob, UnknownModel
 from smeltkit.ids import digest_bytes
 from smeltkit.manifest import BUNDLE_TYPE, Descriptor, Manifest
 from smeltkit.rpc.channel import call, open_channel
 from smeltkit.rpc.server import RpcConfig, ServiceHost
-from smeltkit.testing.nats import nats_server
 from smeltkit.testing.s3 import S3Server, fresh_store
 
 PART_BYTES = 5 << 20
@@ -35,22 +33,18 @@ def parted_store(s3: S3Server, tmp_path: Path) -> S3Store:
 
 
 @pytest.fixture
-async def service(parted_store: S3Store) -> AsyncIterator[artifact_pb2_grpc.ArtifactServiceStub]:
+async def service(bus: Bus, parted_store: S3Store) -> AsyncIterator[artifact_pb2_grpc.ArtifactServiceStub]:
     """A client of a served ArtifactService."""
-    with nats_server() as server:
-        bus = await Bus.connect(server, name="test")
-        await topology.apply(bus)
-        host = ServiceHost("gateway", RpcConfig())
-        host.add(
-            "smelt.artifact.v1.ArtifactService",
-            artifact_pb2_grpc.add_ArtifactServiceServicer_to_server,
-            ArtifactServicer(Catalog(bus), parted_store),
-        )
-        await host.start()
-        async with open_channel(host.address) as channel:
-            yield artifact_pb2_grpc.ArtifactServiceStub(channel)
-        await host.stop()
-        await bus.close()
+    host = ServiceHost("gateway", RpcConfig())
+    host.add(
+        "smelt.artifact.v1.ArtifactService",
+        artifact_pb2_grpc.add_ArtifactServiceServicer_to_server,
+        ArtifactServicer(Catalog(bus), parted_store),
+    )
+    await host.start()
+    async with open_channel(host.address) as channel:
+        yield artifact_pb2_grpc.ArtifactServiceStub(channel)
+    await host.stop()
 
 
 async def _begin(service: Any, content: bytes, digest: str = "") -> artifact_pb2.BeginUploadResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +11,7 @@ from smelt.evaluator.v1 import evaluator_pb2
 from gateway.cli.documents import to_document
 from gateway.cli.models_view import plan_view
 from gateway.cli.options import Data, Json, Plan, Reference, SuiteName, Wait
-from gateway.cli.reports_view import record_view, report_view, suites_view
+from gateway.cli.reports_view import judgement_document, record_view, report_view, samples_view, suites_view
 from gateway.cli.runner import run
 from smeltkit.ids import new_id
 
@@ -72,6 +73,38 @@ def eval_(
     run("eval", work, as_json=as_json)
 
 
+@app.command("judge")
+def judge(
+    suite: SuiteName,
+    completions: Annotated[
+        Path, typer.Option("--completions", metavar="FILE.jsonl", help="JSON lines with task_id and completion.")
+    ],
+    data: Data = "",
+    wait: Wait = True,
+    as_json: Json = False,
+) -> None:
+    """Scores completions made elsewhere; several of one problem are its samples in order."""
+
+    async def work(session: Session) -> None:
+        spec = evaluator_pb2.JudgementSpec(
+            suite=suite,
+            data_digest=await _data_digest(session, suite, data),
+            completions_digest=await _completions_digest(session, completions),
+        )
+        request = evaluator_pb2.StartJudgementRequest(spec=spec, request_id=new_id("req"))
+        job = (await session.call(session.evaluator.StartJudgement, request)).job
+        if not wait:
+            session.output.show(to_document(job), job.id)
+            return
+        job = await session.finish(job)
+        asked = evaluator_pb2.GetReportRequest(digest=job.result_digest, with_samples=True)
+        reply = await session.call(session.evaluator.GetReport, asked)
+        document = {**judgement_document(reply), "job": job.id}
+        session.output.show(document, samples_view(reply.samples), *report_view(reply.report))
+
+    run("judge", work, as_json=as_json)
+
+
 @app.command("references")
 def references(suite: SuiteName, data: Data = "", wait: Wait = True, as_json: Json = False) -> None:
     """Judges a suite's reference solutions: what they give bounds what any score means."""
@@ -99,6 +132,12 @@ def suites(as_json: Json = False) -> None:
         session.output.show({"suites": [to_document(suite) for suite in reply.suites]}, suites_view(reply.suites))
 
     run("suites", work, as_json=as_json)
+
+
+async def _completions_digest(session: Session, file: Path) -> str:
+    from gateway.cli.uploads import stored_file
+
+    return await stored_file(session, file)
 
 
 async def _data_digest(session: Session, suite: str, data: str) -> str:

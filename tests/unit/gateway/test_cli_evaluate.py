@@ -52,6 +52,24 @@ async def test_evaluation_shows_score_and_interval(tmp_path: Path) -> None:
     assert (request.spec.bundle, request.spec.data_digest, request.spec.limit) == ("ore", digest_bytes(DATA), 4)
 
 
+async def test_judged_completions_are_one_document_with_an_entry_a_sample(tmp_path: Path) -> None:
+    """The file is stored, judged by digest, and each sample told with its verdict."""
+    (tmp_path / "c.jsonl").write_text('{"task_id": "t/0", "completion": "pass"}\n')
+    started = job("QUEUED", service="evaluator", kind="judge")
+    answers = _answers() | {
+        "EvaluatorService.StartJudgement": lambda request: evaluator_pb2.StartJudgementResponse(job=started)
+    }
+    async with gateway(answers) as running:
+        file = str(tmp_path / "c.jsonl")
+        ended = await running.smelt("judge", "--suite", "basic", "--completions", file, "--json")
+        (request,) = running.requests["EvaluatorService.StartJudgement"]
+    document = json.loads(ended.out)
+    assert request.spec.completions_digest == digest_bytes((tmp_path / "c.jsonl").read_bytes())
+    assert (document["suite"], document["total"], document["passed"], document["pass_at_1"]) == ("basic", 4, 3, 0.75)
+    assert document["interval"] == [0.5, 0.9]
+    assert document["problems"] == [{"task_id": "t/0", "sample": 0, "passed": True, "verdict": "passed", "detail": ""}]
+
+
 async def test_data_with_another_digest_is_refused(tmp_path: Path) -> None:
     """Nothing is stored and nothing started."""
     (tmp_path / "basic.jsonl").write_bytes(DATA + b"\n")
