@@ -29,7 +29,6 @@ _ALIASES = {
 }  # fmt: skip
 _NORMALIZERS = {"qwen2": {"type": "NFC"}}
 _SPACE = "\u2581"
-_ADDED = (CONTROL, USER_DEFINED, UNUSED)
 _FREQUENCIES, _LONG, _SHORT = weights.ROPE_TENSORS
 
 
@@ -104,9 +103,7 @@ def _tokenizer_json(
         for id, (text, kind) in enumerate(zip(tokens, types.tolist(), strict=True))
         if kind in (CONTROL, USER_DEFINED, UNKNOWN)
     ]  # fmt: skip
-    vocabulary = {
-        text: id for id, (text, kind) in enumerate(zip(tokens, types.tolist(), strict=True)) if kind not in _ADDED
-    }
+    vocabulary = {text: id for id, text in enumerate(tokens) if types[id] != UNUSED}
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
         body = _byte_level(metadata, vocabulary)

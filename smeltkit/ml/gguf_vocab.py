@@ -57,6 +57,10 @@ def vocabulary_metadata(folder: Path, architecture: Mapping[str, Any], vocab_siz
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     tokenizer.check_fits(vocab_size)
     declared = json.loads((folder / "tokenizer.json").read_bytes())
+    if declared["model"].get("type") != "BPE":
+        raise BadTokenizer(
+            f"tokenizer.json: a {declared['model'].get('type')} vocabulary cannot be proven equal in llama.cpp; BPE can"
+        )
     corpus = reference_corpus.texts(token["content"] for token in declared.get("added_tokens", []))
     expected = [tokenizer.encode(text) for text in corpus]
     common = _common(folder, declared, vocab_size, tokenizer)
@@ -76,10 +80,6 @@ def vocabulary_metadata(folder: Path, architecture: Mapping[str, Any], vocab_siz
 
 def _candidates(declared: Mapping[str, Any], tokens: list[str]) -> Iterator[dict[str, Any]]:
     model = declared["model"]
-    if model.get("type") != "BPE":
-        raise BadTokenizer(
-            f"tokenizer.json: a {model.get('type')} vocabulary cannot be proven equal in llama.cpp; BPE can"
-        )
     merges = [merge.split(" ", 1) if isinstance(merge, str) else list(merge) for merge in model.get("merges", [])]
     if model.get("byte_fallback"):
         ranks = {"".join(merge): -float(rank) for rank, merge in reversed(list(enumerate(merges)))}

@@ -49,9 +49,10 @@ def main(path: str) -> None:
     result = []
     for text in json.load(sys.stdin):
         data = text.encode()
-        buffer = (ctypes.c_int32 * (len(data) + 8))()
-        count = llama_cpp.llama_tokenize(vocabulary, data, len(data), buffer, len(buffer), False, True)
-        result.append(list(buffer[: max(0, count)]))
+        count = -llama_cpp.llama_tokenize(vocabulary, data, len(data), None, 0, False, True)
+        buffer = (ctypes.c_int32 * count)()
+        llama_cpp.llama_tokenize(vocabulary, data, len(data), buffer, count, False, True)
+        result.append(list(buffer))
     json.dump(result, sys.stdout)
 
 
