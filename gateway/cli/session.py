@@ -34,7 +34,7 @@ class Session:
         self.evaluator = evaluator_pb2_grpc.EvaluatorServiceStub(channel)
         self.sandbox = sandbox_pb2_grpc.SandboxServiceStub(channel)
 
-    async def call(self, method: Any, request: Message, *, timeout_s: float = limits.CALL_TIMEOUT_DEFAULT_S) -> Any:
+    async def call(self, method: Any, request: Message, *, timeout_s: float = limits.COMMAND_TIMEOUT_S) -> Any:
         """The reply of a unary call; raises the SmeltError that it carries."""
         return await rpc.call(method, request, timeout_s=timeout_s)
 

@@ -13,7 +13,6 @@ from gateway.cli.documents import to_document
 from gateway.cli.models_view import artifact_view, check_view, inspect_view, names_view, plan_view
 from gateway.cli.options import Json, Name, Plan, Reference, Wait
 from gateway.cli.runner import run
-from smeltkit import limits
 from smeltkit.errors import BadName
 from smeltkit.ids import check_name, new_id
 from smeltkit.manifest import BUNDLE_TYPE
@@ -78,7 +77,7 @@ def inspect(
 
     async def work(session: Session) -> None:
         request = importer_pb2.InspectRequest(bundle=reference)
-        reply = await session.call(session.importer.Inspect, request, timeout_s=limits.INSPECT_TIMEOUT_S)
+        reply = await session.call(session.importer.Inspect, request)
         session.output.show(to_document(reply), *inspect_view(reply, with_tensors=tensors))
 
     run("inspect", work, as_json=as_json)

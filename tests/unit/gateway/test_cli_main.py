@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from smelt.artifact.v1 import artifact_pb2
@@ -13,6 +14,7 @@ from smelt.job.v1 import job_pb2
 from gateway.cli import main
 from gateway.cli.documents import to_document
 from gateway.cli.output import human_bytes, human_time
+from smeltkit.errors import all_errors
 
 HEAVY = ("grpc", "torch", "opentelemetry", "nats", "minio", "llama_cpp", "numpy", "httpx")
 
@@ -74,3 +76,15 @@ def test_sizes_are_readable(size_bytes: float, text: str) -> None:
 def test_times_are_readable(time_s: float, text: str) -> None:
     """Milliseconds, seconds, minutes."""
     assert human_time(time_s) == text
+
+
+def test_every_command_stands_on_the_page_of_the_command_line() -> None:
+    """What scripts rely on is written down."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "api" / "cli.md").read_text()
+    assert [name for name in main._COMMANDS if f"`{name}" not in page] == []
+
+
+def test_exit_codes_on_the_page_are_those_of_the_errors() -> None:
+    """Each code that an error can give is explained."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "api" / "cli.md").read_text()
+    assert all(f"| {error.exit_code} |" in page for error in all_errors().values())

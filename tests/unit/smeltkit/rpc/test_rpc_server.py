@@ -103,6 +103,25 @@ async def test_reply_above_the_bound_is_refused_by_the_receiver() -> None:
             await call(channel.unary_unary(UNARY), b"", timeout_s=10)
 
 
+async def test_call_beyond_the_bound_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service holds so many calls and no more; the next one learns to try later."""
+    monkeypatch.setattr(limits, "CONCURRENT_CALLS_MAX", 1)
+    entered = asyncio.Event()
+
+    async def waiting(request: bytes, context: Any) -> bytes:
+        entered.set()
+        await asyncio.Event().wait()
+        return b""
+
+    handlers = {UNARY: grpc.unary_unary_rpc_method_handler(waiting)}
+    async with serving(handlers, drain_grace_s=0) as host, open_channel(host.address) as channel:
+        first = channel.unary_unary(UNARY)(b"", timeout=30)
+        await entered.wait()
+        with pytest.raises(TooManyRequests):
+            await call(channel.unary_unary(UNARY), b"", timeout_s=10)
+        first.cancel()
+
+
 async def test_running_call_ends_while_new_ones_are_refused_during_the_drain() -> None:
     """Drain: callbacks first, running calls finish, nothing new gets in."""
     entered, release, order = asyncio.Event(), asyncio.Event(), []
