@@ -38,14 +38,14 @@ class References:
     passed: int
     total: int
     failed: Mapping[str, str]
-    """Verdict of each problem whose reference did not pass every time."""
+    """Verdict and detail of each problem whose reference did not pass every time."""
     cpu_s: Mapping[str, float]
     """Worst CPU seconds of each problem's reference."""
 
     def check_rate(self, suite: Suite) -> None:
         """Raises ReferenceRateTooLow if fewer pass than the suite records: then no score would mean anything."""
         if self.total != suite.problems or self.passed < suite.references_passed:
-            worst = ", ".join(f"{name} ({verdict})" for name, verdict in list(self.failed.items())[:5])
+            worst = "; ".join(f"{name} {verdict}" for name, verdict in list(self.failed.items())[:5])
             raise ReferenceRateTooLow(
                 f"{self.passed} of {self.total} reference solutions of {suite.name} pass, {suite.references_passed} of"
                 f" {suite.problems} must: {worst}; look at the sandbox before any model's score"
@@ -131,7 +131,9 @@ async def run_references(
         for _ in range(2 * info.slots):
             group.create_task(work())
     ordered = {problem.id: worst[problem.id] for problem in problems}
-    failed = {name: verdict.verdict for name, verdict in ordered.items() if verdict.verdict != PASSED}
+    failed = {
+        name: f"{verdict.verdict}: {verdict.detail}" for name, verdict in ordered.items() if verdict.verdict != PASSED
+    }
     return References(
         suite=suite.name,
         suite_digest=suite.digest,
