@@ -62,7 +62,9 @@ async def open_sandbox(config: SandboxConfig) -> Sandbox:
     if failed:
         await pool.stop()
         raise IsolationTooWeak(f"the self-test gives {failed[0].verdict} at level {level}: {failed[0].detail}")
-    _LOG.info("sandbox ready", extra={"isolation": str(level), "missing": ",".join(isolation.missing), "slots": pool.slots})
+    _LOG.info(
+        "sandbox ready", extra={"isolation": str(level), "missing": ",".join(isolation.missing), "slots": pool.slots}
+    )
     return Sandbox(config, isolation, level, pool)
 
 

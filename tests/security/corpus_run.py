@@ -127,13 +127,14 @@ def run_all(level: Level, canary: Canary) -> Iterator[Outcome]:
 
 
 def main() -> None:
-    """Prints outcomes as JSON lines."""
+    """Writes outcomes as JSON lines."""
     level = Level.named(sys.argv[1])
     with _canary() as canary:
         if os.geteuid() == 0 and level < Level.JAIL:
             become_ordinary_user()
         for outcome in run_all(level, canary):
-            print(json.dumps(dataclasses.asdict(outcome)), flush=True)
+            sys.stdout.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+            sys.stdout.flush()
 
 
 def become_ordinary_user() -> None:

@@ -116,7 +116,6 @@ def _forget_ourselves() -> None:
     for path in [path for path in sys.path_importer_cache if path.startswith(root)]:
         del sys.path_importer_cache[path]
     sys.argv[:] = [""]
-    os.environ.pop("PYTHONHASHSEED", None)
     gc.collect()
     gc.freeze()
     gc.disable()

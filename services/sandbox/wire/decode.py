@@ -69,16 +69,17 @@ class Decoder:
         return value
 
     def read_reference(self, data: list[Any]) -> Any:
+        """The object that `data` names by its index."""
         if data[1] not in self.kept:
             raise MalformedValue("unknown index")
         return self.kept[data[1]]
 
-    def read_list(self, data: list[Any]) -> Any:
+    def _read_list(self, data: list[Any]) -> Any:
         found: list[Any] = self.keep(data, [])
         found += self.items(data, 2)
         return found
 
-    def read_dict(self, data: list[Any]) -> Any:
+    def _read_dict(self, data: list[Any]) -> Any:
         found: dict[Any, Any] = self.keep(data, {})
         flat = self.items(data, 2)
         if len(flat) % 2:
@@ -86,30 +87,30 @@ class Decoder:
         _hashing(found.update, zip(flat[::2], flat[1::2], strict=True))
         return found
 
-    def read_set(self, data: list[Any]) -> Any:
+    def _read_set(self, data: list[Any]) -> Any:
         found: set[Any] = self.keep(data, set())
         _hashing(found.update, self.items(data, 2))
         return found
 
-    def read_deque(self, data: list[Any]) -> Any:
+    def _read_deque(self, data: list[Any]) -> Any:
         found: collections.deque[Any] = self.keep(data, collections.deque(maxlen=data[2]))
         found.extend(self.items(data, 3))
         return found
 
-    def read_named_tuple(self, data: list[Any]) -> Any:
+    def _read_named_tuple(self, data: list[Any]) -> Any:
         items = self.items(data, 3)
         return self.keep(data, _named_tuple(tuple(data[2]))(items))
 
-    def read_item_view(self, data: list[Any]) -> Any:
+    def _read_item_view(self, data: list[Any]) -> Any:
         pairs = self.items(data, 2)
         if not all(type(pair) is tuple and len(pair) == 2 for pair in pairs):
             raise MalformedValue("bad item view")
         return self.keep(data, dict(pairs).items())
 
-    def read_datetime(self, data: list[Any]) -> Any:
+    def _read_datetime(self, data: list[Any]) -> Any:
         offset = data[9]
         zone = None if offset is None else timezone(timedelta(microseconds=offset))
-        return datetime(*data[1:8], zone, fold=data[8])  # type: ignore[misc, call-arg]
+        return datetime(*data[1:8]).replace(tzinfo=zone, fold=data[8])
 
 
 def _named_tuple(fields: tuple[str, ...]) -> Any:
@@ -188,13 +189,13 @@ _READERS: Final[Mapping[str, Callable[[Decoder, list[Any]], Any]]] = {
     "r": Decoder.read_reference,
     "i": lambda decoder, data: int(data[1], 16),
     "s": lambda decoder, data: bytes.fromhex(data[1]).decode("utf-8", "surrogatepass"),
-    "l": Decoder.read_list,
+    "l": Decoder._read_list,
     "t": lambda decoder, data: decoder.keep(data, tuple(decoder.items(data, 2))),
-    "n": Decoder.read_named_tuple,
-    "d": Decoder.read_dict,
-    "e": Decoder.read_set,
+    "n": Decoder._read_named_tuple,
+    "d": Decoder._read_dict,
+    "e": Decoder._read_set,
     "fe": lambda decoder, data: decoder.keep(data, frozenset(decoder.items(data, 2))),
-    "q": Decoder.read_deque,
+    "q": Decoder._read_deque,
     "ba": lambda decoder, data: decoder.keep(data, bytearray.fromhex(data[2])),
     "b": lambda decoder, data: bytes.fromhex(data[1]),
     "c": lambda decoder, data: complex(data[1], data[2]),
@@ -202,13 +203,16 @@ _READERS: Final[Mapping[str, Callable[[Decoder, list[Any]], Any]]] = {
     "sl": lambda decoder, data: slice(*(decoder.decode(part) for part in data[1:4])),
     "dk": lambda decoder, data: decoder.keep(data, dict.fromkeys(decoder.items(data, 2)).keys()),
     "dv": lambda decoder, data: decoder.keep(data, dict(enumerate(decoder.items(data, 2))).values()),
-    "di": Decoder.read_item_view,
+    "di": Decoder._read_item_view,
     "D": lambda decoder, data: Decimal(data[1]),
     "F": lambda decoder, data: Fraction(int(data[1], 16), int(data[2], 16)),
-    "dt": Decoder.read_datetime,
+    "dt": Decoder._read_datetime,
     "da": lambda decoder, data: date(*data[1:4]),
     "tm": lambda decoder, data: time(*data[1:5]),
     "td": lambda decoder, data: timedelta(*data[1:4]),
     "el": lambda decoder, data: Ellipsis,
     "ni": lambda decoder, data: NotImplemented,
 }
+
+KNOWN_TAGS: Final = frozenset(_READERS)
+"""Tags of values; others are references of a side."""

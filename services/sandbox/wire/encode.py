@@ -57,14 +57,14 @@ class Encoder:
         self._forced = self._indices.pop(id(value))
         return self.encode(value)
 
-    def write_int(self, value: int) -> Any:
+    def _write_int(self, value: int) -> Any:
         exact = int.__pos__(value)
         return exact if -_SMALL <= exact <= _SMALL else ["i", hex(exact)]
 
-    def write_float(self, value: float) -> Any:
+    def _write_float(self, value: float) -> Any:
         return float.__pos__(value)
 
-    def write_str(self, value: str) -> Any:
+    def _write_str(self, value: str) -> Any:
         exact = str.__str__(value)
         if exact.isascii():
             return exact
@@ -74,7 +74,7 @@ class Encoder:
             return ["s", exact.encode("utf-8", "surrogatepass").hex()]
         return exact
 
-    def write_list(self, value: list[Any]) -> Any:
+    def _write_list(self, value: list[Any]) -> Any:
         exact = value if type(value) is list else list(list.__iter__(value))
         kinds = set(map(type, exact))
         is_flat = (
@@ -84,9 +84,9 @@ class Encoder:
         )
         if is_flat and id(value) not in self._indices:
             return ["l", self._index(value), *exact]
-        return self.write_items("l", value, exact)
+        return self._write_items("l", value, exact)
 
-    def write_items(self, tag: str, value: object, items: Iterable[object], *extra: Any) -> Any:
+    def _write_items(self, tag: str, value: object, items: Iterable[object], *extra: Any) -> Any:
         if id(value) in self._indices:
             return ["r", self._indices[id(value)]]
         index = self._index(value)
@@ -98,27 +98,27 @@ class Encoder:
         finally:
             self._depth -= 1
 
-    def write_tuple(self, value: tuple[Any, ...]) -> Any:
+    def _write_tuple(self, value: tuple[Any, ...]) -> Any:
         fields = getattr(type(value), "_fields", None) if type(value) is not tuple else None
         items = tuple.__iter__(value)
         if type(fields) is tuple and len(fields) == tuple.__len__(value) and all(type(f) is str for f in fields):
-            return self.write_items("n", value, items, list(fields))
-        return self.write_items("t", value, items)
+            return self._write_items("n", value, items, list(fields))
+        return self._write_items("t", value, items)
 
-    def write_dict(self, value: dict[Any, Any]) -> Any:
+    def _write_dict(self, value: dict[Any, Any]) -> Any:
         flat = (part for pair in dict.items(value) for part in pair)
-        return self.write_items("d", value, flat)
+        return self._write_items("d", value, flat)
 
-    def write_deque(self, value: collections.deque[Any]) -> Any:
+    def _write_deque(self, value: collections.deque[Any]) -> Any:
         bound = collections.deque.maxlen.__get__(value)
-        return self.write_items("q", value, collections.deque.__iter__(value), bound)
+        return self._write_items("q", value, collections.deque.__iter__(value), bound)
 
-    def write_bytearray(self, value: bytearray) -> Any:
+    def _write_bytearray(self, value: bytearray) -> Any:
         if id(value) in self._indices:
             return ["r", self._indices[id(value)]]
         return ["ba", self._index(value), bytes(value).hex()]
 
-    def write_datetime(self, value: datetime) -> Any:
+    def _write_datetime(self, value: datetime) -> Any:
         zone = value.tzinfo
         if zone is not None and type(zone) is not timezone:
             return self._opaque(value)
@@ -138,26 +138,26 @@ class Encoder:
 _WRITERS: Final[Mapping[Any, Callable[[Encoder, Any], Any]]] = {
     type(None): lambda encoder, value: None,
     bool: lambda encoder, value: value,
-    int: Encoder.write_int,
-    float: Encoder.write_float,
-    str: Encoder.write_str,
-    list: Encoder.write_list,
-    tuple: Encoder.write_tuple,
-    dict: Encoder.write_dict,
-    set: lambda encoder, value: encoder.write_items("e", value, set.__iter__(value)),
-    frozenset: lambda encoder, value: encoder.write_items("fe", value, frozenset.__iter__(value)),
-    collections.deque: Encoder.write_deque,
-    bytearray: Encoder.write_bytearray,
+    int: Encoder._write_int,
+    float: Encoder._write_float,
+    str: Encoder._write_str,
+    list: Encoder._write_list,
+    tuple: Encoder._write_tuple,
+    dict: Encoder._write_dict,
+    set: lambda encoder, value: encoder._write_items("e", value, set.__iter__(value)),
+    frozenset: lambda encoder, value: encoder._write_items("fe", value, frozenset.__iter__(value)),
+    collections.deque: Encoder._write_deque,
+    bytearray: Encoder._write_bytearray,
     complex: lambda encoder, value: ["c", complex.__pos__(value).real, complex.__pos__(value).imag],
     bytes: lambda encoder, value: ["b", bytes.hex(value)],
-    range: lambda encoder, value: ["rg", *map(encoder.write_int, (value.start, value.stop, value.step))],
+    range: lambda encoder, value: ["rg", *map(encoder._write_int, (value.start, value.stop, value.step))],
     slice: lambda encoder, value: ["sl", *map(encoder.encode, (value.start, value.stop, value.step))],
-    type({}.keys()): lambda encoder, value: encoder.write_items("dk", value, value),
-    type({}.values()): lambda encoder, value: encoder.write_items("dv", value, value),
-    type({}.items()): lambda encoder, value: encoder.write_items("di", value, value),
+    type({}.keys()): lambda encoder, value: encoder._write_items("dk", value, value),
+    type({}.values()): lambda encoder, value: encoder._write_items("dv", value, value),
+    type({}.items()): lambda encoder, value: encoder._write_items("di", value, value),
     Decimal: lambda encoder, value: ["D", Decimal.__str__(value)],
     Fraction: lambda encoder, value: ["F", hex(value.numerator), hex(value.denominator)],
-    datetime: Encoder.write_datetime,
+    datetime: Encoder._write_datetime,
     date: lambda encoder, value: ["da", value.year, value.month, value.day],
     time: lambda encoder, value: ["tm", value.hour, value.minute, value.second, value.microsecond],
     timedelta: lambda encoder, value: ["td", value.days, value.seconds, value.microseconds],
