@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from smeltkit.blobs.cache import NodeCache
-from smeltkit.errors import BadRequest, BundleIncomplete, UnsafeFile
+from smeltkit.errors import BadRequest, BundleIncomplete, DigestMismatch, UnsafeFile
 from smeltkit.manifest import Descriptor, Manifest
 from smeltkit.ml.bundle import GGUF_FILE
 from smeltkit.ml.safetensors_io import INDEX_FILE, SINGLE_FILE
@@ -124,6 +124,8 @@ class UploadedFiles:
         done = 0
         for layer in layers:
             with self._cache.materialize(Manifest(artifact_type="upload", layers=(layer,))) as view:
+                if (view / layer.path).stat().st_size != layer.size_bytes:
+                    raise DigestMismatch(f"{layer.path} has another size than the {layer.size_bytes} bytes declared")
                 place(view / layer.path, folder / wanted[layer.path])
             done += layer.size_bytes
             progress(done)

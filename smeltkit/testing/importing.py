@@ -17,7 +17,6 @@ from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus import Bus
 from smeltkit.catalog import Catalog
 from smeltkit.config import PlatformConfig
-from smeltkit.jobs import model
 from smeltkit.jobs.ledger import JobLedger
 from smeltkit.rpc.channel import call, open_channel
 from smeltkit.testing.processes import ServiceProcess, service_process
@@ -54,6 +53,7 @@ class ImportRig:
     """A caller's view of the importer."""
 
     stub: importer_pb2_grpc.ImporterServiceStub
+    bus: Bus
     store: S3Store
     ledger: JobLedger
     catalog: Catalog
@@ -87,11 +87,15 @@ class ImportRig:
 
     async def end(self, job: job_pb2.Job) -> job_pb2.Job:
         """The job once it is over."""
-        async with aclosing(self.ledger.watch(job.id)) as states:
-            async for state in states:
-                if state.state in model.FINAL:
+        return await self.leaves(job, job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_CANCELLING)
+
+    async def leaves(self, job: job_pb2.Job, *states: job_pb2.JobState.ValueType) -> job_pb2.Job:
+        """The job once it is in none of `states`."""
+        async with aclosing(self.ledger.watch(job.id)) as seen:
+            async for state in seen:
+                if state.state not in states:
                     return state
-        raise AssertionError(f"{job.id} never ended")
+        raise AssertionError(f"{job.id} stayed in {states}")
 
     async def import_folder(self, folder: Path, name: str = "") -> job_pb2.Job:
         """A finished import of a folder."""
@@ -110,9 +114,16 @@ async def import_rig(address: str, platform: PlatformConfig, folder: Path) -> As
         async with open_channel(address) as channel:
             yield ImportRig(
                 stub=importer_pb2_grpc.ImporterServiceStub(channel),
+                bus=bus,
                 store=S3Store(platform, state_folder=folder),
                 ledger=JobLedger(bus),
                 catalog=Catalog(bus),
             )
     finally:
         await bus.close()
+
+
+def succeeded(job: job_pb2.Job) -> str:
+    """The result of a job that must have succeeded."""
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job
+    return job.result_digest

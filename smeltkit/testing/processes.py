@@ -25,6 +25,7 @@ class ServiceProcess:
     def __init__(self, name: str, settings: Mapping[str, str], log: Path) -> None:
         self.address = f"127.0.0.1:{free_ports(1)[0]}"
         self._name, self._log = name, log
+        self.folder = log.parent
         self._settings = environment({**settings, "SMELT_RPC_LISTEN": self.address})
         self._process: subprocess.Popen[bytes] | None = None
 
