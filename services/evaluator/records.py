@@ -104,15 +104,17 @@ class Batches:
     async def add(self, sample: Sample) -> None:
         """Takes a sample; stores what waits once it is a batch, or old enough."""
         self._waiting.append(sample)
-        is_old = time.monotonic() - self._since >= limits.EVALUATION_BATCH_PERIOD_S
-        if len(self._waiting) >= limits.EVALUATION_BATCH_SAMPLES or is_old:
-            await self.flush()
+        await self._store_waiting(is_last=False)
 
     async def flush(self) -> None:
         """Stores what waits; raises what `check_alive` raises if this attempt may not."""
+        await self._store_waiting(is_last=True)
+
+    async def _store_waiting(self, *, is_last: bool) -> None:
         async with self._lock:
             batch, now = list(self._waiting), time.monotonic()
-            if not batch:
+            is_old = now - self._since >= limits.EVALUATION_BATCH_PERIOD_S
+            if not batch or not (is_last or is_old or len(batch) >= limits.EVALUATION_BATCH_SAMPLES):
                 return
             await self._attempt.check_alive()
             elapsed_s = round(now - self._since, 3)
