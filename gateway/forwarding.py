@@ -27,6 +27,8 @@ from smeltkit.rpc.status import DETAILS_KEY
 _HOP = frozenset({"traceparent", "tracestate", "authorization", "user-agent", "content-type", "te", "accept-encoding"})
 _FILES = (importer_pb2, trainer_pb2, inference_pb2, evaluator_pb2, sandbox_pb2)
 
+_NOT_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+
 FORWARDED = tuple(service.full_name for file in _FILES for service in file.DESCRIPTOR.services_by_name.values())
 """Full names of the services that are passed on."""
 
@@ -78,13 +80,31 @@ class ForwardedHealth(health.aio.HealthServicer):  # type: ignore[misc]
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: RpcContext) -> Any:
         """NOT_SERVING for a service that does not answer."""
-        channel = self._channels.get(service_of(request.service)) if request.service in FORWARDED else None
+        channel = self._channel(request)
         if channel is None:
             return await super().Check(request, context)
         try:
             return await health_pb2_grpc.HealthStub(channel).Check(request, timeout=limits.CONNECT_TIMEOUT_S)
         except grpc.aio.AioRpcError:
-            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+            return _NOT_SERVING
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: RpcContext) -> None:
+        """Changes as the service tells them; ends with NOT_SERVING when it goes away, so that the caller asks again."""
+        channel = self._channel(request)
+        if channel is None:
+            await super().Watch(request, context)
+            return
+        watching = health_pb2_grpc.HealthStub(channel).Watch(request)
+        try:
+            async for reply in watching:
+                await context.write(reply)
+        except grpc.aio.AioRpcError:
+            await context.write(_NOT_SERVING)
+        finally:
+            watching.cancel()
+
+    def _channel(self, request: health_pb2.HealthCheckRequest) -> grpc.aio.Channel | None:
+        return self._channels.get(service_of(request.service)) if request.service in FORWARDED else None
 
 
 def service_of(full_name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,7 @@ async def upload(session: Session, paths: list[Path]) -> list[artifact_pb2.Descr
         async with httpx.AsyncClient(trust_env=False, timeout=limits.STORE_READ_TIMEOUT_S) as client:
             stored = []
             for path in paths:
-                stored.append(await _upload_file(session, client, path))
-                progress.advance(bar, stored[-1].size_bytes)
+                stored.append(await _upload_file(session, client, path, partial(progress.advance, bar)))
     return stored
 
 
@@ -67,13 +67,16 @@ async def stored_file(session: Session, path: Path) -> str:
     return stored.digest
 
 
-async def _upload_file(session: Session, client: httpx.AsyncClient, path: Path) -> artifact_pb2.Descriptor:
+async def _upload_file(
+    session: Session, client: httpx.AsyncClient, path: Path, advance: Callable[[float], None]
+) -> artifact_pb2.Descriptor:
     digest, size_bytes = await asyncio.to_thread(file_digest, path)
     begin = artifact_pb2.BeginUploadRequest(digest=digest, size_bytes=size_bytes)
     begun: artifact_pb2.BeginUploadResponse = await session.call(session.artifacts.BeginUpload, begin)
+    advance(size_bytes - sum(part.size_bytes for part in begun.parts))
     if not begun.is_stored:
         slots = asyncio.Semaphore(limits.PARTS_PARALLEL_MAX)
-        sent = await asyncio.gather(*(_send(client, path, part, slots) for part in begun.parts))
+        sent = await asyncio.gather(*(_send(client, path, part, slots, advance) for part in begun.parts))
         complete = artifact_pb2.CompleteUploadRequest(
             digest=digest,
             size_bytes=size_bytes,
@@ -87,7 +90,11 @@ async def _upload_file(session: Session, client: httpx.AsyncClient, path: Path) 
 
 
 async def _send(
-    client: httpx.AsyncClient, path: Path, part: artifact_pb2.UploadPart, slots: asyncio.Semaphore
+    client: httpx.AsyncClient,
+    path: Path,
+    part: artifact_pb2.UploadPart,
+    slots: asyncio.Semaphore,
+    advance: Callable[[float], None],
 ) -> artifact_pb2.UploadedPart:
     async with slots:
         for attempt in range(1, limits.STORE_RETRIES_MAX + 1):
@@ -95,6 +102,7 @@ async def _send(
                 headers = {"content-length": str(part.size_bytes)}
                 answer = await client.put(part.url, content=_blocks(path, part), headers=headers)
                 answer.raise_for_status()
+                advance(part.size_bytes)
                 return artifact_pb2.UploadedPart(number=part.number, etag=answer.headers["etag"].strip('"'))
             except httpx.HTTPError as error:
                 if attempt == limits.STORE_RETRIES_MAX:

@@ -7,11 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from smelt.artifact.v1 import artifact_pb2, artifact_pb2_grpc
 
 from gateway.artifact_servicer import ArtifactServicer
+from gateway.cli.output import Output
+from gateway.cli.session import Session
+from gateway.cli.uploads import upload
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus import Bus
 from smeltkit.catalog import Catalog
@@ -33,8 +37,8 @@ def parted_store(s3: S3Server, tmp_path: Path) -> S3Store:
 
 
 @pytest.fixture
-async def service(bus: Bus, parted_store: S3Store) -> AsyncIterator[artifact_pb2_grpc.ArtifactServiceStub]:
-    """A client of a served ArtifactService."""
+async def channel(bus: Bus, parted_store: S3Store) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a served ArtifactService."""
     host = ServiceHost("gateway", RpcConfig())
     host.add(
         "smelt.artifact.v1.ArtifactService",
@@ -42,9 +46,15 @@ async def service(bus: Bus, parted_store: S3Store) -> AsyncIterator[artifact_pb2
         ArtifactServicer(Catalog(bus), parted_store),
     )
     await host.start()
-    async with open_channel(host.address) as channel:
-        yield artifact_pb2_grpc.ArtifactServiceStub(channel)
+    async with open_channel(host.address) as opened:
+        yield opened
     await host.stop()
+
+
+@pytest.fixture
+def service(channel: grpc.aio.Channel) -> artifact_pb2_grpc.ArtifactServiceStub:
+    """A client of the service."""
+    return artifact_pb2_grpc.ArtifactServiceStub(channel)
 
 
 async def _begin(service: Any, content: bytes, digest: str = "") -> artifact_pb2.BeginUploadResponse:
@@ -149,3 +159,20 @@ async def test_bad_request_gives_its_typed_error(
     """Unknown names, unknown digests and malformed digests are told apart."""
     with pytest.raises(error):
         await call(getattr(service, method), request_message, timeout_s=10)
+
+
+async def test_command_line_uploads_a_file_in_parts_and_only_once(
+    channel: grpc.aio.Channel, parted_store: S3Store, tmp_path: Path
+) -> None:
+    """What `smelt import` sends arrives whole; a second time nothing is sent, and an empty file is a blob too."""
+    (tmp_path / "model.safetensors").write_bytes(CONTENT)
+    (tmp_path / "empty.txt").write_bytes(b"")
+    session = Session(channel, Output())
+    paths = [tmp_path / "model.safetensors", tmp_path / "empty.txt"]
+    stored = await upload(session, paths)
+    assert [(file.path, file.digest, file.size_bytes) for file in stored] == [
+        ("model.safetensors", digest_bytes(CONTENT), len(CONTENT)),
+        ("empty.txt", digest_bytes(b""), 0),
+    ]
+    assert parted_store.get_bytes(digest_bytes(CONTENT)) == CONTENT
+    assert await upload(session, paths) == stored

@@ -237,8 +237,13 @@ async def test_health_of_a_service_is_asked_at_the_service() -> None:
         check = health_pb2_grpc.HealthStub(channel).Check
         own = await check(health_pb2.HealthCheckRequest())
         theirs = await check(health_pb2.HealthCheckRequest(service="smelt.sandbox.v1.SandboxService"))
+        watching = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(service="smelt.sandbox.v1.SandboxService")
+        )
+        watched = [reply.status async for reply in watching]
     assert own.status == health_pb2.HealthCheckResponse.SERVING
     assert theirs.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert watched == [health_pb2.HealthCheckResponse.NOT_SERVING]
 
 
 async def test_reflection_describes_the_forwarded_services() -> None:
