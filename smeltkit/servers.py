@@ -99,6 +99,8 @@ def s3_command(folder: Path, ports: Mapping[str, int], credentials: Credentials)
         "webdav": "false",
         "admin.ui": "false",
         "master.telemetry": "false",
+        "master.volumeSizeLimitMB": "1024",
+        "volume.max": "2000",
         "s3.port.iceberg": "0",
         "s3.port.lance": "0",
         "filer.localSocket": "filer.sock",

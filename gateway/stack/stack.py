@@ -8,6 +8,8 @@ server puts into /tmp. One command at a time; a second one waits for the first.
 from __future__ import annotations
 
 import asyncio
+import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from smeltkit import limits
 from smeltkit.bus import topology
 from smeltkit.bus.client import Bus
 from smeltkit.config import PlatformConfig, environment
-from smeltkit.errors import BadConfig, PortTaken
+from smeltkit.errors import BadConfig, DiskFull, PortTaken
 from smeltkit.locks import file_lock
 from smeltkit.servers import clear_s3_sockets, is_port_free
 
@@ -102,7 +104,7 @@ async def _bring_up(home: Path, state: StackState, components: Sequence[Componen
     left = [state.processes[item.name] for item in broken if item.name in state.processes]
     stop_processes(left, timeout_s=limits.STACK_DRAIN_GRACE_S)
     for component in broken:
-        _check_ports(home, component)
+        await _wait_ports_free(home, component)
         log_path = _log_path(home, component.name)
         state.processes[component.name] = start_process(
             component.command, environment=component.environment, folder=component.folder, log_path=log_path
@@ -163,13 +165,17 @@ async def _health(state: StackState, name: str) -> Health:
     return "healthy" if await is_healthy(name, state.address(name)) else "unhealthy"
 
 
-def _check_ports(home: Path, component: Component) -> None:
+async def _wait_ports_free(home: Path, component: Component) -> None:
+    """PortTaken unless all are free in a moment: the last threads of a killed process may still be leaving."""
+    deadline = time.monotonic() + limits.STACK_PORT_WAIT_S
     for port in component.ports:
-        if not is_port_free(port):
-            raise PortTaken(
-                f"port {port} of {component.name} is taken by another process; stop that one, or stop the stack and "
-                f"delete {home / 'stack.json'} to choose new ports"
-            )
+        while not is_port_free(port):
+            if time.monotonic() > deadline:
+                raise PortTaken(
+                    f"port {port} of {component.name} is taken by another process; stop that one, or stop the stack "
+                    f"and delete {home / 'stack.json'} to choose new ports"
+                )
+            await asyncio.sleep(limits.STACK_POLL_S)
 
 
 def _prepared(home: Path) -> Path:
@@ -180,6 +186,12 @@ def _prepared(home: Path) -> Path:
         raise BadConfig(
             f"{home} cannot hold the stack: {error.strerror}; set SMELT_HOME to a folder of yours"
         ) from error
+    free_bytes = shutil.disk_usage(home).free
+    if free_bytes < limits.STACK_DISK_MIN_BYTES:
+        raise DiskFull(
+            f"only {free_bytes // limits.MIB} MiB are free at {home}, the stack needs "
+            f"{limits.STACK_DISK_MIN_BYTES // limits.MIB}; free space, or set SMELT_HOME to a folder on another disk"
+        )
     return home.resolve()
 
 

@@ -263,4 +263,9 @@ def _translated(error: Exception, code: str, address: str) -> Exception:
         return FileChanged(f"the bytes sent to {address} are not those that were hashed; store the file again")
     if code == "NoSuchBucket":
         return StoreUnavailable(f"the object store has no bucket {address}; create it (`smelt up` does)")
-    return StoreUnavailable(f"the object store at {address} does not answer as it should: {error}; try again later")
+    cause = getattr(error, "reason", None) or error
+    if code.startswith("5") or code == "InternalError" or isinstance(cause, urllib3.exceptions.ResponseError):
+        return StoreUnavailable(
+            f"the object store at {address} fails on every try ({code or cause}); its disk may be full, see its log"
+        )
+    return StoreUnavailable(f"the object store at {address} does not answer as it should: {cause}; try again later")

@@ -17,10 +17,11 @@ import pytest
 
 from gateway import stack
 from gateway.stack.components import platform_config
-from gateway.stack.process import is_running
+from gateway.stack.process import ProcessRecord, is_running
 from gateway.stack.state import SERVERS, SERVICES, StackState, load_credentials
 from smeltkit.blobs.s3 import S3Store
-from smeltkit.errors import BadConfig, PortTaken, StackDown
+from smeltkit.errors import BadConfig, DiskFull, PortTaken, StackDown
+from smeltkit.servers import is_port_free
 
 NAMES = (*SERVERS, *SERVICES, "gateway")
 
@@ -39,6 +40,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def pids(home: Path) -> dict[str, int]:
     """Process ids by name."""
     return {item.name: item.pid for item in stack.status(home).components}
+
+
+def kill(home: Path, name: str, number: signal.Signals = signal.SIGKILL) -> ProcessRecord:
+    """Signals one process; returns once a killed one and its port are gone."""
+    record = loaded(home).processes[name]
+    assert is_running(record)
+    os.kill(record.pid, number)
+    deadline = time.monotonic() + 10
+    while number == signal.SIGKILL and time.monotonic() < deadline:
+        if not is_running(record) and is_port_free(loaded(home).ports[name]):
+            break
+        time.sleep(0.01)
+    return record
 
 
 def loaded(home: Path) -> StackState:
@@ -86,10 +100,7 @@ def test_starting_again_changes_nothing(home: Path) -> None:
 def test_killed_process_is_started_again_alone(home: Path, name: str) -> None:
     """kill -9 of any one: it is seen as stopped, and the next start replaces it and nothing else."""
     before = pids(home)
-    os.kill(before[name], signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while is_running(loaded(home).processes[name]) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    kill(home, name)
     assert {item.name for item in stack.status(home).components if item.health == "stopped"} == {name}
     assert stack.start(home).is_up
     after = pids(home)
@@ -100,7 +111,7 @@ def test_killed_process_is_started_again_alone(home: Path, name: str) -> None:
 def test_process_that_does_not_answer_is_replaced(home: Path) -> None:
     """A stopped process holds its port and answers nothing."""
     before = pids(home)
-    os.kill(before["trainer"], signal.SIGSTOP)
+    kill(home, "trainer", signal.SIGSTOP)
     assert {item.name: item.health for item in stack.status(home).components}["trainer"] == "unhealthy"
     assert stack.start(home).is_up
     assert pids(home)["trainer"] != before["trainer"]
@@ -109,7 +120,7 @@ def test_process_that_does_not_answer_is_replaced(home: Path) -> None:
 def test_two_starters_do_not_start_anything_twice(home: Path) -> None:
     """The second waits for the first and finds the work done."""
     for name in SERVICES:
-        os.kill(pids(home)[name], signal.SIGKILL)
+        kill(home, name)
     program = "import sys, pathlib; from gateway import stack; stack.start(pathlib.Path(sys.argv[1]), report=print)"
     command = [sys.executable, "-c", program, str(home)]
     starters = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -154,14 +165,10 @@ def test_state_of_another_boot_is_not_believed(home: Path) -> None:
 
 def test_port_taken_by_somebody_else_is_named(home: Path) -> None:
     """With the port, the component and what to do; what ran goes on."""
-    trainer = loaded(home).processes["trainer"]
-    os.kill(trainer.pid, signal.SIGKILL)
+    kill(home, "trainer")
     port = loaded(home).ports["trainer"]
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        deadline = time.monotonic() + 10
-        while is_running(trainer) and time.monotonic() < deadline:
-            time.sleep(0.01)
         other.bind(("127.0.0.1", port))
         other.listen()
         with pytest.raises(PortTaken, match=f"port {port} of trainer is taken"):
@@ -171,7 +178,7 @@ def test_port_taken_by_somebody_else_is_named(home: Path) -> None:
 
 def test_process_that_refuses_its_settings_is_named_with_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last words of the log stand in the message."""
-    os.kill(pids(home)["trainer"], signal.SIGKILL)
+    kill(home, "trainer")
     monkeypatch.setenv("SMELT_TRAINER_NONSENSE", "1")
     with pytest.raises(
         StackDown, match=r"(?s)trainer ended while it was starting; see .*trainer\.log.*SMELT_TRAINER_NONSENSE"
@@ -194,6 +201,14 @@ def test_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadConfig, match="SMELT_HOME"):
         stack.start(tmp_path / "file" / "home")
+
+
+def test_full_disk_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is free, what is needed, and the way out."""
+    monkeypatch.setattr("smeltkit.limits.STACK_DISK_MIN_BYTES", 1 << 60)
+    with pytest.raises(DiskFull, match="set SMELT_HOME to a folder on another disk"):
+        stack.start(tmp_path / "home")
+    assert not (tmp_path / "home" / "stack.json").exists()
 
 
 def test_folder_without_a_stack_is_down(tmp_path: Path) -> None:
