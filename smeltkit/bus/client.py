@@ -81,7 +81,8 @@ class Bus:
         async def on_away() -> None:
             self._connected.clear()
             self._away_since = time.monotonic()
-            _log.warning("NATS is away")
+            if not self._client.is_closed:
+                _log.warning("NATS is away")
 
         async def on_back() -> None:
             self._connected.set()
