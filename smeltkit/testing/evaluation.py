@@ -39,16 +39,18 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     """Fields of the effective settings that differ from what was requested."""
     asked: Counter[str] = field(default_factory=Counter)
     """Generations by request id."""
+    loaded: set[str] = field(default_factory=set)
     most_running: int = 0
     _running: int = 0
 
     async def Load(self, request: inference_pb2.LoadRequest, context: RpcContext) -> inference_pb2.LoadResponse:
+        self.loaded.add(request.model)
         return inference_pb2.LoadResponse(model=self._model(request.model))
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: RpcContext
     ) -> inference_pb2.ListModelsResponse:
-        return inference_pb2.ListModelsResponse()
+        return inference_pb2.ListModelsResponse(models=[self._model(digest) for digest in sorted(self.loaded)])
 
     async def Tokenize(
         self, request: inference_pb2.TokenizeRequest, context: RpcContext
