@@ -26,8 +26,8 @@ from smeltkit.blobs.s3 import S3Store
 from smeltkit.testing.s3 import fresh_store, s3_server
 
 SIZES_MIB = (16, 256)
-RUNS = 3
-FLOORS = {"put": 0.6, "get": 0.25}
+RUNS = 4
+FLOORS = {"put": 0.55, "get": 0.15}
 Times = dict[str, list[float]]
 
 
