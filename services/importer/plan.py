@@ -44,7 +44,7 @@ class Plan:
 
 
 def plan_import(source: Source, snapshot: Snapshot, folder: Path) -> Plan:
-    """The plan of an import; small files are fetched into the empty `folder`. Errors of the source itself are raised."""
+    """The plan of an import; small files are fetched into the empty `folder`. Errors of the source are raised."""
     source.fetch(snapshot, snapshot.side_files, folder, lambda _: None)
     facts = {
         "origin": snapshot.origin,

@@ -12,6 +12,8 @@ from smeltkit.blobs.cache import NodeCache
 from smeltkit.errors import BadRequest
 from smeltkit.jobs.stages import StageCache
 from smeltkit.manifest import Descriptor
+from smeltkit.ml.lineage import Lineage
+from smeltkit.revision import code_revision
 
 
 def source_of(spec: importer_pb2.ImportSpec, cache: NodeCache) -> Source:
@@ -28,6 +30,17 @@ def to_descriptor(file: artifact_pb2.Descriptor) -> Descriptor:
     """A descriptor of a request, checked: BadDigest, BadManifest."""
     media_type = file.media_type or "application/octet-stream"
     return Descriptor(media_type=media_type, digest=file.digest, size_bytes=file.size_bytes, path=file.path)
+
+
+def import_lineage(snapshot: Snapshot) -> Lineage:
+    """The lineage of a bundle made from a snapshot; BadManifest if its origin tells of the caller's machine."""
+    return Lineage(
+        operation="import",
+        inputs=snapshot.inputs,
+        parameters=dict(snapshot.parameters),
+        code_revision=code_revision(),
+        origin=snapshot.origin,
+    )
 
 
 def import_key(stages: StageCache, snapshot: Snapshot) -> str:

@@ -60,6 +60,7 @@ class Importer:
     async def _plan_import(self, request: importer_pb2.ImportSpec) -> tuple[Plan, importer_pb2.ImportSpec]:
         source = spec.source_of(request, self._tools.cache)
         snapshot = await asyncio.to_thread(source.snapshot)
+        spec.import_lineage(snapshot)
         pinned = importer_pb2.ImportSpec()
         pinned.CopyFrom(request)
         if pinned.WhichOneof("source") == "hub":

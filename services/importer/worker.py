@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 from smelt.event.v1 import event_pb2
 from smelt.importer.v1 import importer_pb2
 
-from services.importer import check, convert, probe, quantize, spec, threads
+from services.importer import check, probe, spec, threads
+from services.importer.build import build_import, build_quantized
 from services.importer.config import ImporterConfig
 from services.importer.probe import Prober
-from services.importer.publish import UNKNOWN_LICENCE, store_bundle
-from services.importer.sources import Snapshot, Source
 from services.importer.threads import Reporter
 from services.importer.workspace import Workspaces
 from smeltkit.blobs.cache import NodeCache
@@ -29,10 +26,7 @@ from smeltkit.errors import BadRequest
 from smeltkit.jobs.stages import StageCache
 from smeltkit.jobs.worker import Handler, JobContext
 from smeltkit.manifest import BUNDLE_TYPE, Manifest
-from smeltkit.ml.bundle import GGUF_FILE, Bundle
-from smeltkit.ml.lineage import Lineage
-from smeltkit.ml.quantization import SCHEMES, planned_size_bytes
-from smeltkit.revision import code_revision
+from smeltkit.telemetry import span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +62,9 @@ class Handlers:
         digest = await self._tools.stages.get(key)
         if digest is None:
             with self._tools.workspaces.folder() as folder:
-                work = partial(self._build_import, source, snapshot, folder, Reporter(context))
-                digest = (await threads.run(context, work)).digest
+                report = Reporter(context)
+                made = await threads.run(context, build_import, self._tools.store, source, snapshot, folder, report)
+            digest = made.digest
             await self._prove(context, key, digest)
         return await self._publish(context, digest, request.name, "import")
 
@@ -81,8 +76,18 @@ class Handlers:
         if digest is None:
             manifest = await threads.run(context, self._tools.store.get_manifest, request.bundle)
             with self._tools.workspaces.folder() as folder:
-                work = partial(self._build_quantized, manifest, request.scheme, folder, Reporter(context))
-                digest = (await threads.run(context, work)).digest
+                made = await threads.run(
+                    context,
+                    build_quantized,
+                    self._tools.store,
+                    self._tools.cache,
+                    manifest,
+                    request.scheme,
+                    folder,
+                    Reporter(context),
+                    threads=self._tools.config.threads,
+                )
+            digest = made.digest
             await self._prove(context, key, digest)
         return await self._publish(context, digest, request.name, "quantize")
 
@@ -93,70 +98,25 @@ class Handlers:
         report = Reporter(context).phase("verify", manifest.size_bytes)
         with self._tools.workspaces.folder() as folder:
             found = await threads.run(context, check.check_structure, self._tools.store, manifest, folder, report)
-        await context.progress("probe", 0, 1)
-        record = await probe.prove(self._tools.prober, self._tools.store, bundle)
+        record = await self._probe(context, bundle)
         await context.check_alive()
         return await threads.run(context, self._tools.store.put_manifest, check.to_report(bundle, found, record))
 
     async def _prove(self, context: JobContext, key: str, digest: str) -> None:
-        await context.progress("probe", 0, 1)
-        await probe.prove(self._tools.prober, self._tools.store, digest)
+        await self._probe(context, digest)
         await context.check_alive()
         await self._tools.stages.put(key, digest)
+
+    async def _probe(self, context: JobContext, digest: str) -> str:
+        await context.progress("probe", 0, 1)
+        with span("smelt.importer.probe"):
+            return await probe.prove(self._tools.prober, self._tools.store, digest)
 
     async def _publish(self, context: JobContext, digest: str, name: str, operation: str) -> str:
         manifest = await threads.run(context, self._tools.store.get_manifest, digest)
         await context.check_alive()
         await announce(self._tools, manifest, name=name, operation=operation, job_id=context.job_id)
         return digest
-
-    def _build_import(self, source: Source, snapshot: Snapshot, folder: Path, report: Reporter) -> Manifest:
-        source.fetch(snapshot, snapshot.files, folder, report.phase("fetch", snapshot.size_bytes))
-        if GGUF_FILE in snapshot.files:
-            convert.complete_gguf(folder)
-        lineage = Lineage(
-            operation="import",
-            inputs=snapshot.inputs,
-            parameters=dict(snapshot.parameters),
-            code_revision=code_revision(),
-            origin=snapshot.origin,
-        )
-        bundle = Bundle.from_folder(folder, lineage=lineage, licence=UNKNOWN_LICENCE)
-        return store_bundle(self._tools.store, folder, bundle, report.phase("store", snapshot.size_bytes))
-
-    def _build_quantized(self, manifest: Manifest, scheme: str, folder: Path, report: Reporter) -> Manifest:
-        bundle, float_file, result = Bundle.from_manifest(manifest), folder / "float.gguf", folder / "bundle"
-        result.mkdir()
-        is_float = SCHEMES[scheme].is_float and bundle.format == "safetensors"
-        report.phase("fetch", manifest.size_bytes)(0)
-        with self._tools.cache.materialize(manifest) as source:
-            dtype = scheme if is_float else convert.float_type(bundle)
-            count = len(bundle.config.tensors()) + len(SCHEMES)
-            tell = report.phase("convert", count, "tensors")
-            convert.to_gguf(bundle, source, float_file, dtype, lambda done, total: tell(done))
-            convert.copy_side_files(source, result)
-        size_bytes = planned_size_bytes(bundle.config, scheme)
-        if is_float:
-            float_file.rename(result / GGUF_FILE)
-        else:
-            quantize.quantize(
-                float_file,
-                result / GGUF_FILE,
-                bundle.config,
-                scheme,
-                threads=self._tools.config.threads,
-                progress=report.phase("quantize", size_bytes),
-            )
-            float_file.unlink()
-        lineage = Lineage(
-            operation="quantize",
-            inputs=(manifest.digest,),
-            parameters={"scheme": scheme},
-            code_revision=code_revision(),
-            origin=bundle.lineage.origin,
-        )
-        quantized = Bundle.from_folder(result, lineage=lineage, licence=bundle.licence)
-        return store_bundle(self._tools.store, result, quantized, report.phase("store", size_bytes))
 
 
 async def announce(tools: Tools, manifest: Manifest, *, name: str, operation: str, job_id: str) -> None:

@@ -79,43 +79,60 @@ def check_convertible(config: ModelConfig) -> None:
 def hf_config_of(metadata: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
     """The Hugging Face config.json that GGUF metadata and tensor names describe; BadGguf names a missing key."""
     architecture = metadata.get("general.architecture")
-    prefix = f"{architecture}."
-    values = {
-        key.removeprefix(prefix): shortest(value) if isinstance(value, float) else value
-        for key, value in metadata.items()
-        if key.startswith(prefix)
-    }
+    if not isinstance(architecture, str):
+        raise BadGguf("GGUF metadata lacks general.architecture")
+    values = _Values(metadata, f"{architecture}.")
     for key in ("expert_count", "rope.scale_linear", "rope.scaling.alpha", "rope.scaling.yarn_log_multiplier"):
-        if values.get(key):
-            raise UnsupportedArchitecture(f"GGUF key {prefix}{key} is set; such models are not supported")
-    missing = [prefix + key for key in _REQUIRED.values() if key not in values]
-    if missing:
-        raise BadGguf(f"GGUF metadata of architecture {architecture!r} lacks {', '.join(missing)}")
-    config: dict[str, Any] = {"model_type": architecture, **{key: values[name] for key, name in _REQUIRED.items()}}
-    heads = config["num_attention_heads"]
-    if not isinstance(heads, int) or not isinstance(config["hidden_size"], int) or heads < 1:
-        raise BadGguf(
-            f"GGUF keys {prefix}attention.head_count and {prefix}embedding_length must be whole numbers above 0"
-        )
-    head_dim = values.get("attention.key_length", config["hidden_size"] // heads)
-    if values.get("attention.value_length", head_dim) != head_dim or not isinstance(head_dim, int) or head_dim < 1:
+        if values.number(key, 0):
+            raise UnsupportedArchitecture(f"GGUF key {architecture}.{key} is set; such models are not supported")
+    config: dict[str, Any] = {key: values.number(name) for key, name in _REQUIRED.items()}
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    head_dim = values.number("attention.key_length", hidden // heads)
+    if values.number("attention.value_length", head_dim) != head_dim:
         raise UnsupportedArchitecture(
-            f"GGUF declares keys of width {head_dim!r} and values of another; they must be equal"
+            f"GGUF declares keys of width {head_dim} and values of another; both must be equal"
         )
-    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    tokens = metadata.get("tokenizer.ggml.tokens")
     config |= {
-        "num_key_value_heads": values.get("attention.head_count_kv", heads),
+        "model_type": architecture,
+        "num_key_value_heads": values.number("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "vocab_size": values.get("vocab_size", len(tokens) if isinstance(tokens, list) else 0),
+        "vocab_size": values.number("vocab_size", len(tokens) if isinstance(tokens, list) else 0),
         "hidden_act": "silu",
-        "rope_theta": float(values.get("rope.freq_base", 10000.0)),
-        "partial_rotary_factor": values.get("rope.dimension_count", head_dim) / head_dim,
+        "rope_theta": float(values.number("rope.freq_base", 10000.0)),
+        "partial_rotary_factor": values.number("rope.dimension_count", head_dim) / head_dim,
+        "sliding_window": values.number("attention.sliding_window", 0) or None,
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
     scaling = _hf_scaling(values)
     return config | ({"rope_scaling": scaling} if scaling else {})
+
+
+class _Values:
+    """The metadata of one architecture, read with checks: foreign files hold texts where numbers belong."""
+
+    def __init__(self, metadata: Mapping[str, Any], prefix: str) -> None:
+        self._metadata, self._prefix = metadata, prefix
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        """A finite number, not negative; BadGguf if it is none, or if there is neither a value nor a default."""
+        value = self._metadata.get(self._prefix + key, default)
+        if value is None:
+            raise BadGguf(f"GGUF metadata lacks {self._prefix}{key}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise BadGguf(f"GGUF key {self._prefix}{key} is {str(value)[:80]!r}; it must be one number, 0 or above")
+        if default is None and value == 0:
+            raise BadGguf(f"GGUF key {self._prefix}{key} is 0; it must be above 0")
+        return shortest(value) if isinstance(value, float) else value
+
+    def text(self, key: str, default: str) -> str:
+        """A text; BadGguf if it is something else."""
+        value = self._metadata.get(self._prefix + key, default)
+        if not isinstance(value, str):
+            raise BadGguf(f"GGUF key {self._prefix}{key} must be a text")
+        return value
 
 
 def _scaling_metadata(scaling: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,14 +155,14 @@ def _scaling_metadata(scaling: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _hf_scaling(values: Mapping[str, Any]) -> dict[str, Any] | None:
-    kind, factor = values.get("rope.scaling.type", "none"), values.get("rope.scaling.factor", 0.0)
-    original = values.get("rope.scaling.original_context_length", values["context_length"])
-    attention = values.get("rope.scaling.attn_factor", 1.0)
+def _hf_scaling(values: _Values) -> dict[str, Any] | None:
+    kind, factor = values.text("rope.scaling.type", "none"), values.number("rope.scaling.factor", 0.0)
+    original = values.number("rope.scaling.original_context_length", values.number("context_length"))
+    attention = values.number("rope.scaling.attn_factor", 1.0)
     if kind == "linear" and factor:
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
-        scaled = attention * rope.yarn_attention_factor(rope.number(factor, "rope.scaling.factor"))
+        scaled = attention * rope.yarn_attention_factor(factor)
         return {
             "rope_type": "yarn",
             "factor": factor,

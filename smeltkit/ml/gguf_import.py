@@ -155,7 +155,7 @@ def _byte_fallback(
         for cut in range(1, len(text))
         if text[:cut] in vocabulary and text[cut:] in vocabulary
     ]
-    has_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    has_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True) is True
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prefix = [{"type": "Prepend", "prepend": _SPACE}] if has_prefix else []
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if has_prefix else []
@@ -181,7 +181,7 @@ def _post_processor(
     pre = str(metadata.get("tokenizer.ggml.pre", ""))
     default = metadata.get("tokenizer.ggml.model") == "llama" or _ALIASES.get(pre, pre) == "llama-bpe"
     bos = special["bos"]
-    if bos is None or not metadata.get("tokenizer.ggml.add_bos_token", default):
+    if bos is None or metadata.get("tokenizer.ggml.add_bos_token", default) is not True:
         return None
     first, text = {"SpecialToken": {"id": tokens[bos], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     return {

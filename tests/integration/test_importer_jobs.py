@@ -12,7 +12,15 @@ from smelt.event.v1 import event_pb2
 from smelt.importer.v1 import importer_pb2
 from smelt.job.v1 import job_pb2
 
-from smeltkit.errors import DigestMismatch, HubDenied, RequestIdReused, UnknownArtifact, UnknownModel, UnknownSource
+from smeltkit.errors import (
+    BadManifest,
+    DigestMismatch,
+    HubDenied,
+    RequestIdReused,
+    UnknownArtifact,
+    UnknownModel,
+    UnknownSource,
+)
 from smeltkit.ml.bundle import Bundle
 from smeltkit.rpc.channel import call
 from smeltkit.testing.hub import COMMIT, Hub
@@ -135,3 +143,10 @@ async def test_plan_of_a_broken_source_lists_the_refusal(importing: ImportRig, t
     plan = (await call(importing.stub.PlanImport, request, timeout_s=CALL_TIMEOUT_S)).plan
     assert [refusal.reason for refusal in plan.refusals] == ["BUNDLE_INCOMPLETE"]
     assert "tokenizer_config.json" in plan.refusals[0].message
+
+
+async def test_origin_that_tells_of_the_machine_is_refused(importing: ImportRig, tiny: Path) -> None:
+    """A lineage travels to other people."""
+    spec = importer_pb2.ImportSpec(upload=importing.upload(tiny, origin="/home/somebody/models/tiny"))
+    with pytest.raises(BadManifest, match="host path"):
+        await importing.start_import(spec)

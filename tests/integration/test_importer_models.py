@@ -177,7 +177,7 @@ async def test_model_that_says_nothing_gets_no_name(importing: ImportRig, tmp_pa
     data[start:] = b"\xff\x7f" * ((len(data) - start) // 2)
     (folder / "model.safetensors").write_bytes(bytes(data))
     ended = await importing.import_folder(folder, "dead")
-    assert ended.state == job_pb2.JOB_STATE_FAILED
+    assert ended.state == job_pb2.JOB_STATE_FAILED and ended.error.reason in ("PROBE_FAILED", "TENSOR_MISMATCH")
     with pytest.raises(UnknownModel):
         await importing.catalog.resolve("dead")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,16 @@ def test_any_json_gives_a_config_or_a_typed_error(architecture: str, overrides: 
     except SmeltError:
         return
     assert config.tensors()
+
+
+def test_nobody_else_divides_hidden_by_heads() -> None:
+    """R-022: one place for the default of config.json, one for that of GGUF."""
+    root = Path(__file__).parents[4]
+    division = re.compile(r"(hidden|n_embd|embedding)\w*[\"\])]* *// *\w*heads")
+    found = [
+        path
+        for part in ("smeltkit", "services")
+        for path in (root / part).rglob("*.py")
+        if division.search(path.read_text())
+    ]
+    assert {path.name for path in found} == {"arch.py", "gguf_config.py"}

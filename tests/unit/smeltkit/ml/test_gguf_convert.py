@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import llama_cpp
@@ -22,7 +23,7 @@ from smeltkit.errors import (
     UnsupportedArchitecture,
     UnsupportedQuantization,
 )
-from smeltkit.ml import gguf_vocab, names
+from smeltkit.ml import gguf_convert, gguf_vocab, names
 from smeltkit.ml.gguf_config import metadata_of
 from smeltkit.ml.gguf_convert import convert_to_gguf
 from smeltkit.ml.gguf_io import GgufFile
@@ -66,16 +67,46 @@ def llama_logits(path: Path, ids: list[int]) -> np.ndarray:
         model.close()
 
 
+def difference(folder: Path) -> float:
+    """Converts a folder; largest difference of logits to transformers, as a share of the largest logit."""
+    convert_to_gguf(folder, folder / "model.gguf", dtype="F32")
+    ids = (Tokenizer.from_file(folder / "tokenizer.json").encode(PROMPT) * 3)[:120]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    return float(np.abs(llama_logits(folder / "model.gguf", ids) - expected).max() / np.abs(expected).max())
+
+
 @pytest.mark.parametrize(("architecture", "overrides"), MODELS, ids=str)
 def test_logits_are_those_of_transformers(architecture: str, overrides: dict[str, Any], tmp_path: Path) -> None:
     """R-022: odd shapes, biases, qk-norm, fused projections, ties and every rope scaling, to 1e-4."""
     write_tiny_model(tmp_path, architecture, **overrides)
-    convert_to_gguf(tmp_path, tmp_path / "model.gguf", dtype="F32")
-    ids = (Tokenizer.from_file(tmp_path / "tokenizer.json").encode(PROMPT) * 3)[:120]
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
-    with torch.no_grad():
-        expected = model(torch.tensor([ids])).logits[0].numpy()
-    assert np.abs(llama_logits(tmp_path / "model.gguf", ids) - expected).max() < 1e-4 * np.abs(expected).max()
+    assert difference(tmp_path) < 1e-4
+
+
+def swapped(architecture: str, name: str) -> str:
+    """The name map with gate and up exchanged: every shape still fits."""
+    other = name.replace(".gate.", ".x.").replace(".up.", ".gate.").replace(".x.", ".up.")
+    return names.canonical_to_gguf(architecture, other)
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        ("permute_rotary", lambda values, heads: values),
+        ("permute_rotary", lambda values, heads: values[::-1].copy()),
+        ("llama3_frequency_factors", lambda scaling, theta, rotary: [1.0] * (rotary // 2)),
+        ("names", SimpleNamespace(canonical_to_gguf=swapped)),
+    ],
+    ids=["rows not permuted", "rows reversed", "rope scaling forgotten", "names exchanged"],
+)
+def test_each_bug_alone_is_seen_in_the_logits(
+    bug: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-025: no bug hides behind a reader with the same one, because the reader is llama.cpp."""
+    write_tiny_model(tmp_path, "llama", rope_scaling={**LLAMA3, "original_max_position_embeddings": 64})
+    monkeypatch.setattr(gguf_convert, *bug)
+    assert difference(tmp_path) > 1e-2
 
 
 @pytest.mark.parametrize("source", ["F32", "F16", "BF16"])

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import models, normalizers, trainers
 
 from smeltkit.errors import BadGguf, SmeltError, TensorMismatch, UnsupportedArchitecture
-from smeltkit.ml import reference_corpus
+from smeltkit.ml import gguf_import, reference_corpus
 from smeltkit.ml.gguf_convert import convert_to_gguf, read_config
 from smeltkit.ml.gguf_import import gguf_to_folder
 from smeltkit.ml.gguf_io import GgufFile, GgufTensor, write_gguf
@@ -167,6 +172,9 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object], drop: str = "")
 BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], type[SmeltError], str]] = {
     "no architecture": (lambda m: m.pop("general.architecture"), BadGguf, "lacks"),
     "unknown architecture": (lambda m: m.update({"general.architecture": "mamba"}), BadGguf, "mamba"),
+    "heads a layer": (lambda m: m.update({"qwen2.attention.head_count_kv": [2, 2]}), BadGguf, "one number"),
+    "text for a base": (lambda m: m.update({"qwen2.rope.freq_base": "1e4"}), BadGguf, "freq_base"),
+    "number for a text": (lambda m: m.update({"qwen2.rope.scaling.type": 7}), BadGguf, "text"),
     "no block count": (lambda m: m.pop("qwen2.block_count"), BadGguf, "block_count"),
     "no heads": (lambda m: m.update({"qwen2.attention.head_count": 0}), BadGguf, "head_count"),
     "text for a number": (lambda m: m.update({"qwen2.embedding_length": "many"}), BadGguf, "embedding_length"),
@@ -210,3 +218,33 @@ def test_unknown_rope_factors_are_refused(tmp_path: Path) -> None:
     path = export(tmp_path / "hf", "llama", rope_scaling={**LLAMA3, "original_max_position_embeddings": 64})
     with pytest.raises(UnsupportedArchitecture, match="rope_freqs"):
         rebuilt(path, tmp_path / "back")
+
+
+values = (
+    st.booleans()
+    | st.integers(0, 2**40)
+    | st.floats(width=32)
+    | st.text(max_size=6)
+    | st.lists(st.integers(-9, 9), min_size=1, max_size=3)
+    | st.lists(st.text(max_size=3), min_size=1, max_size=3)
+)
+
+
+@given(st.data())
+def test_any_metadata_gives_a_folder_or_a_typed_error(qwen2: Path, data: st.DataObject) -> None:
+    """Fuzz: keys of a valid file replaced or removed; never a crash."""
+    keys = [
+        *GgufFile.open(qwen2).metadata,
+        "qwen2.rope.scaling.factor",
+        "qwen2.rope.scaling.type",
+        "qwen2.expert_count",
+    ]
+    changes = data.draw(st.dictionaries(st.sampled_from(keys), values | st.none(), max_size=3))
+
+    def edit(metadata: dict[str, Any]) -> None:
+        metadata.update(changes)
+        for key in [key for key, value in metadata.items() if value is None]:
+            del metadata[key]
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(gguf_import, "_prove"), suppress(SmeltError):
+        gguf_to_folder(change(qwen2, edit), Path(folder))
