@@ -37,12 +37,12 @@ class EngineInfo:
     """Device that computes, e.g. "cpu"."""
     vocab_size: int
     """Length of a row of logits."""
-    context_tokens: int
-    """Longest sequence that the model and the cells allow."""
     slots: int
     """Sequences that can be held at once."""
     cells: int
     """Tokens of all sequences that the key-value memory holds; a shared prefix counts once."""
+    slot_cells: int
+    """Tokens of one sequence that it holds at most."""
     batch_rows: int
     """Rows of one step at most."""
     output_rows: int

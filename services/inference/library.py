@@ -105,9 +105,8 @@ class Library:
         async with AsyncExitStack() as stack:
             files = await stack.enter_async_context(self._files(described))
             expected = await self._recorded(described) or (await self._probe(described, files)).results
-            cells = described.sizing.cells
             language = await asyncio.to_thread(Language, files.folder)
-            engine = await asyncio.to_thread(open_engine, files.weights, cells, self._settings)
+            engine = await asyncio.to_thread(open_engine, files.weights, described.sizing, self._settings)
             model = Model(language, engine, self._settings)
             stack.push_async_callback(model.runtime.close)
             await probe.check_ready(model, expected)
@@ -145,7 +144,7 @@ class Library:
         request = {
             "folder": str(files.folder),
             "weights": str(files.weights),
-            "cells": described.sizing.cells,
+            "sizing": asdict(described.sizing),
             "settings": {**asdict(self._settings), "cache_dir": str(self._settings.cache_dir)},
         }
         async with self._probing:

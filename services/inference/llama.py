@@ -1,8 +1,8 @@
 """The engine on llama.cpp: GGUF files on the CPU, through llama-cpp-python's low-level batch interface.
 
-One context holds all sequences in one unified key-value memory, so slots can share the cells of a common prefix. Rows
-are written into numpy arrays that llama.cpp reads in place, logits are read through a view of its output buffer, and
-the interpreter lock is free while it computes.
+One context holds all sequences, each slot with key-value cells of its own, or all in one unified memory where slots use
+the same cells for a common prefix. Rows are written into numpy arrays that llama.cpp reads in place, logits are read
+through a view of its output buffer, and the interpreter lock is free while it computes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class LlamaConfig:
     """Sequences at once."""
     cells: int
     """Tokens in the key-value memory; llama.cpp rounds it up."""
+    is_split: bool
+    """Whether each slot has `cells / slots` of its own."""
     batch_rows: int
     """Rows of a step at most."""
     output_rows: int
@@ -76,8 +78,9 @@ class LlamaEngine:
         return self._logits(outputs)
 
     def share(self, source: int, target: int, count: int) -> None:
-        """See `Engine.share`."""
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, count)
+        """See `Engine.share`. Cells of a slot's own are copied, which llama.cpp does for whole slots only."""
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.cut(target, count)
 
     def cut(self, slot: int, count: int) -> None:
         """See `Engine.cut`."""
@@ -101,16 +104,15 @@ class LlamaEngine:
         return view
 
     def _describe(self, config: LlamaConfig) -> EngineInfo:
-        cells = int(llama_cpp.llama_n_ctx(self._context))
         vocab = llama_cpp.llama_model_get_vocab(self._model)
         return EngineInfo(
             name="llama",
             digest=engine_digest(config.threads),
             device="cpu",
-            slots=config.slots,
-            cells=cells,
             vocab_size=int(llama_cpp.llama_vocab_n_tokens(vocab)),
-            context_tokens=min(int(llama_cpp.llama_model_n_ctx_train(self._model)), cells),
+            slots=config.slots,
+            cells=int(llama_cpp.llama_n_ctx(self._context)),
+            slot_cells=int(llama_cpp.llama_n_ctx_seq(self._context)),
             batch_rows=config.batch_rows,
             output_rows=config.output_rows,
             rows_floor=AMX_ROWS_FLOOR if "AMX_INT8 = 1" in system_info() else 1,
@@ -187,7 +189,7 @@ def _log(level: int, text: bytes, data: object) -> None:
 
 def _context_params(config: LlamaConfig) -> Any:
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx, params.n_seq_max, params.kv_unified = config.cells, config.slots, True
+    params.n_ctx, params.n_seq_max, params.kv_unified = config.cells, config.slots, not config.is_split
     params.n_batch = params.n_ubatch = config.batch_rows
     params.n_outputs_max = config.output_rows
     params.n_threads = params.n_threads_batch = config.threads

@@ -12,6 +12,7 @@ from services.inference.llama import LlamaConfig, LlamaEngine
 from services.inference.runtime import Generation, Runtime, Scoring
 from services.inference.scheduler import Bounds, Scheduler
 from services.inference.scheduler import Sequence as Work
+from services.inference.sizing import Sizing
 from services.inference.stream import StopRule, TokenStream
 from smeltkit import limits
 from smeltkit.errors import BadRequest, BadSampling, PromptTooLong
@@ -65,10 +66,11 @@ class Model:
         language.tokenizer.check_fits(engine.info.vocab_size)
         self.language = language
         self.info = engine.info
-        self.context_tokens = min(language.contract.context_tokens, engine.info.context_tokens)
+        self.context_tokens = min(language.contract.context_tokens, engine.info.slot_cells)
         bounds = Bounds(
             slots=engine.info.slots,
             cells=engine.info.cells,
+            slot_cells=engine.info.slot_cells,
             batch_rows=engine.info.batch_rows,
             output_rows=engine.info.output_rows,
             prompt_rows=settings.prompt_rows,
@@ -121,11 +123,12 @@ class Model:
         return kept, options.max_tokens or self.context_tokens - len(kept)
 
 
-def open_engine(weights: Path, cells: int, settings: InferenceConfig) -> LlamaEngine:
+def open_engine(weights: Path, sizing: Sizing, settings: InferenceConfig) -> LlamaEngine:
     """The engine on the GGUF file `weights`; blocks while it loads."""
     config = LlamaConfig(
         slots=settings.slots,
-        cells=cells,
+        cells=sizing.cells,
+        is_split=sizing.is_split,
         batch_rows=settings.batch_rows,
         output_rows=max(settings.slots, OUTPUT_ROWS),
         threads=settings.thread_count,

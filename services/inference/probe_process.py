@@ -1,7 +1,7 @@
 """Loads a bundle folder in a process of its own and generates the probe: `python -m services.inference.probe_process`.
 
-Reads one JSON object from standard input: `folder` (the bundle's files), `weights` (its GGUF file), `cells` and
-`settings` (fields of InferenceConfig). Writes one JSON object: `results`, `load_s`, `engine_digest`, or `error` with
+Reads one JSON object from standard input: `folder` (the bundle's files), `weights` (its GGUF file), `sizing` (fields of
+Sizing) and `settings` (fields of InferenceConfig). Writes one: `results`, `load_s` and `engine_digest`, or `error` with
 `reason` and `message`. Nothing of the service that asks is shared: what works here works after a restart.
 """
 
@@ -18,15 +18,16 @@ from services.inference.config import InferenceConfig
 from services.inference.language import Language
 from services.inference.model import Model, open_engine
 from services.inference.probe import run_probe
+from services.inference.sizing import Sizing
 from smeltkit.errors import SmeltError
 
 
 async def probe(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to `request`; see the module."""
     started = time.monotonic()
-    settings = InferenceConfig(**request["settings"])
+    settings, sizing = InferenceConfig(**request["settings"]), Sizing(**request["sizing"])
     language = Language(Path(request["folder"]))
-    model = Model(language, open_engine(Path(request["weights"]), request["cells"], settings), settings)
+    model = Model(language, open_engine(Path(request["weights"]), sizing, settings), settings)
     load_s = time.monotonic() - started
     try:
         results = [result.to_dict() for result in await run_probe(model)]

@@ -80,7 +80,7 @@ class Chunk:
 
 @dataclass(slots=True)
 class Step:
-    """What the engine does next: memory operations in their order, then one batch of rows."""
+    """What the engine does next: memory operations in their order, then one batch of rows, ordered by slot."""
 
     operations: list[Share | Cut] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
@@ -94,6 +94,8 @@ class Bounds:
     """Sequences held at once."""
     cells: int
     """Tokens held at once."""
+    slot_cells: int
+    """Tokens of one sequence at most."""
     batch_rows: int
     """Rows of a step."""
     output_rows: int
@@ -129,9 +131,9 @@ class Scheduler:
 
     def submit(self, sequence: Sequence) -> None:
         """Puts `sequence` at the end of the queue; TooManyRequests if it is full, PromptTooLong if it can never run."""
-        if sequence.limit > self.bounds.cells:
+        if sequence.limit > self.bounds.slot_cells:
             raise PromptTooLong(
-                f"{sequence.limit} tokens do not fit into the {self.bounds.cells} of this replica's"
+                f"{sequence.limit} tokens do not fit into the {self.bounds.slot_cells} of this replica's"
                 " key-value memory; ask for fewer or raise SMELT_INFERENCE_KV_BYTES"
             )
         if len(self.waiting) >= self.bounds.waiting_max:
@@ -159,7 +161,7 @@ class Scheduler:
         self._admit()
         chunks = self._generating_chunks()
         chunks += self._prompt_chunks(self.bounds.batch_rows - len(chunks), is_alone=not chunks)
-        chunks = self._make_room(chunks)
+        chunks = sorted(self._make_room(chunks), key=lambda chunk: chunk.sequence.slot)
         operations, self._operations = self._operations, []
         return Step(operations, chunks)
 
@@ -238,12 +240,13 @@ class Scheduler:
         self.running.append(sequence)
 
     def _pick_slot(self, source: int, shared: int) -> int:
-        """The free slot to use: the source itself if nothing would be lost, else an empty or the oldest other one."""
+        """The free slot to use: the source itself if nothing would be lost, else one beside a running one, if there is,
+        then an empty one, then the one used longest ago. Engines compute neighbours together."""
         if source in self._kept and shared == self._books.held(source):
             return source
-        others = [slot for slot in self._kept if slot != source]
-        empty = [slot for slot in others if not self._books.held(slot)]
-        return (empty or others or [source])[0]
+        beside = {sequence.slot + step for sequence in self.running for step in (-1, 1)}
+        others = [slot for slot in self._kept if slot != source] or [source]
+        return min(others, key=lambda slot: (slot not in beside, self._books.held(slot) > 0))
 
     # --- rows -------------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ class Sizing:
 
     cells: int
     """Tokens that its key-value memory holds."""
+    is_split: bool
+    """Whether every slot has cells of its own for a whole context, else all slots share them."""
     memory_bytes: int
     """Weights, key-value memory and working buffers together."""
 
@@ -25,10 +27,12 @@ class Sizing:
 def size_model(config: ModelConfig, weights_bytes: int, settings: InferenceConfig) -> Sizing:
     """The sizing of a model whose weights take `weights_bytes`: cells for all slots, as far as `kv_bytes` goes.
 
-    OutOfMemory if `kv_bytes` holds fewer tokens than are of any use.
+    Cells of a slot's own are twice as fast with many slots: attention reads no others. Shared ones let a few
+    long sequences use what many short ones would. OutOfMemory if `kv_bytes` holds too few tokens to be of any use.
     """
     token_bytes = config.kv_bytes_per_token()
-    cells = min(settings.slots * config.context_tokens, settings.kv_bytes // token_bytes)
+    wanted = settings.slots * -(-config.context_tokens // CELLS_MIN) * CELLS_MIN
+    cells = min(wanted, settings.kv_bytes // token_bytes)
     if cells < min(CELLS_MIN, config.context_tokens):
         raise OutOfMemory(
             f"SMELT_INFERENCE_KV_BYTES={settings.kv_bytes} holds {cells} tokens of {token_bytes} bytes; "
@@ -36,4 +40,5 @@ def size_model(config: ModelConfig, weights_bytes: int, settings: InferenceConfi
         )
     widest = max(4 * config.hidden_size, 3 * config.intermediate_size)
     buffers = FLOAT_BYTES * (settings.batch_rows * widest + 2 * settings.slots * config.vocab_size)
-    return Sizing(cells=cells, memory_bytes=weights_bytes + cells * token_bytes + buffers)
+    memory_bytes = weights_bytes + cells * token_bytes + buffers
+    return Sizing(cells=cells, is_split=cells == wanted, memory_bytes=memory_bytes)

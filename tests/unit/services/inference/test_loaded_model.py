@@ -171,7 +171,7 @@ async def test_a_failing_engine_gives_every_request_its_error_and_is_closed(
     engine.breaks = True
     engine.gate.set()
     assert all(isinstance(result, EngineUnavailable) for result in await asyncio.gather(*tasks, return_exceptions=True))
-    assert engine.is_closed
+    await eventually(lambda: engine.is_closed)
     with pytest.raises(EngineUnavailable):
         await complete(model, 1)
 

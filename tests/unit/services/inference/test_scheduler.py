@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from services.inference.scheduler import Bounds, Cut, Scheduler, Sequence, Share, Step, common_prefix
 from smeltkit.errors import PromptTooLong, TooManyRequests
 
-BOUNDS = {"slots": 4, "cells": 256, "batch_rows": 64, "output_rows": 8, "prompt_rows": 32}
+BOUNDS = {"slots": 4, "cells": 256, "slot_cells": 256, "batch_rows": 64, "output_rows": 8, "prompt_rows": 32}
 
 
 class RecordingEngine:
@@ -37,7 +37,7 @@ class RecordingEngine:
 
 
 def make(**changes: int) -> tuple[Scheduler, RecordingEngine]:
-    bounds = Bounds(**{**BOUNDS, **changes})
+    bounds = Bounds(**{**BOUNDS, "slot_cells": changes.get("cells", 256), **changes})
     return Scheduler(bounds), RecordingEngine(bounds.slots, bounds.cells)
 
 

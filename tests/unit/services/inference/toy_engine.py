@@ -17,8 +17,8 @@ class CountingEngine:
 
     def __init__(self, *, slots: int = 4, cells: int = 512, rows_floor: int = 1) -> None:
         self.info = EngineInfo(
-            name="counting", digest="sha256:" + "0" * 64, device="none", vocab_size=VOCAB, context_tokens=cells,
-            slots=slots, cells=cells, batch_rows=64, output_rows=16, rows_floor=rows_floor,
+            name="counting", digest="sha256:" + "0" * 64, device="none", vocab_size=VOCAB, slots=slots,
+            cells=cells, slot_cells=cells, batch_rows=64, output_rows=16, rows_floor=rows_floor,
         )  # fmt: skip
         self.gate, self.breaks, self.is_closed = threading.Event(), False, False
         self.gate.set()
