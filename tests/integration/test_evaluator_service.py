@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from smeltkit.errors import (
 )
 from smeltkit.ids import digest_bytes
 from smeltkit.manifest import REFERENCE_TYPE, REPORT_TYPE
+from smeltkit.servers import free_ports
 from smeltkit.testing.evaluation import FakeInference, FakeSandbox, serving_fakes
 from smeltkit.testing.nats import NatsServer, nats_server
 from smeltkit.testing.processes import ServiceProcess
@@ -60,23 +62,54 @@ class Rig:
     sandbox: FakeSandbox
 
 
-async def _enter(stack: AsyncExitStack, platform: PlatformConfig, folder: Path) -> Rig:
-    bus = await Bus.connect(platform, name="topology")
+@dataclass(frozen=True)
+class Site:
+    """Where an evaluator runs, and where it expects inference and sandbox."""
+
+    platform: PlatformConfig
+    process: ServiceProcess
+    fakes_address: str
+
+
+@contextmanager
+def site(nats: NatsServer, s3: S3Server, folder: Path) -> Iterator[Site]:
+    """An evaluator on these servers, in a bucket of its own."""
+    asyncio.run(_apply_topology(nats.config))
+    platform = replace(fresh_store(s3, folder / "uploads").config, nats_url=nats.url)
+    fakes = f"127.0.0.1:{free_ports(1)[0]}"
+    with evaluator_process(platform, folder, inference=fakes, sandbox=fakes) as process:
+        yield Site(platform, process, fakes)
+
+
+@asynccontextmanager
+async def rig_at(place: Site, folder: Path) -> AsyncIterator[Rig]:
+    """Fresh fakes, whose judge nobody has met before, and a bundle of this rig's own named `tested`."""
+    inference, sandbox = FakeInference(answer), FakeSandbox(judge_digest=digest_bytes(uuid4().bytes))
+    async with (
+        serving_fakes(inference, sandbox, place.fakes_address),
+        evaluator_rig(place.process.address, place.platform, folder / "uploads") as caller,
+    ):
+        await caller.put_bundle()
+        yield Rig(evaluator=caller, process=place.process, inference=inference, sandbox=sandbox)
+
+
+async def _apply_topology(settings: PlatformConfig) -> None:
+    bus = await Bus.connect(settings, name="topology")
     await topology.apply(bus)
     await bus.close()
-    inference, sandbox = FakeInference(answer), FakeSandbox()
-    address = await stack.enter_async_context(serving_fakes(inference, sandbox))
-    process = stack.enter_context(evaluator_process(platform, folder, inference=address, sandbox=address))
-    caller = await stack.enter_async_context(evaluator_rig(process.address, platform, folder / "uploads"))
-    return Rig(evaluator=caller, process=process, inference=inference, sandbox=sandbox)
+
+
+@pytest.fixture(scope="module")
+def shared_site(nats: NatsServer, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One evaluator for this file's tests; one that kills it starts it again."""
+    with site(nats, s3, tmp_path_factory.mktemp("evaluator")) as place:
+        yield place
 
 
 @pytest.fixture
-async def rig(platform: PlatformConfig, tmp_path: Path) -> AsyncIterator[Rig]:
-    """A rig on the session's servers, with a bundle of its own named `tested`."""
-    async with AsyncExitStack() as stack:
-        made = await _enter(stack, platform, tmp_path)
-        await made.evaluator.put_bundle()
+async def rig(shared_site: Site, tmp_path: Path) -> AsyncIterator[Rig]:
+    """A rig on the shared evaluator."""
+    async with rig_at(shared_site, tmp_path) as made:
         yield made
 
 
@@ -148,7 +181,6 @@ async def test_references_give_a_record_that_is_no_score(rig: Rig) -> None:
 
 async def test_references_that_fail_refuse_the_evaluation(rig: Rig) -> None:
     """R-086, R-105: the job fails with its reason; nothing was generated."""
-    rig.sandbox.broken_on = "never"
     rig.sandbox.forced = [4] * 3
     job = await rig.evaluator.end(await rig.evaluator.start())
     assert job.state == job_pb2.JOB_STATE_FAILED
@@ -167,7 +199,7 @@ async def test_references_that_fail_refuse_the_evaluation(rig: Rig) -> None:
         ({"limit": 201}, BadRequest),
         ({"suite": "humaneval"}, UnknownBlob),
     ],
-    ids=str,
+    ids=["suite", "bundle", "data", "greedy samples", "concurrency", "limit", "no data"],
 )
 async def test_a_request_that_can_not_work_is_refused_at_once(
     spec: dict[str, Any], error: type[SmeltError], rig: Rig
@@ -260,17 +292,24 @@ async def test_an_evaluator_killed_in_the_middle_goes_on_after_its_restart(rig: 
     assert sum(rig.inference.asked.values()) <= 200 + 64
 
 
+@pytest.fixture(scope="module")
+def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Mapping[str, NatsServer | S3Server]]]:
+    """An evaluator on servers of its own, which may be killed."""
+    with (
+        nats_server() as nats,
+        s3_server() as s3,
+        site(nats, s3, tmp_path_factory.mktemp("doomed")) as place,
+    ):
+        yield place, {"nats": nats, "s3": s3}
+
+
 @pytest.mark.parametrize("victim", ["nats", "s3"])
-async def test_a_platform_server_killed_in_the_middle_costs_nothing(victim: str, tmp_path: Path) -> None:
+async def test_a_platform_server_killed_in_the_middle_costs_nothing(
+    victim: str, doomed: tuple[Site, Mapping[str, NatsServer | S3Server]], tmp_path: Path
+) -> None:
     """NATS or S3 is killed during generation and comes back: same job, same score, every problem once."""
-    async with AsyncExitStack() as stack:
-        servers: dict[str, NatsServer | S3Server] = {
-            "nats": (nats := stack.enter_context(nats_server())),
-            "s3": (s3 := stack.enter_context(s3_server())),
-        }
-        config = replace(fresh_store(s3, tmp_path / "uploads").config, nats_url=nats.url)
-        rig = await _enter(stack, config, tmp_path)
-        await rig.evaluator.put_bundle()
+    place, servers = doomed
+    async with rig_at(place, tmp_path) as rig:
         rig.inference.delay_s = 0.1
         job = await rig.evaluator.start()
         await rig.evaluator.until(job, lambda seen: seen.progress.phase == "generate" and seen.progress.done >= 60)
