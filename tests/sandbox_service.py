@@ -67,8 +67,12 @@ def sandbox_service(**environment: str) -> Iterator[Service]:
 
 def humaneval_references() -> dict[str, pb.Candidate]:
     """Task id to the reference solution as a candidate: the prompt's other functions are the preamble."""
-    rows = map(json.loads, gzip.decompress(_data("HumanEval.jsonl.gz")).decode().splitlines())
-    return {row["task_id"]: _humaneval_candidate(row, row["canonical_solution"]) for row in rows}
+    return {row["task_id"]: _humaneval_candidate(row, row["canonical_solution"]) for row in read_humaneval()}
+
+
+def read_humaneval() -> list[dict[str, str]]:
+    """The published problems."""
+    return [json.loads(line) for line in gzip.decompress(_data("HumanEval.jsonl.gz")).decode().splitlines()]
 
 
 def mbpp_references() -> dict[str, pb.Candidate]:

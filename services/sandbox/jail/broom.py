@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import _socket
 
-from services.sandbox.jail.rootfs import free_space, is_pristine, mount_tmp
+from services.sandbox.jail.rootfs import SCRATCH, free_space, is_pristine, mount_tmp
 from services.sandbox.kernel import libc
 
 
@@ -18,7 +18,7 @@ def sweep_for_ever(control: _socket.socket, size_bytes: int, inodes: int) -> Non
         size_text, inodes_text = message.split()
         wanted = (int(size_text), int(inodes_text))
         if wanted != bounds or not is_pristine(pristine):
-            libc.umount("/tmp")
+            libc.umount(SCRATCH)
             mount_tmp(*wanted)
             bounds, pristine = wanted, free_space()
         control.send(b"clean")

@@ -14,6 +14,9 @@ from services.sandbox.kernel import libc
 from services.sandbox.kernel.numbers import numbers
 
 DEVICES: Final = ("null", "zero", "full", "random", "urandom")
+SCRATCH: Final = "/scratch/tmp"
+"""Where the file system behind /tmp is mounted. Landlock looks at the folder above a mount point, never at the point,
+so a rule for that folder holds for every file system that the broom mounts."""
 _STAGE: Final = "/tmp"
 _KEPT_FLAGS: Final = {
     os.ST_NOSUID: libc.MS_NOSUID,
@@ -42,7 +45,8 @@ def build_root(spec: JailSpec, sources: dict[str, int]) -> None:
         os.close(descriptor)
     for path in spec.hidden:
         libc.mount("none", _STAGE + path, "tmpfs", libc.MS_RDONLY | libc.MS_NOSUID | libc.MS_NODEV, "size=4k,mode=755")
-    os.mkdir(_STAGE + "/tmp")
+    os.makedirs(_STAGE + SCRATCH)
+    os.symlink(SCRATCH, _STAGE + "/tmp")
     os.chdir(_STAGE)
     libc.syscall(numbers()["pivot_root"], b".", b".")
     libc.umount(".")
@@ -55,7 +59,7 @@ def mount_tmp(size_bytes: int, inodes: int) -> None:
     """A fresh, empty /tmp with these bounds, for everybody; nothing is mounted when `size_bytes` is 0."""
     if size_bytes:
         data = f"size={size_bytes},nr_inodes={inodes},mode=1777"
-        libc.mount("none", "/tmp", "tmpfs", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC, data)
+        libc.mount("none", SCRATCH, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC, data)
 
 
 def _bind(descriptor: int, target: str, flags: int) -> None:
@@ -79,5 +83,5 @@ def is_pristine(before: Sequence[int]) -> bool:
 
 def free_space() -> tuple[int, int]:
     """Free blocks and inodes of /tmp."""
-    found = os.statvfs("/tmp")
+    found = os.statvfs(SCRATCH)
     return found.f_bfree, found.f_ffree

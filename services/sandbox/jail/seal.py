@@ -7,6 +7,7 @@ import resource
 import signal
 from typing import Final
 
+from services.sandbox.jail.rootfs import SCRATCH
 from services.sandbox.jail.spec import FDS_OF_CHILD, INNER_UID, JailSpec
 from services.sandbox.kernel import landlock, libc
 
@@ -40,25 +41,33 @@ def take_descriptors(received: list[int]) -> None:
     os.closerange(FDS_OF_CHILD, DESCRIPTORS)
 
 
-def seal(spec: JailSpec) -> None:
-    """Own session, own uid, no capability, not traceable, Landlock; without namespaces the filter too."""
+def prepare_ruleset(spec: JailSpec) -> int:
+    """Descriptor of the Landlock ruleset for children, built once; -1 where Landlock is missing."""
+    return landlock.build_ruleset(_allowed_paths(spec), spec.landlock_abi) if spec.landlock_abi else -1
+
+
+def seal(spec: JailSpec, ruleset: int) -> None:
+    """Own session, own uid, no capability, not traceable, Landlock; without namespaces the filter too.
+
+    With namespaces the zygote has set no_new_privs and the filter already, and its death ends the child's.
+    """
     os.setsid()
     if spec.own_uids:
         os.setresgid(INNER_UID, INNER_UID, INNER_UID)
         os.setresuid(INNER_UID, INNER_UID, INNER_UID)
-    libc.capset(0)
-    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.drop_capabilities()
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     if not spec.namespaces:
+        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
         drop_bounding_set()
         libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
-    if spec.landlock_abi:
-        landlock.restrict(allowed_paths(spec), spec.landlock_abi)
+    if ruleset >= 0:
+        landlock.restrict(ruleset)
     if not spec.namespaces:
         libc.install_filter(bytes.fromhex(spec.filter_hex))
 
 
-def allowed_paths(spec: JailSpec) -> dict[str, int]:
+def _allowed_paths(spec: JailSpec) -> dict[str, int]:
     """Path to Landlock rights of a child."""
     allowed = {"/dev/null": landlock.READ_WRITE_NODE, "/dev/urandom": landlock.READ_FILE}
     if not spec.namespaces:
@@ -66,7 +75,7 @@ def allowed_paths(spec: JailSpec) -> dict[str, int]:
         return {**allowed, **readable}
     allowed = {"/": landlock.READ, "/dev": landlock.READ_WRITE_NODE}
     if spec.tmp_bytes:
-        allowed["/tmp"] = landlock.all_file_access(spec.landlock_abi) & ~landlock.EXECUTE
+        allowed[os.path.dirname(SCRATCH)] = landlock.all_file_access(spec.landlock_abi) & ~landlock.EXECUTE
     return allowed
 
 
@@ -77,4 +86,3 @@ def set_job_limits(*, cpu_s: float, memory_bytes: int, pids: int, file_bytes: in
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_NPROC, (pids, pids))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

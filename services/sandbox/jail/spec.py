@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 CONTROL: Final = 3
 """Descriptor of the zygote's socket to its supervisor, and of a child's channel."""
@@ -15,9 +14,8 @@ INNER_UID: Final = 1000
 FDS_OF_CHILD: Final = 4
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JailSpec:
-    """One jail of one slot."""
+class JailSpec(NamedTuple):
+    """One jail of one slot. A named tuple, because every module that a zygote loads is copied into each candidate."""
 
     role: str
     """`candidate` or `judge`."""
@@ -42,7 +40,7 @@ class JailSpec:
 
     def to_json(self) -> str:
         """The spec as one argument of a command line."""
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps(self._asdict())
 
     @classmethod
     def from_json(cls, text: str) -> JailSpec:

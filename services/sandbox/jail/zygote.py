@@ -35,6 +35,7 @@ NAMESPACES: Final = (
 _KEPT_CAPABILITIES: Final = (1 << 6) | (1 << 7) | (1 << 21)
 """SETGID, SETUID and SYS_ADMIN within the jail's own user namespace: what sealing a child needs."""
 _MESSAGE_MAX_BYTES: Final = 4096
+_CHILD_FAILED: Final = 70
 _ROLES: Final = {"candidate": "services.sandbox.guest.runner", "judge": "services.sandbox.judge.process"}
 
 
@@ -59,12 +60,22 @@ def main() -> None:
             libc.install_filter(bytes.fromhex(spec.filter_hex))
         else:
             seal.set_constant_limits()
+        ruleset = seal.prepare_ruleset(spec)
     except OSError as error:
         control.send(json.dumps({"errno": error.errno, "error": str(error)}).encode())
         os._exit(1)
     _forget_ourselves()
     control.send(b'{"ready": true}')
-    _fork_for_ever(spec, control, slot_pid_namespace, serve)
+
+    def become_child(received: list[int]) -> NoReturn:
+        try:
+            seal.seal(spec, ruleset)
+            seal.take_descriptors(received)
+            serve()
+        finally:
+            os._exit(_CHILD_FAILED)
+
+    _fork_for_ever(control, slot_pid_namespace, become_child)
 
 
 def _enter_namespaces(spec: JailSpec, control: _socket.socket) -> int:
@@ -121,7 +132,7 @@ def _forget_ourselves() -> None:
     gc.disable()
 
 
-def _fork_for_ever(spec: JailSpec, control: _socket.socket, namespace: int, serve: Callable[[], NoReturn]) -> None:
+def _fork_for_ever(control: _socket.socket, namespace: int, become_child: Callable[[list[int]], NoReturn]) -> NoReturn:
     """`F` with four descriptors forks a child and answers with its pidfd; `W PID` reaps it and answers with
     `[wait status, CPU seconds]`; the pid counts in the slot's namespace."""
     while True:
@@ -141,22 +152,13 @@ def _fork_for_ever(spec: JailSpec, control: _socket.socket, namespace: int, serv
             control.send(json.dumps({"errno": error.errno, "error": str(error)}).encode())
             continue
         if pid == 0:
-            _become_child(spec, received, serve)
+            become_child(received)
         for descriptor in received:
             os.close(descriptor)
         handle = os.pidfd_open(pid)
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", handle))]
         control.sendmsg([str(pid).encode()], rights)
         os.close(handle)
-
-
-def _become_child(spec: JailSpec, received: list[int], serve: Callable[[], NoReturn]) -> NoReturn:
-    try:
-        seal.take_descriptors(received)
-        seal.seal(spec)
-        serve()
-    finally:
-        os._exit(70)
 
 
 def _reap(pid: int) -> bytes:

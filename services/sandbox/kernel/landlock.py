@@ -37,21 +37,23 @@ def all_file_access(abi: int) -> int:
     return (1 << _FILE_BITS_BY_ABI[min(abi, max(_FILE_BITS_BY_ABI))]) - 1
 
 
-def restrict(allowed: Mapping[str, int], abi: int) -> None:
-    """Leaves the process `allowed` (path to rights) and nothing else: no TCP from ABI 4 on, no signal or abstract
-    socket outside the process's own domain from ABI 6 on. no_new_privs must be set."""
+def build_ruleset(allowed: Mapping[str, int], abi: int) -> int:
+    """Descriptor of a ruleset that leaves a process `allowed` (path to rights) and nothing else: no TCP from ABI 4 on,
+    no signal or abstract socket outside the process's own domain from ABI 6 on."""
     handled = all_file_access(abi)
     network = _NETWORK_TCP if abi >= 4 else 0
     scoped = _SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS if abi >= 6 else 0
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     attributes = (ctypes.c_uint64 * 3)(handled, network, scoped)
     ruleset = syscall(numbers()["landlock_create_ruleset"], ctypes.byref(attributes), size, 0)
-    try:
-        for path, access in allowed.items():
-            _allow(ruleset, path, access & handled)
-        syscall(numbers()["landlock_restrict_self"], ruleset, 0)
-    finally:
-        os.close(ruleset)
+    for path, access in allowed.items():
+        _allow(ruleset, path, access & handled)
+    return ruleset
+
+
+def restrict(ruleset: int) -> None:
+    """Puts the process under `ruleset` for good. no_new_privs must be set."""
+    syscall(numbers()["landlock_restrict_self"], ruleset, 0)
 
 
 def _allow(ruleset: int, path: str, access: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from typing import Any, Final
 
 CLONE_NEWNS: Final = 0x00020000
@@ -31,7 +32,9 @@ PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
 SECCOMP_MODE_FILTER: Final = 2
 
-_CAPABILITY_VERSION_3: Final = 0x20080522
+_CAPABILITY_HEADER: Final = struct.pack("=2I", 0x20080522, 0)
+"""Version 3, the calling thread."""
+_NO_CAPABILITIES: Final = bytes(24)
 _libc = ctypes.CDLL(None, use_errno=True)
 _holding_gil = ctypes.PyDLL(None)
 
@@ -91,9 +94,12 @@ def install_filter(program: bytes) -> None:
 def capset(capabilities: int) -> None:
     """Sets the effective and permitted capabilities to this bit mask, the inheritable ones to none."""
     low, high = capabilities & 0xFFFFFFFF, capabilities >> 32
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
-    _check(_libc.capset(header, data), "capset")
+    _check(_libc.capset(_CAPABILITY_HEADER, struct.pack("=6I", low, low, 0, high, high, 0)), "capset")
+
+
+def drop_capabilities() -> None:
+    """`capset(0)` without building anything: it runs in every forked child, where each touched page costs."""
+    _check(_libc.capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
 
 
 def fork() -> int:

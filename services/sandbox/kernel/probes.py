@@ -88,7 +88,7 @@ def _seccomp(uid_base: int) -> None:
 def _landlock(uid_base: int) -> None:
     abi = landlock.landlock_abi()
     libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
-    landlock.restrict({"/dev": landlock.READ}, abi)
+    landlock.restrict(landlock.build_ruleset({"/dev": landlock.READ}, abi))
     _must_fail(lambda: os.listdir("/"), "the ruleset lets files pass")
 
 

@@ -30,9 +30,15 @@ def process_cpu_s(pid: int) -> float:
 def waited_s(pid: int) -> float:
     """Seconds that the process was runnable but waited for a core; 0 where the kernel does not say."""
     try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1]) * 1e-9
+        descriptor = os.open(f"/proc/{pid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0.0
+    try:
+        return int(os.read(descriptor, 128).split()[1]) * 1e-9
     except (OSError, IndexError):
         return 0.0
+    finally:
+        os.close(descriptor)
 
 
 class GroupMeter:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import fcntl
+import marshal
 import os
 import socket
+import zlib
 from typing import Any, Final
 
 from services.sandbox.guest.runner import MARK_EMPTY, MARK_MEMORY, MARK_SYNTAX
@@ -147,15 +148,14 @@ class Slot:
             "file_bytes": FILE_BYTES,
         }
         with contextlib.suppress(ChannelClosed):
-            _channel(candidate.channel).send(
-                {
-                    "code": base64.b64encode(job.code).decode("ascii"),
-                    "is_program": job.is_program,
-                    "names": job.names,
-                    "seed": job.seed,
-                    "limits": guest_limits,
-                }
-            )
+            guest_job = {
+                "code": job.code,
+                "is_program": job.is_program,
+                "names": job.names,
+                "seed": zlib.crc32(job.seed.encode("utf-8", "surrogatepass")),
+                "limits": guest_limits,
+            }
+            _channel(candidate.channel).send_bytes(marshal.dumps(guest_job))
         if judge is None:
             return
         with contextlib.suppress(ChannelClosed, OSError):
@@ -319,5 +319,9 @@ def _make_expendable(pid: int) -> None:
 
 
 def _set_oom_score(pid: int, score: int) -> None:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
-        file.write(str(score))
+    with contextlib.suppress(OSError):
+        descriptor = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, b"%d" % score)
+        finally:
+            os.close(descriptor)

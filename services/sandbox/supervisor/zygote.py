@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -194,8 +193,12 @@ def _write(path: str, text: str) -> None:
 
 
 def _pid_behind(pidfd: int) -> int:
-    text = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii")
-    found = re.search(r"^Pid:\s*(-?\d+)", text, re.MULTILINE)
-    if found is None:
-        raise ZygoteLost("no pid behind the descriptor")
-    return int(found[1])
+    descriptor = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lines = os.read(descriptor, 4096).splitlines()
+    finally:
+        os.close(descriptor)
+    pid = next((int(line[4:]) for line in lines if line.startswith(b"Pid:")), -1)
+    if pid < 0:
+        raise ZygoteLost("no process behind the descriptor")
+    return pid

@@ -1,0 +1,1 @@
+"""Least peers that benchmarks measure against, where none can be installed."""
