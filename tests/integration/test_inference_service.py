@@ -313,5 +313,6 @@ async def test_after_a_crash_the_service_answers_the_same(process: ServiceProces
     process.kill()
     process.start()
     async with open_channel(process.address) as channel:
+        await asyncio.wait_for(channel.channel_ready(), TIMEOUT_S)
         fresh = inference_pb2_grpc.InferenceServiceStub(channel)
         assert text(await generate(fresh, model=stored.gguf, chat=CHAT)) == before
