@@ -13,7 +13,7 @@ from smeltkit import limits, telemetry
 from smeltkit.bus.envelope import MESSAGE_ID, fact_id, seal
 from smeltkit.bus.facts import check_fact
 from smeltkit.bus.subjects import DEFAULT_TENANT, event_subject
-from smeltkit.errors import BadRequest, RevisionConflict
+from smeltkit.errors import BadRequest, DiskFull, RevisionConflict
 from smeltkit.telemetry import names
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
 _WRONG_REVISION = (10071, 10164)
+_STORE_FAILED = 10077
 
 
 async def publish(
@@ -35,7 +36,8 @@ async def publish(
     """Stores `body` once, however often the sending must be repeated; the stream sequence is returned.
 
     With `expected_revision` the last message of the subject must have that sequence (0: none), else RevisionConflict.
-    BusUnavailable after BUS_REQUEST_TIMEOUT_S without an answer; then it may or may not be stored.
+    BusUnavailable after BUS_REQUEST_TIMEOUT_S without an answer; then it may or may not be stored. DiskFull if the
+    stream or its disk is full.
     """
     sent = {**(headers or {}), MESSAGE_ID: message_id}
     if expected_revision is not None:
@@ -47,6 +49,9 @@ async def publish(
         except APIError as error:
             if error.err_code in _WRONG_REVISION:
                 raise RevisionConflict(f"{subject} is not at revision {expected_revision}; read it again") from error
+            if error.err_code == _STORE_FAILED:
+                remedy = "free disk space of NATS, or remove old entries"
+                raise DiskFull(f"NATS cannot store {subject}: {error.description}; {remedy}") from error
             raise
         return int(ack.seq)
 

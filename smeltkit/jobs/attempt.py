@@ -182,10 +182,17 @@ class Attempt:
         record = await self._patiently(
             lambda: self._ledger.change(self._context.job_id, lambda record: self._ended(record, end))
         )
+        if record.job.state in model.FINAL:
+            self._measure(record.job)
         if record.job.state == model.QUEUED:
             delay_s = 0.0 if end.is_drained else self._bounds.backoff_after(self._context.attempt)
             await self._patiently(lambda: self._ledger.dispatch(record, delay_s=delay_s))
         await self._patiently(lambda: self._ledger.bury(record))
+
+    def _measure(self, job: job_pb2.Job) -> None:
+        age_s = (job.update_time.ToNanoseconds() - job.create_time.ToNanoseconds()) / 1e9
+        state = job_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+        telemetry.histogram(names.JOB_AGE).record(age_s, {names.SERVICE: job.service, names.JOB_STATE: state})
 
     def _ended(self, record: job_pb2.JobRecord, end: _End) -> job_pb2.JobRecord:
         now_ns, fence = time.time_ns(), self._context.fence

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import uuid4
 
+from smelt.event.v1 import event_pb2
 from smelt.job.v1 import job_pb2
 
 from smeltkit.bus import Bus, topology
+from smeltkit.bus.deadletter import read_dead
 from smeltkit.jobs import model
 from smeltkit.jobs.bounds import JobBounds
 from smeltkit.jobs.ledger import JobLedger
@@ -20,9 +22,10 @@ from smeltkit.jobs.worker import Handler, Worker
 from smeltkit.testing.nats import NatsServer, nats_server
 
 SERVICE: Final = "toy"
+_LOOKS_MAX, _LOOK_PERIOD_S = 1_000, 0.02
 
 BOUNDS: Final = JobBounds(
-    lease_ttl_s=1.5,
+    lease_ttl_s=2.0,
     heartbeat_s=0.3,
     sweep_period_s=0.2,
     attempts_max=3,
@@ -61,6 +64,22 @@ class JobRig:
                 if job.state in states:
                     return job
         raise AssertionError(f"{id} ended in another state than {states}")
+
+    async def dead_letters(self, count: int) -> list[event_pb2.JobDead]:
+        """The dead letters once there are `count`; a letter follows its job's end."""
+        for _ in range(_LOOKS_MAX):
+            if len(letters := await read_dead(self.bus)) >= count:
+                return letters
+            await asyncio.sleep(_LOOK_PERIOD_S)
+        raise AssertionError(f"fewer than {count} dead letters")
+
+    async def lease_is_free(self, id: str) -> None:
+        """Returns once nobody holds the job's lease; it is released after the job's end is stored."""
+        for _ in range(_LOOKS_MAX):
+            if await self.ledger.leases.get(id) is None:
+                return
+            await asyncio.sleep(_LOOK_PERIOD_S)
+        raise AssertionError(f"the lease of {id} is still held")
 
     @asynccontextmanager
     async def working(

@@ -9,15 +9,16 @@ from uuid import uuid4
 import pytest
 from smelt.event.v1 import event_pb2
 
-from smeltkit import limits
+from smeltkit import limits, telemetry
 from smeltkit.bus import Bus, topology
 from smeltkit.bus.deadletter import publish_dead, read_dead
 from smeltkit.bus.envelope import Envelope
 from smeltkit.bus.leases import acquire
 from smeltkit.bus.subjects import DEAD_STREAM, EVENTS_STREAM, JOBS_STREAM, LEASES_BUCKET, STAGES_BUCKET, job_subject
 from smeltkit.config import environment
-from smeltkit.errors import BadConfig, BadRequest, BusUnavailable, LeaseLost
+from smeltkit.errors import BadConfig, BadRequest, BusUnavailable, DiskFull, LeaseLost
 from smeltkit.testing.jobs import BOUNDS, SERVICE, JobRig
+from smeltkit.testing.spans import captured_spans
 from smeltkit.testing.waiting import eventually
 
 STORED = event_pb2.BundleStored(digest="sha256:" + "1" * 64, name="ore", job_id="job-1")
@@ -43,6 +44,29 @@ async def test_an_event_of_a_job_said_twice_is_stored_once(rig: JobRig) -> None:
     for _ in range(2):
         await rig.bus.publish_event("importer.bundle.stored", STORED)
     assert await messages(rig.bus, EVENTS_STREAM) == 1
+
+
+async def test_an_event_belongs_to_the_trace_of_its_sender(rig: JobRig) -> None:
+    with captured_spans() as captured, telemetry.span("sender") as sender:
+        await rig.bus.publish_event("importer.bundle.stored", STORED)
+    span = captured.named("publish importer.bundle.stored")[0]
+    message = await rig.bus.jetstream.get_msg(EVENTS_STREAM, subject="smelt.evt.importer.bundle.stored.default")
+    trace_id, span_id = Envelope.from_headers(message.headers).trace["traceparent"].split("-")[1:3]
+    assert span.parent is not None and span.parent.span_id == sender.get_span_context().span_id
+    assert (trace_id, span_id) == (f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}")
+
+
+async def test_a_full_bucket_is_a_full_disk_at_once(rig: JobRig) -> None:
+    """What is stored stays, the new value is refused with the remedy."""
+    full = next(s for s in topology.declare().streams if s.name == f"KV_{STAGES_BUCKET}")
+    await rig.bus.jetstream.update_stream(dataclasses.replace(full, max_bytes=4_096))
+    bucket = rig.bus.bucket(STAGES_BUCKET)
+    revision = await bucket.create("old", b"x" * 2_000)
+    with pytest.raises(DiskFull, match="free disk space"):
+        await bucket.create("new", b"x" * 4_000)
+    entry = await bucket.get("old")
+    assert entry is not None and entry.revision == revision
+    assert await bucket.get("new") is None
 
 
 async def test_an_event_too_large_is_refused(rig: JobRig) -> None:

@@ -11,7 +11,6 @@ from jobs_toy import STEPS, Effects, result_of, worker_process
 from smelt.job.v1 import job_pb2
 
 from smeltkit.bus import Bus
-from smeltkit.bus.deadletter import read_dead
 from smeltkit.errors import BusUnavailable
 from smeltkit.jobs import model
 from smeltkit.jobs.attempt import JobContext
@@ -107,7 +106,7 @@ async def test_a_job_that_kills_its_workers_is_given_up_with_a_dead_letter(rig: 
         healthy = await rig.end((await rig.start("count")).id)
     assert (job.state, job.error.reason, job.attempt) == (model.FAILED, "WORKER_LOST", BOUNDS.attempts_max)
     assert len(effects.of(id, "begun")) == BOUNDS.attempts_max
-    assert [letter.job_id for letter in await read_dead(rig.bus)] == [id]
+    assert [letter.job_id for letter in await rig.dead_letters(1)] == [id]
     one_effect(effects, healthy)
 
 
