@@ -194,6 +194,12 @@ def test_killed_process_of_a_slot_costs_no_verdict(service: Service, victim: str
     assert (record.verdict, record.attempts) == (pb.VERDICT_PASSED, 2)
 
 
+def test_candidate_that_ends_the_judge_twice_is_forbidden(service: Service) -> None:
+    """R-088: nobody can buy a withheld score: the slot judges a sound candidate between the two deaths."""
+    record = _judge(service, _candidate(tests="import os\nif double(1) == 2: os._exit(9)\n"))
+    assert (record.verdict, record.attempts) == (pb.VERDICT_FORBIDDEN, 2)
+
+
 def test_service_refuses_to_start_below_its_level() -> None:
     """R-084: too weak an isolation is an error with the remedy, not a weaker verdict."""
     settings = {"SMELT_SANDBOX_LEVEL": "jail", "SMELT_SANDBOX_CEILING": "rootless", "SMELT_RPC_LISTEN": "127.0.0.1:0"}

@@ -129,9 +129,9 @@ def run_all(level: Level, canary: Canary) -> Iterator[Outcome]:
 def main() -> None:
     """Writes outcomes as JSON lines."""
     level = Level.named(sys.argv[1])
+    if os.geteuid() == 0 and level < Level.JAIL:
+        become_ordinary_user()
     with _canary() as canary:
-        if os.geteuid() == 0 and level < Level.JAIL:
-            become_ordinary_user()
         for outcome in run_all(level, canary):
             sys.stdout.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
             sys.stdout.flush()
@@ -141,21 +141,15 @@ def become_ordinary_user() -> None:
     """Drops to a user without rights; what root alone could reach of interpreter and repository is bound over."""
     libc.unshare(libc.CLONE_NEWNS)
     libc.mount("none", "/", "", libc.MS_REC | libc.MS_PRIVATE)
-    stage = tempfile.mkdtemp(prefix="smelt-stage-")
-    os.chmod(stage, 0o755)
-    covered: set[str] = set()
-    paths = [str(REPOSITORY), sys.base_prefix, sys.prefix]
-    for index, path in enumerate(paths):
-        os.mkdir(f"{stage}/{index}")
-        libc.mount(path, f"{stage}/{index}", "", libc.MS_BIND | libc.MS_REC)
-    for index, path in enumerate(paths):
-        closed = [str(p) for p in reversed(Path(path).parents) if not os.stat(p).st_mode & 0o001]
-        if closed and closed[0] not in covered:
+    paths = {path: os.open(path, os.O_PATH) for path in (str(REPOSITORY), sys.base_prefix, sys.prefix)}
+    for path, descriptor in paths.items():
+        closed = [str(parent) for parent in reversed(Path(path).parents) if not os.stat(parent).st_mode & 0o001]
+        if closed:
             libc.mount("none", closed[0], "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "mode=755")
-            covered.add(closed[0])
         if not os.path.isdir(path):
             os.makedirs(path)
-            libc.mount(f"{stage}/{index}", path, "", libc.MS_BIND | libc.MS_REC)
+            libc.mount(f"/proc/self/fd/{descriptor}", path, "", libc.MS_BIND | libc.MS_REC)
+        os.close(descriptor)
     os.setgroups([])
     os.setresgid(ORDINARY_ID, ORDINARY_ID, ORDINARY_ID)
     os.setresuid(ORDINARY_ID, ORDINARY_ID, ORDINARY_ID)

@@ -36,6 +36,7 @@ def outcomes() -> Iterator[Mapping[str, Outcomes]]:
 
 def _read(process: subprocess.Popen[str]) -> Outcomes:
     text, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, "the runner failed; its error is above"
     return {outcome["name"]: outcome for outcome in map(json.loads, text.splitlines())}
 
 
