@@ -1,10 +1,12 @@
-"""Do our completions say what transformers says for the same weights? Token by token, with the logit gap of every difference.
+"""Do our completions say what transformers says for the same weights? Token by token, with the logit gap of every
+difference.
 
     python -m benchmarks.agreement --models DIR --data DIR
 
-For every problem our greedy completion (F16 GGUF, through the platform) is fed to transformers (float32, same bf16 weights) in one
-pass. Where transformers' best token is ours at every step, its own greedy completion is the same. At the first step where it is not,
-the gap between its two logits is listed: small gaps are rounding of F16 and of summation order, a large one is a bug.
+For every problem our greedy completion (F16 GGUF, through the platform) is fed to transformers (float32, same bf16
+weights) in one pass. Where transformers' best token is ours at every step, its own greedy completion is the same. At
+the first step where it is not, the gap between its two logits is listed: small gaps are rounding of F16 and of
+summation order, a large one is a bug.
 """
 
 from __future__ import annotations
@@ -22,15 +24,22 @@ from typing import Any
 
 from benchmarks import results
 
-RUNS = (("ore-11m-instruct", "basic"), ("ore-11m-instruct", "humaneval"), ("ore-11m-instruct", "mbpp"),
-        ("ore-11m-base", "basic"), ("ore-34m-instruct", "basic"))
+RUNS = (
+    ("ore-11m-instruct", "basic"),
+    ("ore-11m-instruct", "humaneval"),
+    ("ore-11m-instruct", "mbpp"),
+    ("ore-11m-base", "basic"),
+    ("ore-34m-instruct", "basic"),
+)
 GAP_MAX = 0.25
 CONCURRENCY = 8
 
 
 def smelt(*arguments: str) -> dict[str, Any]:
     """The JSON document of a `smelt` command."""
-    done = subprocess.run([sys.executable, "-m", "gateway.cli.main", *arguments, "--json"], stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway.cli.main", *arguments, "--json"], stdout=subprocess.PIPE, check=True
+    )
     document: dict[str, Any] = json.loads(done.stdout)
     return document
 
@@ -60,7 +69,9 @@ async def generate(address: str, digest: str, prompts: Sequence[Any], suite: Any
         return await asyncio.gather(*(one(prompt) for prompt in prompts))
 
 
-def differences(folder: Path, problems: Sequence[str], pairs: Sequence[tuple[list[int], list[int]]]) -> list[dict[str, Any]]:
+def differences(
+    folder: Path, problems: Sequence[str], pairs: Sequence[tuple[list[int], list[int]]]
+) -> list[dict[str, Any]]:
     """The first step of each problem at which transformers prefers another token, with the gap of the logits."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -95,9 +106,17 @@ def run(models: Path, data: Path, model: str, suite_name: str) -> dict[str, Any]
     address = smelt("status")["gateway_grpc"]
     pairs = asyncio.run(generate(address, made, build_prompts(suite, problems), suite))
     found = differences(models / model, [problem.id for problem in problems], pairs)
-    return {"model": model, "suite": suite_name, "bundle": source, "passed": report["scores"][0]["passed"],
-            "problems": len(problems), "tokens": sum(len(ids) for _, ids in pairs), "differ": len(found),
-            "largest_gap": max((row["gap"] for row in found), default=0.0), "differences": found}
+    return {
+        "model": model,
+        "suite": suite_name,
+        "bundle": source,
+        "passed": report["scores"][0]["passed"],
+        "problems": len(problems),
+        "tokens": sum(len(ids) for _, ids in pairs),
+        "differ": len(found),
+        "largest_gap": max((row["gap"] for row in found), default=0.0),
+        "differences": found,
+    }
 
 
 def main() -> int:

@@ -30,7 +30,13 @@ def save(name: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> Path:
     """Writes `rows` and `facts` (versions, settings, targets) as benchmarks/results/<name>.json."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
-    record = {"benchmark": name, "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine(), **facts, "rows": list(rows)}
+    record = {
+        "benchmark": name,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": machine(),
+        **facts,
+        "rows": list(rows),
+    }
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path
 

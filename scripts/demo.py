@@ -1,7 +1,8 @@
 """The main job from end to end on the model in examples/: import, quantize, serve, generate, judge, score.
 
-Runs the same `smelt` commands a person would type, under one trace, and ends with a table. A second run finds every stage in the
-store and takes seconds. HumanEval is scored too where its data can be had: in $SMELT_DATA, or from where it is published.
+Runs the same `smelt` commands a person would type, under one trace, and ends with a table. A second run finds every
+stage in the store and takes seconds. HumanEval is scored too where its data can be had: in $SMELT_DATA, or from where
+it is published.
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ def humaneval_data(suites: dict[str, Any], cache: Path) -> tuple[Path | None, st
         with urllib.request.urlopen(suite["data_url"], timeout=DOWNLOAD_TIMEOUT_S) as reply:
             data = reply.read()
     except (urllib.error.URLError, TimeoutError, OSError) as error:
-        return None, f"{suite['data_url']} cannot be reached ({error}); put {suite['data_file']} into a folder and set SMELT_DATA to it"
+        return (
+            None,
+            f"{suite['data_url']} cannot be reached ({error}); "
+            f"put {suite['data_file']} into a folder and set SMELT_DATA to it",
+        )
     if _digest(data) != suite["data_digest"]:
         return None, f"{suite['data_url']} gave other bytes than the suite declares"
     cache.mkdir(parents=True, exist_ok=True)
@@ -80,6 +85,24 @@ def _row(name: str, artifact: dict[str, Any], reports: dict[str, dict[str, Any]]
     return [*cells, f"{tokens / seconds:.0f}" if seconds else "-", "stored" if is_cached else "made now"]
 
 
+def _trace_summary(spans: list[dict[str, Any]]) -> str:
+    """One line a caller and callee in different processes: how often, and for how long in all."""
+    known = {span["span_id"]: span for span in spans}
+    seconds: dict[tuple[str, str, str], list[float]] = {}
+    for span in spans:
+        parent = known.get(span["parent_id"])
+        if parent is not None and parent["service"] != span["service"]:
+            key = (parent["service"], span["service"], span["name"].split("/")[-1])
+            seconds.setdefault(key, []).append((span["end_ns"] - span["start_ns"]) / 1e9)
+        elif span["name"].startswith("publish "):
+            seconds.setdefault((span["service"], "events", span["name"].removeprefix("publish ")), []).append(0.0)
+    services = len({span["service"] for span in spans})
+    lines = [f"one trace, {len(spans)} spans of {services} processes:"]
+    for (caller, callee, name), times in sorted(seconds.items()):
+        lines.append(f"  {caller:>9} -> {callee:<9}  {len(times):5} x  {name:<28}  {sum(times):8.1f} s")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Exit status: 0, or that of the first command that failed."""
     started = time.monotonic()
@@ -90,8 +113,15 @@ def main() -> int:
     path, problem = humaneval_data(smelt("suites"), ROOT / ".smelt" / "data")
     if path:
         suites["humaneval"] = path
-    rows = [["bf16 (source)", *_row("", source["artifact"], {}, source["job"]["is_cached"])[1:3],
-             *["as F16"] * len(suites), "", "stored" if source["job"]["is_cached"] else "made now"]]
+    rows = [
+        [
+            "bf16 (source)",
+            *_row("", source["artifact"], {}, source["job"]["is_cached"])[1:3],
+            *["as F16"] * len(suites),
+            "",
+            "stored" if source["job"]["is_cached"] else "made now",
+        ]
+    ]
     for scheme in SCHEMES:
         name = f"ore-11m:{scheme.lower()}"
         made = smelt("quantize", "ore-11m", "--scheme", scheme, "--name", name)
@@ -102,7 +132,9 @@ def main() -> int:
     out = Console(highlight=False)
     out.print(f"\n{PROMPT}\n", style="italic")
     out.print(reply["text"].strip(), markup=False)
-    table = Table("bundle", "stored", "digest", *[f"{suite} pass@1 (95 %)" for suite in suites], "tokens/s", "", title="ore-11m")
+    table = Table(
+        "bundle", "stored", "digest", *[f"{suite} pass@1 (95 %)" for suite in suites], "tokens/s", "", title="ore-11m"
+    )
     for row in rows:
         table.add_row(*row)
     out.print()
@@ -110,8 +142,12 @@ def main() -> int:
     if problem:
         out.print(f"HumanEval was not scored: {problem}", markup=False)
     trace_id = os.environ["TRACEPARENT"].split("-")[1]
-    subprocess.run([sys.executable, "-m", "gateway.cli.main", "jobs", "trace", trace_id, "--summary"], cwd=ROOT, check=True)
-    out.print(f"\ntook {time.monotonic() - started:.0f} s; the platform is still up: try `smelt chat ore-11m:q8_0`, stop it with `make down`")
+    out.print(f"\n{_trace_summary(smelt('jobs', 'trace', trace_id)['spans'])}", markup=False)
+    out.print(f"$ smelt jobs trace {trace_id}   draws it", markup=False)
+    out.print(
+        f"\ntook {time.monotonic() - started:.0f} s; the platform is still up: `.venv/bin/smelt chat ore-11m:q8_0`"
+    )
+    out.print("talks to the model, `make down` stops it", markup=False)
     return 0
 
 

@@ -3,9 +3,10 @@
     .venv/bin/python scripts/install_llama.py
 
 The wheel is cached under `$XDG_CACHE_HOME/smelt/wheels` (default `~/.cache`) by version, options, CPU features,
-compiler and Python: a wheel built for one CPU may crash on another. After installing, a process of its own proves that a batch
-of many rows decodes (`llama/prove_decode.py`); if it does not, a build without AMX is tried, and if that fails too the
-script ends with status 1. Sources come unmodified from the package registry; `llama/options.cmake` holds our settings.
+compiler and Python: a wheel built for one CPU may crash on another. After installing, a process of its own proves
+that a batch of many rows decodes (`llama/prove_decode.py`); if it does not, a build without AMX is tried, and if that
+fails too the script ends with status 1. Sources come unmodified from the package registry; `llama/options.cmake`
+holds our settings.
 """
 
 from __future__ import annotations

@@ -39,10 +39,16 @@ def main() -> int:
             shutil.copytree(fresh / "smelt", OUT / "smelt")
             return 0
         names = {str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file()}
-        kept = {str(path.relative_to(OUT)) for path in (OUT / "smelt").rglob("*")
-                if path.is_file() and "__pycache__" not in path.parts}
-        stale = sorted(name for name in names | kept
-                       if name not in names or name not in kept or not filecmp.cmp(fresh / name, OUT / name, False))
+        kept = {
+            str(path.relative_to(OUT))
+            for path in (OUT / "smelt").rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        stale = sorted(
+            name
+            for name in names | kept
+            if name not in names or name not in kept or not filecmp.cmp(fresh / name, OUT / name, False)
+        )
         for name in stale:
             print(f"stale stub: {name}; run make proto")
         return 1 if stale else 0

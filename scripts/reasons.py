@@ -15,8 +15,14 @@ def render() -> str:
     lines = ["# Every reason an error can carry. Generated from smeltkit/errors.py by `make proto`; do not edit."]
     for reason, cls in sorted(all_errors().items()):
         meaning = (cls.__doc__ or "").strip().splitlines()[0]
-        lines += [f"{reason}:", f"  meaning: {meaning!r}", f"  grpc: {cls.grpc_status}", f"  http: {cls.http_status}",
-                  f"  exit: {cls.exit_code}", f"  retryable: {str(cls.retryable).lower()}"]
+        lines += [
+            f"{reason}:",
+            f"  meaning: {meaning!r}",
+            f"  grpc: {cls.grpc_status}",
+            f"  http: {cls.http_status}",
+            f"  exit: {cls.exit_code}",
+            f"  retryable: {str(cls.retryable).lower()}",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,8 +1,8 @@
 """Settings: frozen dataclasses filled from the environment, every value checked, every key read.
 
 The only module that looks at the environment. A service declares a keyword-only frozen dataclass beside its owner and
-calls `from_environment(Config, "SMELT_IMPORTER_")`: field `cache_dir` is read from `SMELT_IMPORTER_CACHE_DIR`. A variable
-with the prefix that no field reads is BadConfig with a did-you-mean; range checks belong in `__post_init__`.
+calls `from_environment(Config, "SMELT_IMPORTER_")`: field `cache_dir` is read from `SMELT_IMPORTER_CACHE_DIR`. A
+variable with the prefix that no field reads is BadConfig with a did-you-mean; range checks belong in `__post_init__`.
 """
 
 from __future__ import annotations

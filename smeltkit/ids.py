@@ -45,8 +45,10 @@ def digest_file(file: BinaryIO) -> tuple[str, int]:
 def check_name(text: str) -> str:
     """A catalogue name such as `ore-11m` or `team/ore-11m:v2`, with `:latest` added where no tag is given."""
     if not _NAME.fullmatch(text):
-        raise BadName(f"{text!r} is not a name; use lower-case letters, digits, '.', '_', '-', up to 4 parts joined by '/'"
-                      " and an optional ':tag'")
+        raise BadName(
+            f"{text!r} is not a name; use lower-case letters, digits, '.', '_', '-', up to 4 parts joined by '/'"
+            " and an optional ':tag'"
+        )
     return text if ":" in text else f"{text}:latest"
 
 

@@ -1,7 +1,7 @@
 """Artifact manifests: canonical JSON over content-addressed files. The sha256 of the bytes is the artifact's identity.
 
-Shaped like an OCI image manifest (schemaVersion 2, config, layers, subject) so that export to an OCI registry is a copy.
-The config is inlined as `config` JSON: it is small, and one read then tells all about an artifact.
+Shaped like an OCI image manifest (schemaVersion 2, config, layers, subject) so that export to an OCI registry is a
+copy. The config is inlined as `config` JSON: it is small, and one read then tells all about an artifact.
 """
 
 from __future__ import annotations
@@ -56,14 +56,22 @@ class Descriptor:
 
     def to_dict(self) -> dict[str, Any]:
         """The descriptor as OCI JSON."""
-        return {"mediaType": self.media_type, "digest": self.digest, "size": self.size_bytes,
-                "annotations": {"org.cncf.model.filepath": self.path}}
+        return {
+            "mediaType": self.media_type,
+            "digest": self.digest,
+            "size": self.size_bytes,
+            "annotations": {"org.cncf.model.filepath": self.path},
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Descriptor:
         """The descriptor of OCI JSON; KeyError or TypeError if it is malformed."""
-        return cls(media_type=str(value["mediaType"]), digest=str(value["digest"]), size_bytes=int(value["size"]),
-                   path=str(value["annotations"]["org.cncf.model.filepath"]))
+        return cls(
+            media_type=str(value["mediaType"]),
+            digest=str(value["digest"]),
+            size_bytes=int(value["size"]),
+            path=str(value["annotations"]["org.cncf.model.filepath"]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +93,12 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The canonical bytes that are stored."""
-        value: dict[str, Any] = {"schemaVersion": 2, "artifactType": self.artifact_type, "config": dict(self.config),
-                                 "layers": [layer.to_dict() for layer in self.layers]}
+        value: dict[str, Any] = {
+            "schemaVersion": 2,
+            "artifactType": self.artifact_type,
+            "config": dict(self.config),
+            "layers": [layer.to_dict() for layer in self.layers],
+        }
         if self.subject:
             value["subject"] = {"digest": self.subject}
         return canonical_json(value)
@@ -115,8 +127,12 @@ class Manifest:
             if not isinstance(value, dict) or value.get("schemaVersion") != 2 or set(value) - _KEYS:
                 raise BadManifest("manifest must be a JSON object with schemaVersion 2 and no unknown key")
             subject = str(value["subject"]["digest"]) if "subject" in value else ""
-            manifest = cls(artifact_type=str(value["artifactType"]), config=dict(value["config"]),
-                           layers=tuple(Descriptor.from_dict(layer) for layer in value["layers"]), subject=subject)
+            manifest = cls(
+                artifact_type=str(value["artifactType"]),
+                config=dict(value["config"]),
+                layers=tuple(Descriptor.from_dict(layer) for layer in value["layers"]),
+                subject=subject,
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, BadDigest) as error:
             raise BadManifest(f"manifest is malformed: {error!r}") from error
         if manifest.to_bytes() != data:

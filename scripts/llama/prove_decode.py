@@ -1,4 +1,5 @@
-"""Proves that the installed llama.cpp computes products of many rows: exits 0 and says what it is, else dies or says why.
+"""Proves that the installed llama.cpp computes products of many rows: exits 0 and says what it is, else dies or says
+why.
 
 Run in a process of its own: a miscompiled build ends with a signal at the first batch of more than one row. A random
 one-layer Q8_0 model (the type that every special kernel takes) is written to a temporary folder; the last row of a

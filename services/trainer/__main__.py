@@ -17,7 +17,9 @@ async def serve() -> None:
     """Serves until SIGTERM."""
     from_environment(TrainerConfig, "SMELT_TRAINER_")
     host = ServiceHost("trainer", from_environment(RpcConfig, "SMELT_RPC_"))
-    host.add("smelt.trainer.v1.TrainerService", trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer())
+    host.add(
+        "smelt.trainer.v1.TrainerService", trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer()
+    )
     host.set_ready(True)
     await host.run()
 

@@ -39,4 +39,6 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
 
 def _refuse(verb: str) -> NoReturn:
-    raise NotBuilt(f"trainer verb {verb!r} is declared but not built in this release; import, quantize, serve and evaluate are")
+    raise NotBuilt(
+        f"trainer verb {verb!r} is declared but not built in this release; import, quantize, serve and evaluate are"
+    )

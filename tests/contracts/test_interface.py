@@ -13,7 +13,7 @@ from smeltkit.errors import SmeltError, all_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 BUF = Path(sys.executable).parent / "buf"
-STUBS = "artifact job event importer trainer inference evaluator sandbox".split()
+STUBS = ["artifact", "job", "event", "importer", "trainer", "inference", "evaluator", "sandbox"]
 
 
 def test_reason_registry_equals_the_error_tree() -> None:
@@ -24,7 +24,11 @@ def test_reason_registry_equals_the_error_tree() -> None:
     for reason, cls in tree.items():
         row = registry[reason]
         assert (row["grpc"], row["http"], row["exit"], row["retryable"]) == (
-            cls.grpc_status, cls.http_status, cls.exit_code, cls.retryable)
+            cls.grpc_status,
+            cls.http_status,
+            cls.exit_code,
+            cls.retryable,
+        )
 
 
 def test_every_error_keeps_the_codes_of_its_family() -> None:
@@ -33,11 +37,16 @@ def test_every_error_keeps_the_codes_of_its_family() -> None:
         parent = cls.__mro__[1]
         if issubclass(parent, SmeltError) and parent is not SmeltError:
             assert (cls.grpc_status, cls.http_status, cls.exit_code) == (
-                parent.grpc_status, parent.http_status, parent.exit_code)
+                parent.grpc_status,
+                parent.http_status,
+                parent.exit_code,
+            )
 
 
-@pytest.mark.parametrize("old,new", [("string reference = 1;", "int32 reference = 1;"),
-                                     ("  Artifact artifact = 1;\n", "  Artifact other = 2;\n")])
+@pytest.mark.parametrize(
+    "old,new",
+    [("string reference = 1;", "int32 reference = 1;"), ("  Artifact artifact = 1;\n", "  Artifact other = 2;\n")],
+)
 def test_breaking_change_of_the_contract_is_caught(tmp_path: Path, old: str, new: str) -> None:
     """A changed type and a removed field fail against the checked-in descriptor set."""
     (tmp_path / "proto").mkdir()
@@ -59,7 +68,11 @@ def test_stubs_load_on_the_oldest_protobuf_runtime() -> None:
     """The code generator's environment holds protobuf 6; the checked-in stubs must load there too."""
     code = "import google.protobuf, " + ", ".join(f"smelt.{name}.v1.{name}_pb2_grpc" for name in STUBS)
     code += "; print(google.protobuf.__version__)"
-    done = subprocess.run([str(ROOT / ".venv-proto" / "bin" / "python"), "-W", "error", "-c", code],
-                          cwd=ROOT / "proto" / "python", capture_output=True, text=True)
+    done = subprocess.run(
+        [str(ROOT / ".venv-proto" / "bin" / "python"), "-W", "error", "-c", code],
+        cwd=ROOT / "proto" / "python",
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("6.")

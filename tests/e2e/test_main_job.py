@@ -9,11 +9,26 @@ from tests.e2e.conftest import BASIC, MODEL, Smelt
 # Parent and child as (service, span): every pair must occur in the trace of one evaluation.
 EDGES = [
     (("cli", "smelt eval"), ("cli", "smelt.evaluator.v1.EvaluatorService/StartEvaluation")),
-    (("cli", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"), ("gateway", "smelt.evaluator.v1.EvaluatorService/StartEvaluation")),
-    (("gateway", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"), ("evaluator", "smelt.evaluator.v1.EvaluatorService/StartEvaluation")),
-    (("evaluator", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"), ("evaluator", "smelt.job.evaluator.evaluate")),
-    (("evaluator", "smelt.inference.v1.InferenceService/Generate"), ("inference", "smelt.inference.v1.InferenceService/Generate")),
-    (("evaluator", "smelt.sandbox.v1.SandboxService/JudgeBatch"), ("sandbox", "smelt.sandbox.v1.SandboxService/JudgeBatch")),
+    (
+        ("cli", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"),
+        ("gateway", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"),
+    ),
+    (
+        ("gateway", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"),
+        ("evaluator", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"),
+    ),
+    (
+        ("evaluator", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"),
+        ("evaluator", "smelt.job.evaluator.evaluate"),
+    ),
+    (
+        ("evaluator", "smelt.inference.v1.InferenceService/Generate"),
+        ("inference", "smelt.inference.v1.InferenceService/Generate"),
+    ),
+    (
+        ("evaluator", "smelt.sandbox.v1.SandboxService/JudgeBatch"),
+        ("sandbox", "smelt.sandbox.v1.SandboxService/JudgeBatch"),
+    ),
     (("evaluator", "smelt.job.evaluator.evaluate"), ("evaluator", "publish evaluator.evaluation.finished")),
 ]
 
@@ -41,8 +56,17 @@ def test_import_and_quantize_again_are_cached(smelt: Smelt) -> None:
 def test_one_trace_crosses_every_process(smelt: Smelt) -> None:
     """The trace of an evaluation has every expected parent and child."""
     trace_id = secrets.token_hex(16)
-    smelt("eval", "--suite", "basic", "--data", str(BASIC), "--limit", "6", "ore-11m:q8_0",
-          TRACEPARENT=f"00-{trace_id}-{secrets.token_hex(8)}-01")
+    smelt(
+        "eval",
+        "--suite",
+        "basic",
+        "--data",
+        str(BASIC),
+        "--limit",
+        "6",
+        "ore-11m:q8_0",
+        TRACEPARENT=f"00-{trace_id}-{secrets.token_hex(8)}-01",
+    )
     spans = {span["span_id"]: span for span in smelt("jobs", "trace", trace_id)["spans"]}
     seen = set()
     for span in spans.values():

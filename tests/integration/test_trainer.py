@@ -19,7 +19,9 @@ METHODS = trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].methods
 async def test_every_verb_is_refused_with_its_reason(method: object) -> None:
     """A caller gets UNIMPLEMENTED with reason NOT_BUILT, never an empty answer."""
     host = ServiceHost("trainer", RpcConfig())
-    host.add("smelt.trainer.v1.TrainerService", trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer())
+    host.add(
+        "smelt.trainer.v1.TrainerService", trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer()
+    )
     host.set_ready(True)
     await host.start()
     try:

@@ -34,7 +34,9 @@ def _name(requirement: str) -> str:
 
 @cache
 def _graph() -> grimp.ImportGraph:
-    return grimp.build_graph("smeltkit", "services", "gateway", "contracts", include_external_packages=True, cache_dir=None)
+    return grimp.build_graph(
+        "smeltkit", "services", "gateway", "contracts", include_external_packages=True, cache_dir=None
+    )
 
 
 def _reached(package: str) -> set[str]:
@@ -70,8 +72,17 @@ def test_extra_lists_exactly_what_its_service_reaches(extra: str) -> None:
     assert declared - reached == set(), "declared but not imported"
 
 
-@pytest.mark.parametrize("module", ["gateway.cli.main", "services.sandbox.__main__", "services.evaluator.__main__",
-                                    "services.importer.__main__", "services.inference.__main__", "services.trainer.__main__"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "gateway.cli.main",
+        "services.sandbox.__main__",
+        "services.evaluator.__main__",
+        "services.importer.__main__",
+        "services.inference.__main__",
+        "services.trainer.__main__",
+    ],
+)
 def test_no_service_of_this_release_imports_torch(module: str) -> None:
     """Importing a service's entry point loads neither torch nor triton."""
     code = f"import sys, {module}; print(sorted(set(sys.modules) & {{'torch', 'triton', 'transformers', 'peft'}}))"

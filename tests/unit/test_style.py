@@ -60,6 +60,10 @@ def test_only_the_config_module_reads_the_environment() -> None:
         if path.relative_to(ROOT).parts[0] in ("scripts", "benchmarks") or path == ROOT / "smeltkit" / "config.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and ast.unparse(node.value) == "os":
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr in ("environ", "getenv")
+                and ast.unparse(node.value) == "os"
+            ):
                 guilty.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not guilty

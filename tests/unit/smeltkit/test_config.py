@@ -24,8 +24,9 @@ class Sample:
 def test_fields_are_read_from_prefixed_variables() -> None:
     """Each field comes from its own variable, with its own type."""
     environ = {"X_ADDRESS": "a:1", "X_SLOTS": "4", "X_IS_FAST": "yes", "X_RATIO": "0.5", "X_NAMES": "a, b", "Y": "z"}
-    assert from_environment(Sample, "X_", environ) == Sample(address="a:1", slots=4, is_fast=True, ratio=0.5,
-                                                             names=("a", "b"))
+    assert from_environment(Sample, "X_", environ) == Sample(
+        address="a:1", slots=4, is_fast=True, ratio=0.5, names=("a", "b")
+    )
 
 
 def test_unread_variable_is_refused_with_a_suggestion() -> None:
@@ -49,6 +50,7 @@ def test_malformed_value_names_key_and_text(key: str, value: str) -> None:
 
 def test_secrets_do_not_show_in_the_repr() -> None:
     """R-127: a logged config holds no secret."""
-    config = PlatformConfig(nats_url="nats://h", nats_password="p4ss", s3_endpoint="h:1", s3_access_key="k",
-                            s3_secret_key="s3cret")
+    config = PlatformConfig(
+        nats_url="nats://h", nats_password="p4ss", s3_endpoint="h:1", s3_access_key="k", s3_secret_key="s3cret"
+    )
     assert "p4ss" not in repr(config) and "s3cret" not in repr(config)

@@ -13,10 +13,22 @@ from smeltkit.ids import digest_bytes
 from smeltkit.manifest import Descriptor, Manifest, canonical_json, check_path
 
 NAMES = st.text("abcdef", min_size=1, max_size=8)
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=8)
-LAYERS = st.lists(st.builds(Descriptor, media_type=NAMES, digest=st.binary(max_size=4).map(digest_bytes),
-                            size_bytes=st.integers(0, 2**50), path=NAMES), max_size=4, unique_by=lambda one: one.path)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+LAYERS = st.lists(
+    st.builds(
+        Descriptor,
+        media_type=NAMES,
+        digest=st.binary(max_size=4).map(digest_bytes),
+        size_bytes=st.integers(0, 2**50),
+        path=NAMES,
+    ),
+    max_size=4,
+    unique_by=lambda one: one.path,
+)
 
 
 @given(st.dictionaries(NAMES, JSON, max_size=4), LAYERS)
