@@ -81,11 +81,13 @@ class Harness:
         self._inference, self._judge, self._attempt, self._batches = inference, judge, attempt, batches
         self._engine, self._judges, self._concurrency = engine, 2 * judge_info.slots, concurrency
         self._done: Samples = {}
+        self._passed = 0
         self._infra: list[str] = []
 
     async def run(self) -> Outcome:
         """All samples, judged. ScoreWithheld if the sandbox itself failed on some: all others are stored by then."""
         self._done = await patiently("the store", self._batches.load)
+        self._passed = sum(sample.has_passed for sample in self._done.values())
         resumed, missing = len(self._done), iter(self._missing())
         queue: asyncio.Queue[_Answer | None] = asyncio.Queue(maxsize=2 * self._judges)
         await self._tell()
@@ -173,6 +175,7 @@ class Harness:
                 self._infra.append(f"{sample.problem}: {sample.detail}")
                 continue
             self._done[sample.problem, sample.sample] = sample
+            self._passed += sample.has_passed
             await patiently("the store", partial(self._batches.add, sample))
             await self._tell()
 
@@ -201,8 +204,7 @@ class Harness:
         )
 
     async def _tell(self) -> None:
-        passed = sum(sample.has_passed for sample in self._done.values())
-        await self._attempt.progress("generate", len(self._done), self._total, "samples", f"{passed} passed")
+        await self._attempt.progress("generate", len(self._done), self._total, "samples", f"{self._passed} passed")
 
 
 def _common(effective: Mapping[str, Any]) -> dict[str, Any]:

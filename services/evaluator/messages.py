@@ -13,6 +13,8 @@ from services.evaluator.records import Sample
 from services.evaluator.report import Report
 from services.evaluator.suites import Suite
 from services.evaluator.verbs import Comparison
+from smeltkit import limits
+from smeltkit.errors import BadRequest
 from smeltkit.manifest import canonical_json
 
 
@@ -57,8 +59,16 @@ def to_report(report: Report) -> pb.Report:
     )
 
 
-def to_sample(sample: Sample) -> pb.SampleRecord:
-    """A sample as a message."""
+def to_samples(report: Report) -> list[pb.SampleRecord]:
+    """Every sample of a report as a message; BadRequest if they are too many for one answer."""
+    size_bytes = sum(len(sample.reply) + len(sample.program) + len(sample.detail) for sample in report.samples)
+    if size_bytes > limits.MESSAGE_MAX_BYTES // 4:
+        records = report.config["provenance"]["records"]
+        raise BadRequest(f"the samples have {size_bytes} characters, too many for one answer; fetch the blob {records}")
+    return [_to_sample(sample) for sample in report.samples]
+
+
+def _to_sample(sample: Sample) -> pb.SampleRecord:
     return pb.SampleRecord(
         problem=sample.problem,
         sample=sample.sample,

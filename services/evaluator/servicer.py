@@ -5,7 +5,7 @@ from __future__ import annotations
 from smelt.evaluator.v1 import evaluator_pb2 as pb
 from smelt.evaluator.v1 import evaluator_pb2_grpc
 
-from services.evaluator.messages import to_comparison, to_gate, to_plan, to_report, to_sample, to_suite
+from services.evaluator.messages import to_comparison, to_gate, to_plan, to_report, to_samples, to_suite
 from services.evaluator.suites import suites
 from services.evaluator.verbs import Evaluator
 from smeltkit.rpc.context import RpcContext
@@ -41,7 +41,7 @@ class EvaluatorServicer(evaluator_pb2_grpc.EvaluatorServiceServicer):
 
     async def GetReport(self, request: pb.GetReportRequest, context: RpcContext) -> pb.GetReportResponse:
         report = await self._evaluator.report(request.digest)
-        samples = [to_sample(sample) for sample in report.samples] if request.with_samples else []
+        samples = to_samples(report) if request.with_samples else []
         return pb.GetReportResponse(report=to_report(report), samples=samples)
 
     async def Compare(self, request: pb.CompareRequest, context: RpcContext) -> pb.CompareResponse:

@@ -38,6 +38,7 @@ class Settings:
         _check_range("samples", samples, 0, limits.EVALUATION_SAMPLES_MAX)
         _check_range("max_tokens", max_tokens, 0, limits.EVALUATION_TOKENS_MAX)
         _check_range("limit", limit, 0, suite.problems)
+        _check_range("samples * problems", samples * (limit or suite.problems), 0, limits.EVALUATION_COMPLETIONS_MAX)
         temperature, top_p = round(temperature, 6), round(top_p, 6) or 1.0
         if temperature != 0 and not 0.01 <= temperature <= 10:
             raise BadSampling(f"temperature={temperature:g} must be 0 (greedy) or 0.01 to 10")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from services.evaluator.fields import Fields
 from services.evaluator.ports import Completion, Engine, Generation
 from services.evaluator.problems import Problem
+from services.evaluator.settings import Settings
+from services.evaluator.suites import Suite
 from smeltkit import limits
 from smeltkit.errors import BadFile, BadSuite
 
@@ -20,10 +22,16 @@ class StoredCompletions:
     def __init__(self, digest: str, completions: Mapping[str, tuple[str, ...]]) -> None:
         self._digest, self._completions = digest, completions
 
-    @property
-    def samples(self) -> int:
-        """Samples a problem; problems without any have that many empty ones."""
-        return max(len(texts) for texts in self._completions.values())
+    def settings(self, suite: Suite) -> Settings:
+        """Settings that stand for the file: as many samples as it has; problems without any have empty ones."""
+        return Settings(
+            samples=max(len(texts) for texts in self._completions.values()),
+            temperature=0,
+            top_p=1,
+            seed=0,
+            max_tokens=suite.max_tokens,
+            problems=suite.problems,
+        )
 
     async def load(self, bundle: str) -> Engine:
         """An engine that stands for the file."""

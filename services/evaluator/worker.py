@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,10 +57,12 @@ class Tools:
 
 @dataclass(frozen=True, kw_only=True)
 class _Court:
-    """A judge and what it says of itself."""
+    """A judge, what it says of itself, and the suite that it judges by."""
 
     judge: Judge
     info: JudgeInfo
+    suite: Suite
+    problems: tuple[Problem, ...]
 
 
 class Handlers:
@@ -76,29 +79,23 @@ class Handlers:
         """Scores the bundle of an EvaluationSpec; the digest of the report."""
         began, tools = time.monotonic(), self._tools
         spec = evaluator_pb2.EvaluationSpec.FromString(context.request)
-        suite = find_suite(spec.suite)
-        settings, problems = settings_of(spec, suite), await self._problems(suite)
+        settings, concurrency = settings_of(spec, find_suite(spec.suite)), spec.concurrency or tools.config.concurrency
         facts = BundleFacts.from_manifest(await asyncio.to_thread(tools.store.get_manifest, spec.bundle))
-        facts.check_can_take(suite)
-        await context.progress("prepare", 0, 0, message="loading the model")
-        async with SandboxClient(tools.sandbox) as judge:
-            info = await patiently("the sandbox", judge.describe)
+        async with self._court(spec.suite, spec.data_digest) as court:
+            facts.check_can_take(court.suite)
+            await context.progress("prepare", 0, 0, message="loading the model")
             engine = await patiently("the inference service", lambda: tools.inference.load(spec.bundle))
-            key = evaluation_key(tools.stages, spec.bundle, suite, settings, engine.digest, info)
+            key = evaluation_key(tools.stages, spec.bundle, court.suite, settings, engine.digest, court.info)
             if stored := await tools.stages.get(key):
                 await context.progress("score", 1, 1, "reports", "the stored result of the same evaluation")
                 return stored
-            task = _task(spec.bundle, suite, settings, problems, facts.thinking)
-            court, concurrency = _Court(judge=judge, info=info), spec.concurrency or tools.config.concurrency
-            references, trusted = await self._references(context, suite, problems, court)
-            trusted.check_rate(suite)
-            outcome = await self._run(context, task, trusted, tools.inference, engine, court, key, concurrency)
+            task = _task(spec.bundle, court, settings, facts.thinking)
+            references, outcome = await self._run(context, court, task, tools.inference, engine, key, concurrency)
         provenance = {
             "bundle": spec.bundle,
             "scheme": facts.scheme,
             **facts.parts,
-            **_provenance(task, info, references),
-            "attempt": context.attempt,
+            **_provenance(task, court.info, references),
             "concurrency": concurrency,
         }
         digest, scores = await self._store(context, key, task, outcome, provenance, began)
@@ -109,54 +106,51 @@ class Handlers:
         """Judges the stored completions of a JudgementSpec; the digest of the judgement."""
         began, tools = time.monotonic(), self._tools
         spec = evaluator_pb2.JudgementSpec.FromString(context.request)
-        suite = find_suite(spec.suite)
-        check_digest(suite, spec.data_digest)
-        problems = await self._problems(suite)
-        data = await asyncio.to_thread(tools.store.get_bytes, spec.completions_digest)
-        stored = StoredCompletions(spec.completions_digest, read_completions(data, problems))
-        settings = Settings(
-            samples=stored.samples, temperature=0, top_p=1, seed=0, max_tokens=suite.max_tokens, problems=len(problems)
-        )
-        async with SandboxClient(tools.sandbox) as judge:
-            info = await patiently("the sandbox", judge.describe)
-            key = evaluation_key(tools.stages, spec.completions_digest, suite, settings, spec.completions_digest, info)
+        source = spec.completions_digest
+        data = await patiently("the store", lambda: asyncio.to_thread(tools.store.get_bytes, source))
+        async with self._court(spec.suite, spec.data_digest) as court:
+            stored = StoredCompletions(source, read_completions(data, court.problems))
+            settings = stored.settings(court.suite)
+            key = evaluation_key(tools.stages, source, court.suite, settings, source, court.info)
             if found := await tools.stages.get(key):
                 return found
-            task = _task(spec.completions_digest, suite, settings, problems, THINKING)
-            court, engine = _Court(judge=judge, info=info), await stored.load(spec.completions_digest)
-            references, trusted = await self._references(context, suite, problems, court)
-            trusted.check_rate(suite)
-            outcome = await self._run(context, task, trusted, stored, engine, court, key, 2 * info.slots)
-        provenance = {"bundle": "", "completions": spec.completions_digest, **_provenance(task, info, references)}
+            task = _task(source, court, settings, THINKING)
+            engine, concurrency = await stored.load(source), 2 * court.info.slots
+            references, outcome = await self._run(context, court, task, stored, engine, key, concurrency)
+        provenance = {"bundle": "", "completions": source, **_provenance(task, court.info, references)}
         digest, _ = await self._store(context, key, task, outcome, provenance, began)
         return digest
 
     async def references(self, context: JobContext) -> str:
         """Judges the reference solutions of a ReferenceSpec; the digest of the reference record."""
         spec = evaluator_pb2.ReferenceSpec.FromString(context.request)
-        suite = find_suite(spec.suite)
-        check_digest(suite, spec.data_digest)
-        problems = await self._problems(suite)
+        async with self._court(spec.suite, spec.data_digest) as court:
+            return (await self._references(context, court))[0]
+
+    @asynccontextmanager
+    async def _court(self, name: str, data_digest: str) -> AsyncIterator[_Court]:
+        """The judge of a suite whose data has the digest that the request names."""
+        suite = find_suite(name)
+        check_digest(suite, data_digest)
+        data = await patiently("the suite's data", lambda: asyncio.to_thread(self._tools.data.read, suite))
+        problems = await asyncio.to_thread(load_problems, suite, data)
         async with SandboxClient(self._tools.sandbox) as judge:
             info = await patiently("the sandbox", judge.describe)
-            return (await self._references(context, suite, problems, _Court(judge=judge, info=info)))[0]
-
-    async def _problems(self, suite: Suite) -> tuple[Problem, ...]:
-        data = await patiently("the suite's data", lambda: asyncio.to_thread(self._tools.data.read, suite))
-        return await asyncio.to_thread(load_problems, suite, data)
+            yield _Court(judge=judge, info=info, suite=suite, problems=problems)
 
     async def _run(
         self,
         context: JobContext,
+        court: _Court,
         task: Task,
-        references: References,
         inference: Inference,
         engine: Engine,
-        court: _Court,
         key: str,
         concurrency: int,
-    ) -> Outcome:
-        """Every sample, generated and judged."""
+    ) -> tuple[str, Outcome]:
+        """References first, then every sample; the digest of the reference record, and the outcome."""
+        digest, references = await self._references(context, court)
+        references.check_rate(court.suite)
         harness = Harness(
             task,
             references,
@@ -168,19 +162,17 @@ class Handlers:
             batches=Batches(self._tools.store, key, context),
             concurrency=concurrency,
         )
-        with telemetry.span("smelt.evaluate.generate", **{telemetry.names.SUITE: task.suite.name}):
-            return await harness.run()
+        with telemetry.span("smelt.evaluate.generate", **{telemetry.names.SUITE: court.suite.name}):
+            return digest, await harness.run()
 
-    async def _references(
-        self, context: JobContext, suite: Suite, problems: tuple[Problem, ...], court: _Court
-    ) -> tuple[str, References]:
+    async def _references(self, context: JobContext, court: _Court) -> tuple[str, References]:
         """The suite's references under this judge: judged once, found again afterwards; digest and record."""
-        store, stages = self._tools.store, self._tools.stages
+        store, stages, suite = self._tools.store, self._tools.stages, court.suite
         key = references_key(stages, suite, court.info)
         if stored := await stages.get(key):
             return stored, References.from_manifest(await asyncio.to_thread(store.get_manifest, stored))
         with telemetry.span("smelt.evaluate.references", **{telemetry.names.SUITE: suite.name}):
-            references = await run_references(suite, problems, court.judge, court.info, context)
+            references = await run_references(suite, court.problems, court.judge, court.info, context)
         await context.check_alive()
         digest = await asyncio.to_thread(store_references, store, references)
         if references.passed >= suite.references_passed:
@@ -196,6 +188,7 @@ class Handlers:
         provenance = {
             **provenance,
             "resumed_samples": outcome.resumed,
+            "attempt": context.attempt,
             "job": context.job_id,
             "trace": telemetry.current_trace_id(),
         }
@@ -227,16 +220,14 @@ class Handlers:
         await self._tools.bus.publish_event("evaluator.evaluation.finished", finished)
 
 
-def _task(
-    model: str, suite: Suite, settings: Settings, problems: tuple[Problem, ...], thinking: tuple[str, str]
-) -> Task:
-    chosen = problems[: settings.problems]
+def _task(model: str, court: _Court, settings: Settings, thinking: tuple[str, str]) -> Task:
+    chosen = court.problems[: settings.problems]
     return Task(
         bundle=model,
-        suite=suite,
+        suite=court.suite,
         settings=settings,
         problems=chosen,
-        prompts=build_prompts(suite, chosen),
+        prompts=build_prompts(court.suite, chosen),
         thinking=thinking,
     )
 

@@ -40,15 +40,14 @@ def platform_settings(platform: PlatformConfig) -> dict[str, str]:
 def evaluator_process(
     platform: PlatformConfig, folder: Path, *, inference: str, sandbox: str, data_dir: Path | None = None
 ) -> Iterator[ServiceProcess]:
-    """A running evaluator that calls these addresses."""
+    """A running evaluator that calls these addresses. It downloads data only if it was to look for it in vain."""
     settings = {
         **platform_settings(platform),
         "SMELT_EVALUATOR_INFERENCE_ADDRESS": inference,
         "SMELT_EVALUATOR_SANDBOX_ADDRESS": sandbox,
-        "SMELT_EVALUATOR_DOWNLOAD": "false",
+        "SMELT_EVALUATOR_DOWNLOAD": str(data_dir is not None and not data_dir.is_dir()).lower(),
+        "SMELT_EVALUATOR_DATA_DIR": str(data_dir or ""),
     }
-    if data_dir is not None:
-        settings["SMELT_EVALUATOR_DATA_DIR"] = str(data_dir)
     with service_process("evaluator", settings, folder) as process:
         yield process
 

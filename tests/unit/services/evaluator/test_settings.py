@@ -61,6 +61,7 @@ def test_a_float32_of_the_wire_is_recorded_as_it_was_meant() -> None:
         ({"top_p": 0.9}, UnsupportedOption, "top_p=0.9 has no effect at temperature 0"),
         ({"max_tokens": -1}, BadRequest, "max_tokens=-1 must be 0 to 32768"),
         ({"limit": 201}, BadRequest, "limit=201 must be 0 to 200"),
+        ({"samples": 300, "temperature": 1}, BadRequest, "samples * problems=60000 must be 0 to 50000"),
     ],
     ids=str,
 )

@@ -26,11 +26,11 @@ def _lines(*rows: Any) -> bytes:
 
 
 def test_completions_of_one_problem_are_its_samples_in_order(tmp_path: Path) -> None:
-    _, problems, _ = make_suite(tmp_path)
+    suite, problems, _ = make_suite(tmp_path)
     rows = [{"task_id": f"Tiny/{index % 2}", "completion": f"{index}"} for index in range(4)]
     found = read_completions(_lines(*rows), problems)
     assert found == {"Tiny/0": ("0", "2"), "Tiny/1": ("1", "3")}
-    assert StoredCompletions("sha256:x", found).samples == 2
+    assert StoredCompletions("sha256:x", found).settings(suite).samples == 2
 
 
 def test_mbpp_problems_may_be_named_by_number() -> None:
