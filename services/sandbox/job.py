@@ -34,6 +34,7 @@ class Job:
     is_exact: bool = False
     """Whether output is compared byte by byte instead of token by token."""
     seed: str = ""
+    """Of `random` in the judge; a candidate starts with the same state in every run."""
     limits: Limits = dataclasses.field(default_factory=Limits)
     judge_key: str = ""
     """Jobs of one key may share a judge process; empty for one of its own."""

@@ -33,7 +33,6 @@ def serve() -> NoReturn:
     job = marshal.loads(channel.receive_bytes())
     set_job_limits(**job["limits"])
     os.chdir("/tmp")
-    sys.modules["random"].seed(job["seed"])
     if job["is_program"]:
         _run_program(job["code"])
     _answer_calls(channel, job["code"], job["names"])

@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import random
 import signal
 import struct
 import sys
@@ -49,6 +50,7 @@ def main() -> None:
     serve: Callable[[], NoReturn] = importlib.import_module(_ROLES[spec.role]).serve
     for name in spec.preload:
         importlib.import_module(name)
+    random.seed(0)
     slot_pid_namespace = -1
     try:
         if spec.namespaces:

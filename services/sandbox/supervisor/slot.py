@@ -8,7 +8,6 @@ import fcntl
 import marshal
 import os
 import socket
-import zlib
 from typing import Any, Final
 
 from services.sandbox.guest.runner import MARK_EMPTY, MARK_MEMORY, MARK_SYNTAX
@@ -152,7 +151,6 @@ class Slot:
                 "code": job.code,
                 "is_program": job.is_program,
                 "names": job.names,
-                "seed": zlib.crc32(job.seed.encode("utf-8", "surrogatepass")),
                 "limits": guest_limits,
             }
             _channel(candidate.channel).send_bytes(marshal.dumps(guest_job))
