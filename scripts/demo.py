@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL, BASIC = ROOT / "examples" / "models" / "ore-11m", ROOT / "examples" / "data" / "basic.jsonl"
 SCHEMES = ("F16", "Q8_0", "Q4_K_M")
 DOWNLOAD_TIMEOUT_S = 15
+TABLE_WIDTH = 116
 PROMPT = "Write a function that returns the sum of the squares of the even numbers in a list."
 
 console = Console(stderr=True, highlight=False)
@@ -74,7 +75,7 @@ def _digest(data: bytes) -> str:
 
 def _percent(score: dict[str, Any]) -> str:
     low, high = 100 * score["low"], 100 * score["high"]
-    return f"{100 * score['value']:.1f} %  ({low:.1f} - {high:.1f})  {score['passed']}/{score['problems']}"
+    return f"{score['passed']}/{score['problems']} = {100 * score['value']:.1f} % [{low:.1f}, {high:.1f}]"
 
 
 def _row(name: str, artifact: dict[str, Any], reports: dict[str, dict[str, Any]], is_cached: bool) -> list[str]:
@@ -129,11 +130,11 @@ def main() -> int:
         is_cached = made["job"]["is_cached"] and all(report["is_cached"] for report in reports.values())
         rows.append(_row(scheme, made["artifact"], reports, is_cached))
     reply = smelt("run", "ore-11m:q8_0", PROMPT)
-    out = Console(highlight=False)
+    out = Console(highlight=False, width=TABLE_WIDTH)
     out.print(f"\n{PROMPT}\n", style="italic")
     out.print(reply["text"].strip(), markup=False)
     table = Table(
-        "bundle", "stored", "digest", *[f"{suite} pass@1 (95 %)" for suite in suites], "tokens/s", "", title="ore-11m"
+        "bundle", "stored", "digest", *[f"{suite} pass@1 [95 %]" for suite in suites], "tokens/s", "", title="ore-11m"
     )
     for row in rows:
         table.add_row(*row)
