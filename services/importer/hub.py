@@ -164,7 +164,12 @@ def _hub_errors(repository: str, revision: str) -> Iterator[None]:
         _raise_http(error, where)
     except HFValidationError as error:
         raise BadRequest(f"{where} is no hub repository: {error}") from error
-    except (HTTPError, OSError) as error:
+    except HTTPError as error:
+        raise HubUnavailable(
+            f"the hub cannot be reached for {where} ({type(error).__name__}); check the network and HF_ENDPOINT, or set"
+            " HF_HUB_OFFLINE=1 to use its cache"
+        ) from error
+    except OSError as error:
         raise HubUnavailable(f"the hub did not deliver {where} whole ({type(error).__name__}); try again") from error
 
 
