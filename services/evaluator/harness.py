@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from services.evaluator.extract import extract
@@ -99,7 +98,7 @@ class Harness:
                     generators.create_task(self._generate_all(missing, queue))
             for _ in range(self._judges):
                 await queue.put(None)
-        await patiently("the store", self._batches.flush)
+        await patiently("the store", lambda: self._batches.settle(is_last=True))
         if self._infra:
             raise ScoreWithheld(
                 f"the sandbox failed on {len(self._infra)} of {self._total} samples, first on {self._infra[0]}; see its"
@@ -176,7 +175,8 @@ class Harness:
                 continue
             self._done[sample.problem, sample.sample] = sample
             self._passed += sample.has_passed
-            await patiently("the store", partial(self._batches.add, sample))
+            self._batches.add(sample)
+            await patiently("the store", self._batches.settle)
             await self._tell()
 
     async def _judge_one(self, answer: _Answer) -> Sample:

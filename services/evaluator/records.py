@@ -89,7 +89,7 @@ class Batches:
         """What served the samples; stored beside them."""
 
     async def load(self) -> Samples:
-        """What earlier attempts stored. Call it once, before the first `add`."""
+        """What earlier attempts stored. To be called before the first `add`."""
         found: Samples = {}
         for data in await asyncio.to_thread(self._read):
             value = _json(data)
@@ -101,16 +101,15 @@ class Batches:
         self._since = time.monotonic()
         return found
 
-    async def add(self, sample: Sample) -> None:
-        """Takes a sample; stores what waits once it is a batch, or old enough."""
+    def add(self, sample: Sample) -> None:
+        """Takes a sample; `settle` stores it."""
         self._waiting.append(sample)
-        await self._store_waiting(is_last=False)
 
-    async def flush(self) -> None:
-        """Stores what waits; raises what `check_alive` raises if this attempt may not."""
-        await self._store_waiting(is_last=True)
+    async def settle(self, *, is_last: bool = False) -> None:
+        """Stores what waits if it is a batch, old enough, or the last. Safe to repeat after a failure.
 
-    async def _store_waiting(self, *, is_last: bool) -> None:
+        Raises what `check_alive` raises if this attempt may not store.
+        """
         async with self._lock:
             batch, now = list(self._waiting), time.monotonic()
             is_old = now - self._since >= limits.EVALUATION_BATCH_PERIOD_S
