@@ -46,12 +46,13 @@ def find_hierarchy(proc: Path = Path("/proc/self")) -> Hierarchy:
 
 
 def prepare(hierarchy: Hierarchy) -> None:
-    """Once a service: removes groups of earlier lives; version 2: makes room for groups with controllers, for which the
-    own group must hold no process, so all of them move into a group beside."""
+    """Once a service: removes groups of lives that ended; version 2: makes room for groups with controllers, for which
+    the own group must hold no process, so all of them move into a group beside."""
     for folder in hierarchy.folders.values():
         for left in folder.glob(f"{PREFIX}*"):
-            with contextlib.suppress(OSError):
-                left.rmdir()
+            if not _is_owner_alive(left.name):
+                with contextlib.suppress(OSError):
+                    left.rmdir()
     if hierarchy.version == 2:
         folder = hierarchy.folders[""]
         service = folder / f"{PREFIX}service-{os.getpid()}"
@@ -146,6 +147,13 @@ class Group:
 
     def _write(self, name: str, value: int) -> None:
         os.pwrite(self._open(name), b"%d" % value, 0)
+
+
+def _is_owner_alive(name: str) -> bool:
+    """Whether the service that made the group lives: its pid is in the name."""
+    words = name.removeprefix(PREFIX).split("-")
+    pid = words[0] if words[0].isdigit() else words[-1]
+    return os.path.exists(f"/proc/{pid}")
 
 
 def _remove(folder: Path) -> None:

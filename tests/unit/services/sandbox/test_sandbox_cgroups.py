@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from services.sandbox.kernel.cgroups import Group, Hierarchy, find_hierarchy
+from services.sandbox.kernel.cgroups import Group, Hierarchy, find_hierarchy, prepare
 
 
 def _proc(folder: Path, groups: str, mounts: str) -> Path:
@@ -70,3 +71,12 @@ def test_group_reads_and_writes_its_version(tmp_path: Path, version: int) -> Non
     written = {name.rpartition("/")[2]: (tmp_path / name).read_text() for name in files}
     limit = "memory.limit_in_bytes" if version == 1 else "memory.max"
     assert (written[limit], written["pids.max"]) == ("1048576", "7")
+
+
+def test_only_groups_of_ended_services_are_removed(tmp_path: Path) -> None:
+    """A neighbour that is just starting keeps its empty group."""
+    own, dead = f"smelt-sandbox-{os.getpid()}-1", "smelt-sandbox-4194999-1"
+    for name in (own, dead, "other"):
+        (tmp_path / name).mkdir()
+    prepare(Hierarchy(1, {"memory": tmp_path}))
+    assert {path.name for path in tmp_path.iterdir()} == {own, "other"}
