@@ -23,7 +23,8 @@ _TURN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end)\|>|</s>")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`~]*)[^\n]*$", re.MULTILINE)
 _PYTHON = ("python", "python3", "py", "")
 _CODE_LINE = re.compile(r"(?:def|class|async def|import|from|@)\b|@")
-_CUTS_MAX = 200
+_STARTS_MAX = 20
+_CUTS_MAX = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ def _reply(problem: Problem, reply: str) -> Iterator[str]:
     if not blocks:
         lines = code.lines(reply)
         starts = [index for index, line in enumerate(lines) if _CODE_LINE.match(line)]
-        for start in starts[:_CUTS_MAX]:
+        for start in starts[:_STARTS_MAX]:
             yield "".join(lines[start:])
 
 

@@ -134,8 +134,8 @@ def store_report(
     used: Mapping[str, Any],
     provenance: Mapping[str, Any],
     times: Mapping[str, Any],
-) -> tuple[str, tuple[Score, ...]]:
-    """Computes the scores, stores records and report; digest and scores.
+) -> str:
+    """Computes the scores, stores records and report; its digest.
 
     `provenance` names suite, data and `bundle`; where the bundle is empty it is a judgement of stored completions.
     """
@@ -151,7 +151,7 @@ def store_report(
         "joins": _tally(sample.join for sample in samples),
         "infra": sum(sample.verdict == INFRA for sample in samples),
         "shortened_limits": sum(sample.max_tokens < settings.max_tokens for sample in samples),
-        "distinct_share": check_distinct(samples),
+        "distinct_share": check_distinct(samples) if settings.temperature else distinct_share(samples),
         "prompt_tokens": sum(sample.prompt_tokens for sample in samples),
         "completion_tokens": sum(sample.completion_tokens for sample in samples),
         "settings": {"requested": settings.to_dict(), "effective": dict(used)},
@@ -161,7 +161,7 @@ def store_report(
     bundle = provenance["bundle"]
     kind = REPORT_TYPE if bundle else JUDGEMENT_TYPE
     manifest = Manifest(artifact_type=kind, config=config, layers=(layer,), subject=bundle)
-    return store.put_manifest(manifest), scores
+    return store.put_manifest(manifest)
 
 
 def open_report(store: Store, digest: str) -> Report:

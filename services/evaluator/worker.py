@@ -25,7 +25,7 @@ from services.evaluator.problems import Problem, load_problems
 from services.evaluator.prompts import build_prompts, prompts_digest
 from services.evaluator.records import Batches
 from services.evaluator.references import References, run_references, store_references
-from services.evaluator.report import Score, store_report
+from services.evaluator.report import open_report, store_report
 from services.evaluator.retry import patiently
 from services.evaluator.sandbox_client import SandboxClient
 from services.evaluator.settings import Settings
@@ -88,7 +88,7 @@ class Handlers:
             key = evaluation_key(tools.stages, spec.bundle, court.suite, settings, engine.digest, court.info)
             if stored := await tools.stages.get(key):
                 await context.progress("score", 1, 1, "reports", "the stored result of the same evaluation")
-                return stored
+                return await self._published(context, stored)
             task = _task(spec.bundle, court, settings, facts.thinking)
             references, outcome = await self._run(context, court, task, tools.inference, engine, key, concurrency)
         provenance = {
@@ -98,9 +98,7 @@ class Handlers:
             **_provenance(task, court.info, references),
             "concurrency": concurrency,
         }
-        digest, scores = await self._store(context, key, task, outcome, provenance, began)
-        await self._publish(context, digest, spec.bundle, scores[0])
-        return digest
+        return await self._published(context, await self._store(context, key, task, outcome, provenance, began))
 
     async def judge(self, context: JobContext) -> str:
         """Judges the stored completions of a JudgementSpec; the digest of the judgement."""
@@ -118,8 +116,7 @@ class Handlers:
             engine, concurrency = await stored.load(source), 2 * court.info.slots
             references, outcome = await self._run(context, court, task, stored, engine, key, concurrency)
         provenance = {"bundle": "", "completions": source, **_provenance(task, court.info, references)}
-        digest, _ = await self._store(context, key, task, outcome, provenance, began)
-        return digest
+        return await self._store(context, key, task, outcome, provenance, began)
 
     async def references(self, context: JobContext) -> str:
         """Judges the reference solutions of a ReferenceSpec; the digest of the reference record."""
@@ -181,7 +178,7 @@ class Handlers:
 
     async def _store(
         self, context: JobContext, key: str, task: Task, outcome: Outcome, provenance: Mapping[str, Any], began: float
-    ) -> tuple[str, tuple[Score, ...]]:
+    ) -> str:
         await context.progress("score", 0, 1, "reports")
         await context.check_alive()
         times = {"generate_s": round(outcome.generate_s, 3), "total_s": round(time.monotonic() - began, 3)}
@@ -203,21 +200,25 @@ class Handlers:
             times=times,
         )
         with telemetry.span("smelt.evaluate.score", **{telemetry.names.SUITE: task.suite.name}):
-            digest, scores = await asyncio.to_thread(work)
+            digest = await asyncio.to_thread(work)
         await context.check_alive()
         await self._tools.stages.put(key, digest)
-        return digest, scores
+        return digest
 
-    async def _publish(self, context: JobContext, digest: str, bundle: str, score: Score) -> None:
+    async def _published(self, context: JobContext, digest: str) -> str:
+        """Tells the world of a report, once a job however often it is tried; its digest."""
+        report = await asyncio.to_thread(open_report, self._tools.store, digest)
+        score = report.scores[0]
         finished = event_pb2.EvaluationFinished(
             report_digest=digest,
-            bundle_digest=bundle,
+            bundle_digest=report.bundle,
             suite=score.suite,
             passed=score.passed,
             total=score.problems,
             job_id=context.job_id,
         )
         await self._tools.bus.publish_event("evaluator.evaluation.finished", finished)
+        return digest
 
 
 def _task(model: str, court: _Court, settings: Settings, thinking: tuple[str, str]) -> Task:

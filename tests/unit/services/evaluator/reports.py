@@ -62,7 +62,7 @@ def make_report(
     found, store = find_suite(suite), LocalStore(folder)
     kept = list(samples) or make_samples(problems or found.problems, passed)
     provenance = {"bundle": bundle, "suite": found.digest, "data": found.data.digest, "trace": ""}
-    digest, _ = store_report(
+    digest = store_report(
         store,
         found,
         make_settings(found),

@@ -105,6 +105,11 @@ def test_a_reply_longer_than_any_program_is_refused() -> None:
     assert (found.join, found.program) == ("too-long", "")
 
 
+def test_a_reply_of_many_broken_beginnings_ends_soon() -> None:
+    """Every line starts like code and none parses: the attempts are bounded, whatever the length."""
+    assert _extract("chat", "import (\n" * 20_000)[1].join == "raw"
+
+
 _CODE = (
     "def add(a, b):\n",
     "    return a + b\n",

@@ -123,3 +123,9 @@ def test_samples_that_all_repeat_each_other_are_refused() -> None:
     some = [replace(sample, reply=f"{sample.problem} {sample.sample}") for sample in same]
     assert check_distinct(some) == 1.0
     assert check_distinct(make_samples(5, 1)) is None
+
+
+def test_stored_completions_may_repeat_each_other(tmp_path: Path) -> None:
+    """Only seeds that had no effect are refused, and nothing was sampled here."""
+    same = [make_sample(f"P/{index // 4}", sample=index % 4) for index in range(80)]
+    assert open_report(*make_report(tmp_path, samples=same)).config["distinct_share"] == 0.0
