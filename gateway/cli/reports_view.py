@@ -44,11 +44,20 @@ def report_view(report: evaluator_pb2.Report) -> list[RenderableType]:
             ("verdicts", verdicts),
             ("generation", f"{report.completion_tokens} tokens, {speed:.0f} tokens/s" if speed else ""),
             ("took", human_time(report.total_s)),
+            ("batching", _batching(report)),
             ("model", report.bundle_digest),
             ("report", report.digest),
         ]
     )
     return [scores_view(report.scores), known]
+
+
+def _batching(report: evaluator_pb2.Report) -> str:
+    """R-040 for people: whether the company of other completions could change a token."""
+    provenance = json.loads(report.provenance_json or "{}")
+    if not provenance.get("is_batch_variant"):
+        return ""
+    return f"batch-variant: up to {provenance['concurrency']} completions at once; --concurrency 1 is not"
 
 
 def judgement_document(reply: evaluator_pb2.GetReportResponse) -> dict[str, Any]:

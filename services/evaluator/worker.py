@@ -97,6 +97,8 @@ class Handlers:
             **facts.parts,
             **_provenance(task, court.info, references),
             "concurrency": concurrency,
+            # What shares a batch changes the last bits of a logit, so a greedy run may differ where two tokens tie.
+            "is_batch_variant": concurrency > 1,
         }
         return await self._published(context, await self._store(context, key, task, outcome, provenance, began))
 

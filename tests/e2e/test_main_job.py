@@ -34,13 +34,14 @@ EDGES = [
 
 
 def test_score_of_the_shipped_model_and_its_second_run(smelt: Smelt) -> None:
-    """R-092, R-096: a score with interval and digests; the same question again is answered from the store."""
+    """R-040, R-092, R-096: a score with interval and digests; the same question again is answered from the store."""
     first = smelt("eval", "--suite", "basic", "--data", str(BASIC), "ore-11m:q8_0")
     score = first["scores"][0]
     assert score["problems"] == 200 and not score["is_partial"]
     assert 125 <= score["passed"] <= 150, "the model card says 139 in bf16"
     assert score["low"] < score["value"] < score["high"]
     assert sum(first["verdicts"].values()) == 200 and "infra" not in first["verdicts"]
+    assert first["provenance"]["is_batch_variant"] is True
     again = smelt("eval", "--suite", "basic", "--data", str(BASIC), "ore-11m:q8_0")
     assert again["is_cached"] and again["digest"] == first["digest"]
 
