@@ -54,7 +54,7 @@ def report_view(report: evaluator_pb2.Report) -> list[RenderableType]:
 
 def _batching(report: evaluator_pb2.Report) -> str:
     """R-040 for people: whether the company of other completions could change a token."""
-    provenance = json.loads(report.provenance_json or "{}")
+    provenance = json.loads(report.provenance_json or "{}").get("provenance", {})
     if not provenance.get("is_batch_variant"):
         return ""
     return f"batch-variant: up to {provenance['concurrency']} completions at once; --concurrency 1 is not"

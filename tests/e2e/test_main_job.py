@@ -41,7 +41,7 @@ def test_score_of_the_shipped_model_and_its_second_run(smelt: Smelt) -> None:
     assert 125 <= score["passed"] <= 150, "the model card says 139 in bf16"
     assert score["low"] < score["value"] < score["high"]
     assert sum(first["verdicts"].values()) == 200 and "infra" not in first["verdicts"]
-    assert first["provenance"]["is_batch_variant"] is True
+    assert first["provenance"]["provenance"]["is_batch_variant"] is True
     again = smelt("eval", "--suite", "basic", "--data", str(BASIC), "ore-11m:q8_0")
     assert again["is_cached"] and again["digest"] == first["digest"]
 
