@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL, BASIC = ROOT / "examples" / "models" / "ore-11m", ROOT / "examples" / "data" / "basic.jsonl"
 SCHEMES = ("F16", "Q8_0", "Q4_K_M")
 DOWNLOAD_TIMEOUT_S = 15
-TABLE_WIDTH = 116
+TABLE_WIDTH = 126
 PROMPT = "Write a function that returns the sum of the squares of the even numbers in a list."
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def smelt(*arguments: str) -> dict[str, Any]:
@@ -134,17 +134,26 @@ def main() -> int:
     out.print(f"\n{PROMPT}\n", style="italic")
     out.print(reply["text"].strip(), markup=False)
     table = Table(
-        "bundle", "stored", "digest", *[f"{suite} pass@1 [95 %]" for suite in suites], "tokens/s", "", title="ore-11m"
+        "bundle",
+        "stored",
+        "digest",
+        *[f"{suite} pass@1 [95 %]" for suite in suites],
+        "tokens/s",
+        "this run",
+        title="ore-11m",
     )
     for row in rows:
         table.add_row(*row)
     out.print()
     out.print(table)
+    out.print(
+        "Intervals that overlap show no difference; `smelt results` and `smelt compare` test two reports in pairs."
+    )
     if problem:
         out.print(f"HumanEval was not scored: {problem}", markup=False)
     trace_id = os.environ["TRACEPARENT"].split("-")[1]
     out.print(f"\n{_trace_summary(smelt('jobs', 'trace', trace_id)['spans'])}", markup=False)
-    out.print(f"$ smelt jobs trace {trace_id}   draws it", markup=False)
+    out.print("seconds are sums over calls that ran side by side; without --json the last command draws the tree")
     out.print(
         f"\ntook {time.monotonic() - started:.0f} s; the platform is still up: `.venv/bin/smelt chat ore-11m:q8_0`"
     )

@@ -51,6 +51,9 @@ def _state(job: job_pb2.Job) -> str:
 
 
 def _amount(job: job_pb2.Job) -> str:
+    """How far a job is; of one that succeeded there is nothing left to say."""
+    if job.state == job_pb2.JOB_STATE_SUCCEEDED:
+        return ""
     progress = job.progress
     amount = f" {progress.done}/{progress.total} {progress.unit}" if progress.total else ""
     return f"{progress.phase}{amount}".strip()

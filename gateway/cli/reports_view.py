@@ -112,8 +112,8 @@ def compare_view(reply: evaluator_pb2.CompareResponse) -> list[RenderableType]:
             [
                 ("verdict", reply.verdict),
                 ("difference", f"{100 * reply.difference:+.1f} points"),
-                ("95 % interval", f"{100 * reply.low:+.1f} to {100 * reply.high:+.1f} points"),
-                ("p-value", f"{reply.p_value:.4f}"),
+                ("95 % interval (score)", f"{100 * reply.low:+.1f} to {100 * reply.high:+.1f} points"),
+                ("p-value (exact, decides)", f"{reply.p_value:.4f}"),
                 ("gained", f"{len(reply.gained)}: {', '.join(reply.gained)}" if reply.gained else "0"),
                 ("lost", f"{len(reply.lost)}: {', '.join(reply.lost)}" if reply.lost else "0"),
             ]
