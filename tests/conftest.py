@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from smeltkit.testing.s3 import S3Server, fresh_store, s3_server
 
 settings.register_profile("smelt", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("smelt")
+
+# A shell starts background commands with SIGINT ignored, and children inherit that: Ctrl-C could then not be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
