@@ -3,9 +3,10 @@
     python -m benchmarks.serve_cpu [--part server|rows|all] [--model FOLDER] [--prompts FILE.jsonl.gz]
 
 `server`: HumanEval prompts on ore-34m as Q8_0, at 1, 8 and 32 concurrent, both sides with the same slots, threads,
-prompts and lengths. Ours streams over gRPC through its whole service; theirs answers whole completions, its cheapest
-way. `rows`: 16 sequences at once on a random model of Qwen2.5-1.5B's shape, against one after the other through the
-high-level class, with the bare library beside it. Sides alternate within a run; a ratio is the median of three pairs.
+prompts and lengths: once with whole completions as replies, as an evaluation asks for them, and once streamed, as
+people read them. Ours over gRPC through its whole service, theirs over HTTP. `rows`: 16 sequences at once on a random
+model of Qwen2.5-1.5B's shape, against one after the other through the high-level class, with the bare library beside
+it. Sides alternate within a run; a ratio is the median over pairs.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gzip
+import itertools
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -39,11 +41,12 @@ from smeltkit.testing.s3 import fresh_store, s3_server
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TARGETS = {1: 0.95, 8: 1.0, 32: 1.0}
-REQUESTS = {1: 4, 8: 16, 32: 32}
-SLOTS, THREADS, CONTEXT_TOKENS, MAX_TOKENS, PAIRS = 32, 2, 2048, 96, 3
+REQUESTS = {1: 6, 8: 16, 32: 32}
+SLOTS, THREADS, CONTEXT_TOKENS, MAX_TOKENS, PAIRS = 32, 2, 2048, 96, 5
 TIMEOUT_S = 1200.0
 
-Complete = Callable[[list[int]], Awaitable[int]]
+Complete = Callable[[list[int], bool], Awaitable[int]]
+"""Continues token ids, streamed or not; the number of tokens it gave."""
 
 
 def main() -> int:
@@ -73,19 +76,21 @@ async def _against_server(folder: Path, model: Path, prompts: Path) -> list[dict
     """One row a concurrency: tokens per second of both sides and their ratio."""
     bundle = _quantized_bundle(model, folder / "bundle")
     tokenizer = Tokenizer.from_file(bundle / "tokenizer.json")
-    queue = [tokenizer.encode(prompt) for prompt in _read_prompts(prompts)]
+    queue = _fresh_prompts([tokenizer.encode(prompt) for prompt in _read_prompts(prompts)])
     rows = []
     async with _our_service(bundle, folder) as ours, _their_server(bundle) as theirs:
         for side in (ours, theirs):
-            await _run(side, [queue.pop()], 1)
-        for concurrent in TARGETS:
+            await _run(side, [next(queue)], 1, is_streamed=True)
+        for concurrent, is_streamed in itertools.product(TARGETS, (False, True)):
             speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
-            for _ in range(PAIRS):
-                batch = [queue.pop() for _ in range(REQUESTS[concurrent])]
-                for name, side in (("ours", ours), ("theirs", theirs)):
-                    speeds[name].append(await _run(side, batch, concurrent))
+            for pair in range(PAIRS):
+                batch = list(itertools.islice(queue, REQUESTS[concurrent]))
+                sides = [("ours", ours), ("theirs", theirs)]
+                for name, side in sides if pair % 2 else reversed(sides):
+                    speeds[name].append(await _run(side, batch, concurrent, is_streamed=is_streamed))
             row = {
                 "concurrent": concurrent,
+                "replies": "streamed" if is_streamed else "whole",
                 "tokens_per_second": statistics.median(speeds["ours"]),
                 "llama_server": statistics.median(speeds["theirs"]),
                 "ratio": results.median_ratio(speeds["ours"], speeds["theirs"]),
@@ -100,14 +105,20 @@ def _read_prompts(path: Path) -> list[str]:
     return [json.loads(line)["prompt"] for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
 
 
-async def _run(complete: Complete, prompts: list[list[int]], concurrent: int) -> float:
+def _fresh_prompts(prompts: list[list[int]]) -> Iterator[list[int]]:
+    """`prompts` over and over, each time with another first token, so that no cache of an earlier round helps."""
+    for round_ in itertools.count(100):
+        yield from ([round_, *prompt] for prompt in prompts)
+
+
+async def _run(complete: Complete, prompts: list[list[int]], concurrent: int, *, is_streamed: bool) -> float:
     """Tokens per second, prompts included in the time, with `concurrent` requests under way until all are done."""
     left, started = list(prompts), time.perf_counter()
 
     async def worker() -> int:
         generated = 0
         while left:
-            generated += await complete(left.pop())
+            generated += await complete(left.pop(), is_streamed)
         return generated
 
     generated = sum(await asyncio.gather(*(worker() for _ in range(concurrent))))
@@ -119,7 +130,7 @@ async def _run(complete: Complete, prompts: list[list[int]], concurrent: int) ->
 async def _their_server(bundle: Path) -> AsyncIterator[Complete]:
     running = llama_server.llama_server(bundle / GGUF_FILE, slots=SLOTS, context_tokens=CONTEXT_TOKENS, threads=THREADS)
     async with running as client:
-        yield lambda ids: llama_server.complete(client, ids, MAX_TOKENS)
+        yield lambda ids, is_streamed: llama_server.complete(client, ids, MAX_TOKENS, is_streamed=is_streamed)
 
 
 @asynccontextmanager
@@ -142,9 +153,14 @@ async def _our_service(bundle: Path, folder: Path) -> AsyncIterator[Complete]:
             async with open_channel(process.address) as channel:
                 stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
 
-                async def complete(ids: list[int]) -> int:
-                    tokens = pb.TokenPrompt(ids=ids)
-                    request = pb.GenerateRequest(model=digest, tokens=tokens, max_tokens=MAX_TOKENS, ignore_stop=True)
+                async def complete(ids: list[int], is_streamed: bool) -> int:
+                    request = pb.GenerateRequest(
+                        model=digest,
+                        tokens=pb.TokenPrompt(ids=ids),
+                        max_tokens=MAX_TOKENS,
+                        ignore_stop=True,
+                        final_only=not is_streamed,
+                    )
                     async with stream(stub.Generate, request, timeout_s=TIMEOUT_S) as replies:
                         return sum([len(reply.ids) async for reply in replies])
 

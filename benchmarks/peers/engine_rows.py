@@ -82,10 +82,9 @@ async def _together(path: Path, prompts: list[list[int]], threads: int) -> float
         slot_cells=engine.info.slot_cells,
         batch_rows=512,
         output_rows=ROWS,
-        prompt_rows=512,
         rows_floor=engine.info.rows_floor,
     )
-    runtime = Runtime(engine, Scheduler(bounds), vocab_size=engine.info.vocab_size, flush_s=0.01)
+    runtime = Runtime(engine, Scheduler(bounds), vocab_size=engine.info.vocab_size, flush_s=0.01, step_s=1.0)
     generations = []
     for prompt in prompts:
         stream = TokenStream(_Spelling(), StopRule(max_tokens=NEW_TOKENS))  # type: ignore[arg-type]

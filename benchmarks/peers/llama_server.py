@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -108,8 +109,8 @@ async def llama_server(
             await process.wait()
 
 
-async def complete(client: httpx.AsyncClient, ids: list[int], max_tokens: int) -> int:
-    """Tokens generated after the prompt `ids`. Its cheapest way: greedy by top-k 1, one reply, no stream to parse."""
+async def complete(client: httpx.AsyncClient, ids: list[int], max_tokens: int, *, is_streamed: bool) -> int:
+    """Tokens generated after the prompt `ids`. Its cheapest way to be greedy: top-k 1 and no other sampler."""
     body = {
         "prompt": ids,
         "n_predict": max_tokens,
@@ -117,10 +118,16 @@ async def complete(client: httpx.AsyncClient, ids: list[int], max_tokens: int) -
         "temperature": 0,
         "top_k": 1,
         "samplers": ["top_k"],
-        "stream": False,
+        "stream": is_streamed,
     }
-    reply = await client.post("/completion", json=body)
-    return int(reply.raise_for_status().json()["tokens_predicted"])
+    if not is_streamed:
+        reply = await client.post("/completion", json=body)
+        return int(reply.raise_for_status().json()["tokens_predicted"])
+    event = ""
+    async with client.stream("POST", "/completion", json=body) as reply:
+        async for line in reply.raise_for_status().aiter_lines():
+            event = line or event
+    return int(json.loads(event.removeprefix("data: "))["tokens_predicted"])
 
 
 def batched_bench(model: Path, *, rows: int, prompt_tokens: int, new_tokens: int, threads: int) -> dict[str, float]:

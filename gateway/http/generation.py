@@ -97,6 +97,7 @@ class Generation:
             stop=body.stop,
             request_id=request.state.request_id,
             truncate_prompt=body.truncate_prompt,
+            final_only=not body.stream,
         )
 
 

@@ -52,6 +52,7 @@ class InferenceClient:
                 seed=generation.seed,
             ),
             request_id=f"{generation.problem}-{generation.sample}",
+            final_only=True,
             **_prompt_field(generation.prompt),
         )
         effective, texts, last = pb.Effective(), [], pb.GenerateResponse()

@@ -28,8 +28,8 @@ class InferenceConfig:
     """Requests of one model that run at once, 1 to 256; others wait."""
     batch_rows: int = 512
     """Tokens computed in one step at most, 16 to 8192: more is faster on long prompts, and slower to react."""
-    prompt_rows: int = 128
-    """Of these, prompt tokens at most while others generate: what a step may delay them by."""
+    step_ms: float = 400.0
+    """Milliseconds that prompts may make a step last while others generate, by the pace measured so far."""
     threads: int = 0
     """Threads that compute; 0 for as many as there are cores."""
     waiting_max: int = 1024
@@ -42,7 +42,7 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         _check("slots", self.slots, 1, limits.SLOTS_MAX)
         _check("batch_rows", self.batch_rows, 16, 8192)
-        _check("prompt_rows", self.prompt_rows, 1, self.batch_rows)
+        _check("step_ms", self.step_ms, 1, 60_000)
         _check("threads", self.threads, 0, 1024)
         _check("waiting_max", self.waiting_max, 1, 1_000_000)
         _check("flush_ms", self.flush_ms, 0, 10_000)

@@ -38,6 +38,8 @@ class GenerateOptions:
     """Whether the oldest tokens of a prompt that is too long are dropped."""
     ignore_stop: bool = False
     """Whether stop tokens are passed through."""
+    final_only: bool = False
+    """Whether the completion comes as one piece at its end."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 0:
@@ -73,12 +75,17 @@ class Model:
             slot_cells=engine.info.slot_cells,
             batch_rows=engine.info.batch_rows,
             output_rows=engine.info.output_rows,
-            prompt_rows=settings.prompt_rows,
             rows_floor=engine.info.rows_floor,
             waiting_max=settings.waiting_max,
         )
         vocab_size = language.tokenizer.vocab_size
-        self.runtime = Runtime(engine, Scheduler(bounds), vocab_size=vocab_size, flush_s=settings.flush_ms / 1000)
+        self.runtime = Runtime(
+            engine,
+            Scheduler(bounds),
+            vocab_size=vocab_size,
+            flush_s=settings.flush_ms / 1000,
+            step_s=settings.step_ms / 1000,
+        )
 
     def generate(self, prompt: Prompt, options: GenerateOptions) -> Completion:
         """Starts a completion. PromptTooLong unless prompt and `max_tokens` fit the context, or may be cut to fit."""
@@ -89,7 +96,8 @@ class Model:
             Work(ids, len(ids) + max_tokens),
             TokenStream(self.language.tokenizer, rule),
             Sampler(options.sampling, seen=ids),
-            options.logprobs,
+            logprobs=options.logprobs,
+            final_only=options.final_only,
         )
         completion = Completion(
             generation=generation,

@@ -3,6 +3,7 @@
 Requests and cancellations come through a queue and are looked at between steps, so a client that leaves gives its slot
 back at the next one. Pieces go the other way once a step at most: the first token at once, then every `flush_s` or
 `FLUSH_TOKENS`, all streams of a step by one wake-up of the event loop. Neither side ever waits for the other's work.
+How many rows of prompts a step takes while others generate follows the pace that was measured.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from smeltkit.ml.sampling import Sampler, log_softmax, top_logprobs
 log = logging.getLogger(__name__)
 
 FLUSH_TOKENS = 16
+PACE_ROWS_MIN = 32
+"""Rows of prompts that a step may always take, and from which on it tells the pace."""
+PACE_WEIGHT = 0.25
+"""Weight of the newest step in the measured pace."""
 
 
 class Request:
@@ -53,12 +58,15 @@ class Request:
 class Generation(Request):
     """A completion under way."""
 
-    def __init__(self, sequence: Sequence, stream: TokenStream, sampler: Sampler, logprobs: int = -1) -> None:
-        """`logprobs`: -1 none, 0 of the chosen token, else also of the best n."""
+    def __init__(
+        self, sequence: Sequence, stream: TokenStream, sampler: Sampler, *, logprobs: int = -1, final_only: bool = False
+    ) -> None:
+        """`logprobs`: -1 none, 0 of the chosen token, else also of the best n. `final_only`: one piece, at the end."""
         super().__init__(sequence)
         self.stream = stream
         self.sampler = sampler
         self.logprobs = logprobs
+        self.final_only = final_only
         self.takes_best = sampler.params.is_greedy and sampler.params.repetition_penalty == 1
         """Whether the next token is simply the one with the largest logit."""
         self.flushed_s = 0.0
@@ -99,14 +107,19 @@ class Scoring(Request):
 class Runtime:
     """One engine and its thread. Made on the event loop that reads its results."""
 
-    def __init__(self, engine: Engine, scheduler: Scheduler, *, vocab_size: int, flush_s: float) -> None:
-        """`vocab_size`: tokens that exist; a model may have logits for more. `flush_s`: see FLUSH_TOKENS."""
+    def __init__(self, engine: Engine, scheduler: Scheduler, *, vocab_size: int, flush_s: float, step_s: float) -> None:
+        """`vocab_size`: tokens that exist; a model may have logits for more. `flush_s`: see FLUSH_TOKENS.
+
+        `step_s`: how long prompts may make a step last while others generate.
+        """
         self.engine = engine
         self.failure: SmeltError | None = None
         """What ended the thread, once it has; the engine is of no use then."""
         self._scheduler = scheduler
         self._vocab_size = vocab_size
         self._flush_s = flush_s
+        self._pace = Pace(step_s, rows_max=engine.info.batch_rows)
+        scheduler.prompt_rows = self._pace.rows
         self._loop = asyncio.get_running_loop()
         self._commands: SimpleQueue[tuple[str, Request | None]] = SimpleQueue()
         self._active: dict[Sequence, Request] = {}
@@ -186,7 +199,9 @@ class Runtime:
         for request, _ in work:
             if not request.marks_ns:
                 request.marks_ns["prefill"] = time.time_ns()
-        logits = self.engine.decode(_rows(step.chunks))[:, : self._vocab_size]
+        rows, started = _rows(step.chunks), time.perf_counter()
+        logits = self.engine.decode(rows)[:, : self._vocab_size]
+        self._scheduler.prompt_rows = self._pace.measured(len(rows.tokens), time.perf_counter() - started)
         self._scheduler.commit(step)
         self._advance(work, logits)
 
@@ -221,6 +236,8 @@ class Runtime:
             self._end(request)
             return
         self._scheduler.append(request.sequence, token)
+        if request.final_only:
+            return
         if stream.pending >= FLUSH_TOKENS or now - request.flushed_s >= self._flush_s:
             request.flushed_s = now
             self._deliveries.append((request, stream.take()))
@@ -250,6 +267,24 @@ class Runtime:
         if self._deliveries:
             deliveries, self._deliveries = self._deliveries, []
             self._loop.call_soon_threadsafe(_deliver, deliveries)
+
+
+class Pace:
+    """How many rows a step may take so that it lasts about `step_s`, learnt from the steps that were large enough."""
+
+    def __init__(self, step_s: float, rows_max: int) -> None:
+        self.rows = min(4 * PACE_ROWS_MIN, rows_max)
+        """Rows of prompts for the next step."""
+        self._step_s, self._rows_max = step_s, rows_max
+        self._row_s = 0.0
+
+    def measured(self, rows: int, seconds: float) -> int:
+        """Takes in that a step of `rows` rows took `seconds`; the rows for the next one."""
+        if rows >= PACE_ROWS_MIN:
+            latest = seconds / rows
+            self._row_s += (latest - self._row_s) * (PACE_WEIGHT if self._row_s else 1.0)
+            self.rows = min(max(int(self._step_s / self._row_s), PACE_ROWS_MIN), self._rows_max)
+        return self.rows
 
 
 def _deliver(deliveries: list[tuple[Request, Piece | SmeltError | None]]) -> None:

@@ -100,8 +100,6 @@ class Bounds:
     """Rows of a step."""
     output_rows: int
     """Rows of a step with logits; at least `slots`."""
-    prompt_rows: int
-    """Rows of prompts in a step while others generate."""
     rows_floor: int = 1
     """Fewest rows above one worth computing together; with fewer, sequences take turns."""
     waiting_max: int = 1024
@@ -113,6 +111,8 @@ class Scheduler:
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
+        self.prompt_rows = bounds.batch_rows
+        """Rows of prompts in a step while others generate; its owner may change it between steps."""
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """In the order of admission."""
@@ -260,7 +260,7 @@ class Scheduler:
     def _prompt_chunks(self, rows: int, *, is_alone: bool) -> list[Chunk]:
         """Pieces of prompts that fill `rows` rows: equal shares, and what a short prompt leaves goes to the others."""
         prompts = sorted((s for s in self.running if s.remaining > 1), key=lambda s: s.remaining)
-        rows = rows if is_alone else min(rows, self.bounds.prompt_rows)
+        rows = rows if is_alone else min(rows, self.prompt_rows)
         outputs = self.bounds.output_rows - sum(s.remaining == 1 for s in self.running) - len(prompts)
         chunks = []
         for left, sequence in zip(range(len(prompts), 0, -1), prompts, strict=True):

@@ -118,6 +118,7 @@ def _options(request: pb.GenerateRequest) -> GenerateOptions:
         logprobs=request.logprobs if request.HasField("logprobs") else -1,
         truncate_prompt=request.truncate_prompt,
         ignore_stop=request.ignore_stop,
+        final_only=request.final_only,
     )
 
 

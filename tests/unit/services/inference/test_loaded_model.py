@@ -15,6 +15,7 @@ from services.inference.config import InferenceConfig
 from services.inference.language import Language
 from services.inference.model import GenerateOptions, Model
 from services.inference.probe import collect
+from services.inference.runtime import Pace
 from services.inference.stream import Finish
 from smeltkit.errors import (
     BadRequest,
@@ -147,6 +148,28 @@ async def test_tokens_of_a_slow_reader_arrive_together(model: Model, engine: Cou
     await asyncio.sleep(0)
     pieces = [piece async for piece in generation.pieces()]
     assert len(pieces) == 1 and len(pieces[0].ids) == 60
+
+
+async def test_final_only_gives_one_piece_with_everything(model: Model) -> None:
+    """Also where the completion is longer than what a stream would have held back."""
+    wanted = GenerateOptions(sampling=GREEDY, max_tokens=40, final_only=True)
+    generation = model.generate(model.language.check_ids([100]), wanted).generation
+    pieces = [piece async for piece in generation.pieces()]
+    assert [piece.ids for piece in pieces] == [list(range(101, 141))]
+    assert pieces[0].finish is Finish.LENGTH
+
+
+def test_the_pace_of_prompts_follows_what_steps_took() -> None:
+    """Fast rows fill the batch, slow ones leave what always goes; steps of few rows tell nothing."""
+    pace = Pace(0.4, rows_max=512)
+    assert pace.measured(8, 100.0) == pace.rows == 128
+    assert pace.measured(512, 0.1) == 512
+    for _ in range(40):
+        pace.measured(100, 0.4)
+    assert 99 <= pace.rows <= 101
+    for _ in range(40):
+        pace.measured(32, 60.0)
+    assert pace.rows == 32
 
 
 async def test_a_full_queue_refuses_the_next_request_only(model: Model, engine: CountingEngine) -> None:

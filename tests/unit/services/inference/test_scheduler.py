@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from services.inference.scheduler import Bounds, Cut, Scheduler, Sequence, Share, Step, common_prefix
 from smeltkit.errors import PromptTooLong, TooManyRequests
 
-BOUNDS = {"slots": 4, "cells": 256, "slot_cells": 256, "batch_rows": 64, "output_rows": 8, "prompt_rows": 32}
+BOUNDS = {"slots": 4, "cells": 256, "slot_cells": 256, "batch_rows": 64, "output_rows": 8}
 
 
 class RecordingEngine:
@@ -121,6 +121,7 @@ def test_a_prompt_alone_takes_the_whole_step() -> None:
 
 def test_generating_sequences_go_on_while_a_prompt_is_computed_in_pieces() -> None:
     scheduler, engine = make()
+    scheduler.prompt_rows = 32
     scheduler.submit(prompt(3))
     advance(scheduler, engine)
     scheduler.submit(prompt(60, first=5000))

@@ -295,6 +295,7 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TRUNCATE_PROMPT_FIELD_NUMBER: _builtins.int
     IGNORE_STOP_FIELD_NUMBER: _builtins.int
+    FINAL_ONLY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Digest of the bundle."""
     text: _builtins.str
@@ -309,6 +310,8 @@ class GenerateRequest(_message.Message):
     """Drop the oldest prompt tokens that do not fit instead of refusing; the count dropped is returned."""
     ignore_stop: _builtins.bool
     """Go on through stop tokens until max_tokens: for benchmarks."""
+    final_only: _builtins.bool
+    """One reply with the whole completion at its end instead of a stream: cheaper where nobody reads along."""
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """Chat messages."""
@@ -339,10 +342,11 @@ class GenerateRequest(_message.Message):
         request_id: _builtins.str = ...,
         truncate_prompt: _builtins.bool = ...,
         ignore_stop: _builtins.bool = ...,
+        final_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "chat", b"chat", "logprobs", b"logprobs", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "chat", b"chat", "ignore_stop", b"ignore_stop", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "text", b"text", "tokens", b"tokens", "truncate_prompt", b"truncate_prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "chat", b"chat", "final_only", b"final_only", "ignore_stop", b"ignore_stop", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "text", b"text", "tokens", b"tokens", "truncate_prompt", b"truncate_prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
