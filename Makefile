@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PINS := -c constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS) --build-constraint constraints.txt
 STAMP := pyproject.toml constraints.txt proto/python/pyproject.toml scripts/install_llama.py
 
 .DEFAULT_GOAL := help
@@ -13,7 +14,7 @@ help: ## lists the verbs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PINS) --upgrade pip
 
 $(VENV)/stack.stamp: $(STAMP) | $(BIN)/python
 	$(BIN)/python scripts/install_llama.py

@@ -86,10 +86,8 @@ def main() -> int:
 
 def install(wheel: Path) -> None:
     """Installs `wheel`, whatever was there, and what it requires, pinned where the repository pins it."""
-    constraints = HERE.parent / "constraints.txt"
-    pinned = ("--constraint", str(constraints)) if constraints.exists() else ()
     pip("install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
-    pip("install", "--quiet", *pinned, str(wheel))
+    pip("install", "--quiet", *pinned("--constraint"), str(wheel))
 
 
 def cached_wheel(key: str, options: tuple[str, ...]) -> Path:
@@ -121,6 +119,7 @@ def build_wheel(folder: Path, options: tuple[str, ...]) -> None:
         "llama-cpp-python",
         "--wheel-dir",
         str(folder),
+        *pinned("--build-constraint"),
         f"llama-cpp-python=={VERSION}",
     ]
     environment = {**os.environ, "CMAKE_ARGS": shlex.join(settings)}
@@ -139,6 +138,12 @@ def build_wheel(folder: Path, options: tuple[str, ...]) -> None:
     if build.returncode != 0:
         raise SystemExit("".join(tail) + "the build failed; the lines above say why. It needs a C++17 compiler")
     print(f"  built in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def pinned(option: str) -> tuple[str, ...]:
+    """pip's `option` with the repository's pins; nothing where the script stands alone."""
+    constraints = HERE.parent / "constraints.txt"
+    return (option, str(constraints)) if constraints.exists() else ()
 
 
 def build_key(options: tuple[str, ...]) -> str:
