@@ -14,7 +14,7 @@ from gateway.cli.documents import to_document
 from gateway.cli.options import Json, Reference
 from gateway.cli.runner import run
 from smeltkit import limits
-from smeltkit.errors import UnsupportedOption
+from smeltkit.errors import PromptTooLong, UnsupportedOption
 from smeltkit.ids import new_id
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy."
 TopP = Annotated[float, typer.Option("--top-p", help="Share of probability kept.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the reply; may be given again.")]
+TruncatePrompt = Annotated[
+    bool, typer.Option("--truncate-prompt", help="Drop the oldest tokens of a prompt that is too long.")
+]
 
 
 @app.command("run")
@@ -40,6 +43,7 @@ def run_(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     stop: Stop = None,
+    truncate_prompt: TruncatePrompt = False,
     as_json: Json = False,
 ) -> None:
     """Generates once and streams the text as it comes."""
@@ -47,7 +51,7 @@ def run_(
     async def work(session: Session) -> None:
         artifact = await session.artifact(reference)
         sampling = inference_pb2.Sampling(temperature=temperature, top_p=top_p, seed=seed)
-        request = _request(artifact, max_tokens, sampling, stop)
+        request = _request(artifact, max_tokens, sampling, stop, truncate_prompt)
         text = sys.stdin.read() if prompt == "-" else prompt
         if raw or not _is_chat(artifact):
             if system:
@@ -70,6 +74,7 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
+    truncate_prompt: TruncatePrompt = False,
 ) -> None:
     """Talks to a model, one message a line; /reset forgets, Ctrl-D ends."""
 
@@ -85,7 +90,7 @@ def chat(
                 continue
             messages.append(inference_pb2.ChatMessage(role="user", content=line))
             sampling = inference_pb2.Sampling(temperature=temperature, top_p=top_p, seed=seed)
-            request = _request(artifact, max_tokens, sampling, None)
+            request = _request(artifact, max_tokens, sampling, None, truncate_prompt)
             request.chat.messages.extend(messages)
             reply = await _generate(session, request)
             messages.append(inference_pb2.ChatMessage(role="assistant", content=reply["text"]))
@@ -94,15 +99,32 @@ def chat(
 
 
 def _request(
-    artifact: artifact_pb2.Artifact, max_tokens: int, sampling: inference_pb2.Sampling, stop: list[str] | None
+    artifact: artifact_pb2.Artifact,
+    max_tokens: int,
+    sampling: inference_pb2.Sampling,
+    stop: list[str] | None,
+    truncate_prompt: bool,
 ) -> inference_pb2.GenerateRequest:
     return inference_pb2.GenerateRequest(
-        model=artifact.digest, max_tokens=max_tokens, sampling=sampling, stop=stop or [], request_id=new_id("req")
+        model=artifact.digest,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop=stop or [],
+        request_id=new_id("req"),
+        truncate_prompt=truncate_prompt,
     )
 
 
 async def _generate(session: Session, request: inference_pb2.GenerateRequest) -> dict[str, Any]:
     """Streams one completion to standard output (unless one document was asked for); all of it as a document."""
+    try:
+        return await _streamed(session, request)
+    except PromptTooLong as error:
+        message = error.message.replace("max_tokens", "--max-tokens").replace("truncate_prompt", "--truncate-prompt")
+        raise PromptTooLong(message, details=error.details) from error
+
+
+async def _streamed(session: Session, request: inference_pb2.GenerateRequest) -> dict[str, Any]:
     text, effective, last = "", None, inference_pb2.GenerateResponse()
     async with session.stream(session.inference.Generate, request, timeout_s=limits.GENERATE_TIMEOUT_S) as replies:
         async for reply in replies:
@@ -114,6 +136,8 @@ async def _generate(session: Session, request: inference_pb2.GenerateRequest) ->
         print(flush=True)
     for warning in effective.warnings if effective is not None else ():
         session.output.note(f"warning: {warning}")
+    if effective is not None and effective.dropped_tokens:
+        session.output.note(f"warning: the oldest {effective.dropped_tokens} tokens of the prompt were dropped")
     document = to_document(last)
     return {
         "text": text,

@@ -85,6 +85,27 @@ async def test_failed_generation_gives_the_exit_code_of_its_error(error: Excepti
         assert (await running.smelt("run", "ore", "hello")).code == code
 
 
+async def test_prompt_that_is_too_long_names_the_options_of_this_command() -> None:
+    """R-035: the service speaks of its fields, the command of what can be typed here."""
+    error = PromptTooLong("9000 prompt tokens; shorten the prompt, lower max_tokens or set truncate_prompt")
+    async with gateway({**_answers(), "InferenceService.Generate": raising(error)}) as running:
+        ended = await running.smelt("run", "ore", "hello")
+    assert "lower --max-tokens or set --truncate-prompt" in ended.err
+
+
+async def test_prompt_is_cut_when_asked_and_the_loss_is_told() -> None:
+    """R-035: how many tokens were dropped stands beside the answer, and only what is asked for is cut."""
+    effective = inference_pb2.Effective(model=DIGEST, dropped_tokens=12)
+    replies = [inference_pb2.GenerateResponse(effective=effective, finish_reason="FINISH_REASON_STOP")]
+    async with gateway({**_answers(), "InferenceService.Generate": lambda request: replies}) as running:
+        ended = await running.smelt("run", "ore", "hello", "--truncate-prompt")
+        await running.smelt("chat", "ore", "--truncate-prompt", stdin="one\n")
+        await running.smelt("chat", "ore", stdin="one\n")
+        requests = running.requests["InferenceService.Generate"]
+    assert [request.truncate_prompt for request in requests] == [True, True, False]
+    assert "12 tokens of the prompt were dropped" in ended.err
+
+
 async def test_chat_sends_what_was_said_before_until_it_is_reset() -> None:
     """Each turn carries the earlier ones; /reset keeps the system message."""
     async with gateway(_answers()) as running:
