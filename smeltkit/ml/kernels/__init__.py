@@ -1,0 +1,53 @@
+"""The decoder's hot operations, each as a torch reference and, on CUDA, as a Triton kernel of the same signature.
+
+`Kernels` is what the decoder is given; nothing else knows which implementation runs. The Triton half is loaded by name,
+because Triton comes with torch's CUDA builds only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from smeltkit.ml.kernels import reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """One implementation of every operation. T is tokens, H hidden, heads and widths as the config says."""
+
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    """(x [..., H], weight [H], eps) to x / rms(x) * weight, computed in float32 at least, in the type of x."""
+    rotate: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """(x [T, heads, D], cos [T, R / 2], sin [T, R / 2]) to x with its first R of D dimensions rotated by halves."""
+    swiglu: Callable[[Tensor, Tensor], Tensor]
+    """(gate, up) to silu(gate) * up."""
+    softmax_gradient: Callable[[Tensor, Tensor], Tensor]
+    """(logits [C, V], targets [C]) to losses [C] in float32; the logits become the gradient of the summed loss."""
+
+
+REFERENCE = Kernels(
+    rms_norm=reference.rms_norm,
+    rotate=reference.rotate,
+    swiglu=reference.swiglu,
+    softmax_gradient=reference.softmax_gradient_,
+)
+"""Plain torch: any device, any float type, differentiable to any order except `softmax_gradient`."""
+
+
+def kernels_for(device_type: str) -> Kernels:
+    """The fastest implementation for tensors on a device such as `cuda` or `cpu`."""
+    return triton_kernels() if device_type == "cuda" else REFERENCE
+
+
+def triton_kernels() -> Kernels:
+    """The Triton implementation; ImportError where Triton is not installed."""
+    found: dict[str, Any] = {}
+    for operation in ("rms_norm", "rotate", "swiglu", "softmax_gradient"):
+        module = importlib.import_module(f"smeltkit.ml.kernels.triton_{operation}")
+        found[operation] = getattr(module, "softmax_gradient_" if operation == "softmax_gradient" else operation)
+    return Kernels(**found)

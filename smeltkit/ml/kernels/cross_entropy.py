@@ -1,0 +1,73 @@
+"""Linear layer and cross-entropy in one: the logits of a few hundred tokens exist at a time, never those of all.
+
+For each chunk of tokens the logits are made, turned into losses and their own gradient in place, and multiplied away:
+dX = G W and dW += G^T X. So the backward pass only scales what the forward pass has found. With a frozen head the
+product for dW, a third of the work, is left out. The idea is from Liger (arXiv:2410.10989).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smeltkit.ml.kernels import REFERENCE, Kernels
+
+CHUNK_BYTES = 256 * 2**20
+"""Upper bound of the logits that exist at a time."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, kernels: Kernels = REFERENCE, chunk_bytes: int = CHUNK_BYTES
+) -> Tensor:
+    """The summed loss of logits hidden [T, H] @ weight [V, H]^T by targets [T], a float32 scalar (float64 of float64).
+
+    Targets equal to IGNORED count nothing. Differentiable once, by hidden and weight.
+    """
+    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, kernels, chunk_bytes)  # type: ignore[no-untyped-call]
+    return total
+
+
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, *, kernels: Kernels = REFERENCE) -> Tensor:
+    """The loss of every token [T], 0 where ignored; no gradient, in the same bounded memory."""
+    with torch.no_grad():
+        chunks = _chunks(hidden, weight, CHUNK_BYTES)
+        found = [kernels.softmax_gradient(hidden[part] @ weight.T, targets[part]) for part in chunks]
+    return torch.cat(found)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernels: Kernels, chunk_bytes: int
+    ) -> Tensor:
+        """See `linear_cross_entropy`."""
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        by_hidden = torch.empty_like(hidden) if needs_hidden else None
+        by_weight = torch.zeros_like(weight) if needs_weight else None
+        losses = []
+        for part in _chunks(hidden, weight, chunk_bytes):
+            scores = hidden[part] @ weight.T
+            losses.append(kernels.softmax_gradient(scores, targets[part]))
+            if by_hidden is not None:
+                torch.mm(scores, weight, out=by_hidden[part])
+            if by_weight is not None:
+                by_weight.addmm_(scores.T, hidden[part])
+        ctx.save_for_backward(by_hidden, by_weight)
+        return torch.cat(losses).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """The stored gradients times the one that comes from above."""
+        by_hidden, by_weight = ctx.saved_tensors
+        found = [None if grad is None else grad * upstream.to(grad.dtype) for grad in (by_hidden, by_weight)]
+        return (*found, None, None, None)
+
+
+def _chunks(hidden: Tensor, weight: Tensor, chunk_bytes: int) -> list[slice]:
+    """Slices of tokens, as even as possible and each a multiple of 128 but the last."""
+    tokens, row_bytes = len(hidden), weight.shape[0] * hidden.element_size()
+    size = max(128, chunk_bytes // row_bytes // 128 * 128)
+    return [slice(begin, min(begin + size, tokens)) for begin in range(0, tokens, size)]

@@ -1,0 +1,50 @@
+"""The operations in plain torch: what every kernel is held against, and what runs on a CPU.
+
+Formulas: RMSNorm, Zhang and Sennrich (arXiv:1910.07467); RoPE by halves, Su et al. (arXiv:2104.09864) in the layout of
+GPT-NeoX; SwiGLU, Shazeer (arXiv:2002.05202).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+IGNORED = -100
+"""Target of a token that takes no part in the loss."""
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., H] over its root mean square, times weight [H]; rounded to the type of x before the product."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    scaled = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+    return weight * scaled.to(x.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, heads, D] with dimensions i and i + R / 2 of its first R rotated; cos and sin are [T, R / 2]."""
+    half = cos.shape[-1]
+    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    cos, sin = cos.to(x.dtype).unsqueeze(1), sin.to(x.dtype).unsqueeze(1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise."""
+    return functional.silu(gate) * up
+
+
+def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits [C, V] by targets [C], as losses [C] in float32 at least, 0 where ignored.
+
+    In place of the logits stands, afterwards, what they contribute to the gradient of the summed loss:
+    softmax - onehot(target), 0 where ignored.
+    """
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    is_counted = (targets != IGNORED).unsqueeze(1)
+    chosen = targets.clamp(min=0).unsqueeze(1)
+    log_sum = torch.logsumexp(exact, dim=1, keepdim=True)
+    losses = (log_sum - exact.gather(1, chosen)) * is_counted
+    gradient = torch.exp(exact - log_sum).scatter_add_(1, chosen, torch.full_like(log_sum, -1.0)) * is_counted
+    logits.copy_(gradient)
+    return losses.squeeze(1)
