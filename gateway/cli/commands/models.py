@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,9 +141,11 @@ async def _show_bundle(session: Session, job: job_pb2.Job, wait: bool) -> None:
 
 async def _uploaded(session: Session, source: Path, origin: str) -> importer_pb2.UploadSource:
     from gateway.cli.uploads import model_files, upload
+    from gateway.cli.weights_check import check_weights
 
-    files = await upload(session, model_files(source))
-    return importer_pb2.UploadSource(files=files, origin=origin)
+    paths = model_files(source)
+    await asyncio.to_thread(check_weights, paths)
+    return importer_pb2.UploadSource(files=await upload(session, paths), origin=origin)
 
 
 def _hub_source(source: str) -> importer_pb2.HubSource:

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scripted_gateway import DIGEST, gateway, job, raising, watched
 from smelt.artifact.v1 import artifact_pb2
@@ -16,6 +17,8 @@ from smelt.job.v1 import job_pb2
 
 from smeltkit.errors import ServiceUnavailable, UnknownModel
 from smeltkit.ids import digest_bytes
+from smeltkit.ml.gguf_io import GgufTensor, write_gguf
+from smeltkit.ml.safetensors_io import write_safetensors
 
 NAMES = artifact_pb2.ListNamesResponse(
     names=[artifact_pb2.Name(name="ore-11m:latest", digest=DIGEST, size_bytes=22_000_000, revision=3)]
@@ -77,10 +80,14 @@ async def test_inspect_shows_contract_lineage_and_files() -> None:
 
 
 def _model_folder(folder: Path, *names: str) -> Path:
+    """A folder with these files; of the weights one tensor, of the others their names."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"content of {name}")
+        if path.suffix == ".safetensors":
+            write_safetensors(path, [("weight", "F32", np.zeros((2, 3), np.float32))])
+        else:
+            path.write_text(f"content of {name}")
     return folder
 
 
@@ -106,7 +113,7 @@ async def test_import_of_a_folder_sends_the_model_files_only(tmp_path: Path) -> 
         (request,) = running.requests["ImporterService.StartImport"]
     assert ended.code == 0, ended.err
     assert [(file.path, file.digest) for file in request.spec.upload.files] == [
-        (name, digest_bytes(f"content of {name}".encode())) for name in kept
+        (name, digest_bytes((folder / name).read_bytes())) for name in kept
     ]
     assert (request.spec.name, request.spec.upload.origin) == ("ore:latest", "ore")
     assert request.request_id.startswith("req-")
@@ -149,6 +156,27 @@ async def test_source_that_cannot_be_imported_is_refused_before_anything_is_sent
         assert not running.requests
     assert ended.code == code
     assert reason in ended.err
+
+
+@pytest.mark.parametrize("name,reason", [("model.safetensors", "BAD_SAFETENSORS"), ("model.gguf", "BAD_GGUF")])
+@pytest.mark.parametrize("kept_bytes", [0, 5, -30])
+async def test_cut_weights_are_refused_before_anything_is_sent(
+    tmp_path: Path, name: str, reason: str, kept_bytes: int
+) -> None:
+    """The file, what is wrong and what to do, with the exit code for wrong files."""
+    path = _model_folder(tmp_path / "ore", "config.json") / name
+    if path.suffix == ".gguf":
+        values = np.zeros((1, 2), np.float32)
+        write_gguf(path, {}, [GgufTensor(name="weight", dtype="F32", shape=(1, 2), blocks=lambda: [values])])
+    else:
+        _model_folder(tmp_path / "ore", name)
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    async with gateway(_import_answers()) as running:
+        ended = await running.smelt("import", str(path if path.suffix == ".gguf" else path.parent), "--name", "ore")
+        assert not running.requests
+    assert ended.code == 2
+    for text in (reason, name, "Fetch or copy the file again"):
+        assert text in ended.err
 
 
 async def test_failed_job_ends_with_1_and_tells_reason_and_job() -> None:
