@@ -24,6 +24,9 @@ class BundleFacts:
     """Digests of the files that decide what a prompt becomes; without those the bundle lacks."""
     context_tokens: int
     thinking: tuple[str, str]
+    """Markers around reasoning; the usual ones where the bundle declares none."""
+    has_thinking: bool
+    """Whether the bundle declares that it reasons."""
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> BundleFacts:
@@ -40,6 +43,7 @@ class BundleFacts:
                 parts={name: layer.digest for name, layer in layers.items() if layer is not None},
                 context_tokens=contract["context_tokens"],
                 thinking=(opening, closing),
+                has_thinking=contract["thinking"] is not None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BadManifest(f"bundle {manifest.digest} has a malformed description: {error!r}") from error

@@ -9,11 +9,13 @@ is not stored. Components that are away are waited for, up to a bound, and then 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from services.evaluator.extract import extract
+from services.evaluator.pace import Pace
 from services.evaluator.ports import Attempt, Completion, Engine, Generation, Inference, Judge, JudgeInfo
 from services.evaluator.problems import Problem
 from services.evaluator.prompts import Prompt
@@ -50,6 +52,8 @@ class Outcome:
     resumed: int
     """Samples that an earlier attempt had stored."""
     generate_s: float
+    token_s: float
+    """Seconds a token of the slowest completion of this attempt, from which its time-outs followed; 0 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,7 @@ class Harness:
         self._inference, self._judge, self._attempt, self._batches = inference, judge, attempt, batches
         self._engine, self._judges, self._concurrency = engine, 2 * judge_info.slots, concurrency
         self._done: Samples = {}
+        self._pace = Pace()
         self._passed = 0
         self._infra: list[str] = []
 
@@ -109,6 +114,7 @@ class Harness:
             used=self._batches.used,
             resumed=resumed,
             generate_s=self._batches.generate_s,
+            token_s=self._pace.token_s,
         )
 
     @property
@@ -148,15 +154,26 @@ class Harness:
             seed=sample_seed(settings.seed, problem.id, sample),
         )
         try:
-            completion = await patiently("generation", lambda: self._inference.generate(generation))
+            completion = await self._complete(generation)
         except PromptTooLong:
             tokens = await patiently("generation", lambda: self._inference.count_tokens(generation))
             generation = replace(generation, max_tokens=self._engine.context_tokens - tokens)
             if generation.max_tokens <= 0:
                 return _Answer(problem=problem, sample=sample, completion=_no_room(tokens), max_tokens=0)
-            completion = await patiently("generation", lambda: self._inference.generate(generation))
+            completion = await self._complete(generation)
         self._check(generation, completion)
         return _Answer(problem=problem, sample=sample, completion=completion, max_tokens=generation.max_tokens)
+
+    async def _complete(self, generation: Generation) -> Completion:
+        """One completion, given the time that the pace so far allows its tokens, and measured."""
+
+        async def once() -> Completion:
+            began, timeout_s = time.monotonic(), self._pace.timeout_s(generation.max_tokens)
+            completion = await self._inference.generate(replace(generation, timeout_s=timeout_s))
+            self._pace.add(completion.completion_tokens, time.monotonic() - began)
+            return completion
+
+        return await patiently("generation", once)
 
     def _check(self, generation: Generation, completion: Completion) -> None:
         """Holds what was used against what was asked for, and against what served the samples before."""

@@ -37,8 +37,7 @@ class InferenceClient:
         return next((_to_engine(model) for model in ready), None)
 
     async def generate(self, generation: Generation) -> Completion:
-        """One completion, to its end. Its deadline grows with the tokens that it may take."""
-        timeout_s = limits.EVALUATION_FIRST_TOKEN_S + limits.EVALUATION_TOKEN_S * generation.max_tokens
+        """One completion, to its end; Timeout after `generation.timeout_s`."""
         request = pb.GenerateRequest(
             model=generation.bundle,
             max_tokens=generation.max_tokens,
@@ -56,7 +55,7 @@ class InferenceClient:
             **_prompt_field(generation.prompt),
         )
         effective, texts, last = pb.Effective(), [], pb.GenerateResponse()
-        async with stream(self._stub.Generate, request, timeout_s=timeout_s) as replies:
+        async with stream(self._stub.Generate, request, timeout_s=generation.timeout_s) as replies:
             async for reply in replies:
                 if reply.HasField("effective"):
                     effective = reply.effective

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from services.evaluator.prompts import Prompt
+from smeltkit import limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Generation:
     temperature: float
     top_p: float
     seed: int
+    timeout_s: float = limits.EVALUATION_FIRST_TOKEN_S
+    """Seconds it may take."""
 
     def settings(self) -> dict[str, Any]:
         """The settings under the names by which the effective ones come back."""

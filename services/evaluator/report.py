@@ -197,6 +197,25 @@ def open_report(store: Store, digest: str) -> Report:
         raise ReportMismatch(f"report {digest} is malformed: {error!r}") from error
 
 
+def check_same_harness(one: Report, other: Report) -> None:
+    """Raises ReportMismatch unless prompts, judge and way of sampling of both were the same (R-093)."""
+    mine, theirs = _harness(one), _harness(other)
+    differ = [name for name in mine if mine[name] != theirs[name]]
+    if differ:
+        name = differ[0]
+        raise ReportMismatch(
+            f"the reports were made with another {name}: {mine[name]} and {theirs[name]}; a difference between them"
+            " would not be one of the models, so run both evaluations the same way"
+        )
+
+
+def _harness(report: Report) -> dict[str, Any]:
+    """What measured a report beside suite and data. Room for reasoning belongs to the model, a seed to chance."""
+    provenance, sampling = report.config["provenance"], report.config["settings"]["requested"]
+    named = {name: provenance.get(name, {}).get("digest", "none") for name in ("prompt", "judge")}
+    return {**named, "temperature": sampling["temperature"], "top_p": sampling["top_p"]}
+
+
 def _is_current(suite: Mapping[str, Any], digest: str) -> bool:
     known = suites().get(suite["name"])
     return known is not None and (known.digest, known.problems) == (digest, suite["problems"])

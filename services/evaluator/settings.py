@@ -28,9 +28,20 @@ class Settings:
 
     @classmethod
     def checked(
-        cls, suite: Suite, *, samples: int, temperature: float, top_p: float, seed: int, max_tokens: int, limit: int
+        cls,
+        suite: Suite,
+        *,
+        samples: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        max_tokens: int,
+        limit: int,
+        has_thinking: bool = False,
     ) -> Settings:
         """Settings in force for a request; 0 for `samples`, `top_p`, `max_tokens` or `limit` means the default.
+
+        The default of `max_tokens` is the suite's room for an answer, and its room for reasoning if `has_thinking`.
 
         BadRequest, BadSampling or UnsupportedOption name the field, the value and the range. The float32 of the wire
         is rounded to six digits, so that 0.8 is recorded as 0.8.
@@ -55,7 +66,7 @@ class Settings:
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            max_tokens=max_tokens or suite.max_tokens,
+            max_tokens=max_tokens or suite.max_tokens + has_thinking * suite.thinking_tokens,
             problems=limit or suite.problems,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from smelt.evaluator.v1 import evaluator_pb2
 
+from services.evaluator.bundles import BundleFacts
 from services.evaluator.data import check_digest
 from services.evaluator.ports import JudgeInfo
 from services.evaluator.settings import Settings
@@ -13,8 +14,8 @@ from smeltkit.errors import BadRequest
 from smeltkit.jobs.stages import StageCache
 
 
-def settings_of(spec: evaluator_pb2.EvaluationSpec, suite: Suite) -> Settings:
-    """The settings of a request, checked."""
+def settings_of(spec: evaluator_pb2.EvaluationSpec, suite: Suite, facts: BundleFacts) -> Settings:
+    """The settings of a request for the bundle of `facts`, checked."""
     check_digest(suite, spec.data_digest)
     if not 0 <= spec.concurrency <= limits.EVALUATION_CONCURRENCY_MAX:
         raise BadRequest(f"concurrency={spec.concurrency} must be 0 to {limits.EVALUATION_CONCURRENCY_MAX}")
@@ -26,18 +27,32 @@ def settings_of(spec: evaluator_pb2.EvaluationSpec, suite: Suite) -> Settings:
         seed=spec.seed,
         max_tokens=spec.max_tokens,
         limit=spec.limit,
+        has_thinking=facts.has_thinking,
     )
 
 
+def is_batch_variant(concurrency: int) -> bool:
+    """Whether what shares a step may change the last bits of a logit, and so a token where two are almost tied."""
+    return concurrency > 1
+
+
 def evaluation_key(
-    stages: StageCache, bundle: str, suite: Suite, settings: Settings, engine_digest: str, judge: JudgeInfo
+    stages: StageCache,
+    bundle: str,
+    suite: Suite,
+    settings: Settings,
+    engine_digest: str,
+    judge: JudgeInfo,
+    *,
+    concurrency: int,
 ) -> str:
-    """The key of an evaluation: all that its samples depend on. Concurrency is no part of it."""
+    """The key of an evaluation: all that its samples depend on. Of concurrency only whether there is any."""
     parameters = {
         "suite": suite.digest,
         "settings": settings.to_dict(),
         "engine": engine_digest,
         "judge": judge.digest,
+        "is_batch_variant": is_batch_variant(concurrency),
     }
     return stages.key("evaluate", parameters, [bundle, suite.data.digest])
 

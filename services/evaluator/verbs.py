@@ -15,7 +15,7 @@ from services.evaluator import gates, stats
 from services.evaluator.bundles import BundleFacts
 from services.evaluator.data import check_digest
 from services.evaluator.plan import Plan, plan_evaluation
-from services.evaluator.report import Report, open_report
+from services.evaluator.report import Report, check_same_harness, open_report
 from services.evaluator.sandbox_client import SandboxClient
 from services.evaluator.settings import Settings
 from services.evaluator.spec import evaluation_key, settings_of
@@ -80,13 +80,14 @@ class Evaluator:
         return await asyncio.to_thread(open_report, self._tools.store, check_form(digest))
 
     async def compare(self, baseline: str, candidate: str) -> Comparison:
-        """The paired comparison of two reports; ReportMismatch unless they are of the same problems of a suite."""
+        """The paired comparison of two reports; ReportMismatch unless one harness ran the same problems of both."""
         old, new = await self.report(baseline), await self.report(candidate)
         if (old.suite_digest, old.data_digest) != (new.suite_digest, new.data_digest):
             raise ReportMismatch(f"{old.suite} and {new.suite} were not measured alike; compare reports of one suite")
         before, after = old.rates(), new.rates()
         if list(before) != list(after):
             raise ReportMismatch(f"one report has {len(before)} problems, the other {len(after)}; run the same of both")
+        check_same_harness(old, new)
         result = await asyncio.to_thread(stats.compare, list(before.values()), list(after.values()))
         return Comparison(
             result=result,
@@ -116,9 +117,9 @@ class Evaluator:
 
     async def _plan(self, spec: evaluator_pb2.EvaluationSpec) -> tuple[Plan, evaluator_pb2.EvaluationSpec]:
         suite = find_suite(spec.suite)
-        settings = settings_of(spec, suite)
         digest = await self._tools.catalog.resolve(spec.bundle)
         facts = BundleFacts.from_manifest(await asyncio.to_thread(self._tools.store.get_manifest, digest))
+        settings = settings_of(spec, suite, facts)
         pinned = evaluator_pb2.EvaluationSpec()
         pinned.CopyFrom(spec)
         pinned.bundle = digest
@@ -128,10 +129,10 @@ class Evaluator:
         except UnknownBlob as error:
             refusals.append(error)
         plan = plan_evaluation(suite, settings, facts, data_from, concurrency)
-        cached = await self._cached(suite, settings, digest)
+        cached = await self._cached(suite, settings, digest, concurrency)
         return replace(plan, refusals=(*plan.refusals, *refusals), cached_digest=cached), pinned
 
-    async def _cached(self, suite: Suite, settings: Settings, bundle: str) -> str:
+    async def _cached(self, suite: Suite, settings: Settings, bundle: str, concurrency: int) -> str:
         """The stored result of the same evaluation, if the engine and judge that it would use are there to tell."""
         try:
             async with SandboxClient(self._tools.sandbox) as judge:
@@ -141,5 +142,5 @@ class Evaluator:
             return ""
         if engine is None:
             return ""
-        key = evaluation_key(self._tools.stages, bundle, suite, settings, engine.digest, info)
+        key = evaluation_key(self._tools.stages, bundle, suite, settings, engine.digest, info, concurrency=concurrency)
         return await self._tools.stages.get(key) or ""

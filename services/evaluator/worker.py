@@ -29,7 +29,7 @@ from services.evaluator.report import open_report, store_report
 from services.evaluator.retry import patiently
 from services.evaluator.sandbox_client import SandboxClient
 from services.evaluator.settings import Settings
-from services.evaluator.spec import evaluation_key, references_key, settings_of
+from services.evaluator.spec import evaluation_key, is_batch_variant, references_key, settings_of
 from services.evaluator.stored import StoredCompletions, read_completions
 from services.evaluator.suites import Suite, find_suite
 from smeltkit import telemetry
@@ -79,13 +79,16 @@ class Handlers:
         """Scores the bundle of an EvaluationSpec; the digest of the report."""
         began, tools = time.monotonic(), self._tools
         spec = evaluator_pb2.EvaluationSpec.FromString(context.request)
-        settings, concurrency = settings_of(spec, find_suite(spec.suite)), spec.concurrency or tools.config.concurrency
         facts = BundleFacts.from_manifest(await asyncio.to_thread(tools.store.get_manifest, spec.bundle))
+        settings = settings_of(spec, find_suite(spec.suite), facts)
+        concurrency = spec.concurrency or tools.config.concurrency
         async with self._court(spec.suite, spec.data_digest) as court:
             facts.check_can_take(court.suite)
             await context.progress("prepare", 0, 0, message="loading the model")
             engine = await patiently("the inference service", lambda: tools.inference.load(spec.bundle))
-            key = evaluation_key(tools.stages, spec.bundle, court.suite, settings, engine.digest, court.info)
+            key = evaluation_key(
+                tools.stages, spec.bundle, court.suite, settings, engine.digest, court.info, concurrency=concurrency
+            )
             if stored := await tools.stages.get(key):
                 await context.progress("score", 1, 1, "reports", "the stored result of the same evaluation")
                 return await self._published(context, stored)
@@ -97,8 +100,7 @@ class Handlers:
             **facts.parts,
             **_provenance(task, court.info, references),
             "concurrency": concurrency,
-            # What shares a batch changes the last bits of a logit, so a greedy run may differ where two tokens tie.
-            "is_batch_variant": concurrency > 1,
+            "is_batch_variant": is_batch_variant(concurrency),
         }
         return await self._published(context, await self._store(context, key, task, outcome, provenance, began))
 
@@ -111,7 +113,7 @@ class Handlers:
         async with self._court(spec.suite, spec.data_digest) as court:
             stored = StoredCompletions(source, read_completions(data, court.problems))
             settings = stored.settings(court.suite)
-            key = evaluation_key(tools.stages, source, court.suite, settings, source, court.info)
+            key = evaluation_key(tools.stages, source, court.suite, settings, source, court.info, concurrency=1)
             if found := await tools.stages.get(key):
                 return found
             task = _task(source, court, settings, THINKING)
@@ -183,7 +185,11 @@ class Handlers:
     ) -> str:
         await context.progress("score", 0, 1, "reports")
         await context.check_alive()
-        times = {"generate_s": round(outcome.generate_s, 3), "total_s": round(time.monotonic() - began, 3)}
+        times = {
+            "generate_s": round(outcome.generate_s, 3),
+            "total_s": round(time.monotonic() - began, 3),
+            "slowest_token_s": round(outcome.token_s, 6),
+        }
         provenance = {
             **provenance,
             "resumed_samples": outcome.resumed,

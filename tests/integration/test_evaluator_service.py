@@ -135,13 +135,14 @@ async def test_an_evaluation_ends_with_a_report_of_every_digest(rig: Rig) -> Non
 
 
 async def test_the_same_evaluation_again_is_the_stored_result(rig: Rig) -> None:
-    """R-096: not one completion and not one verdict more; another seed of a sampled run is another evaluation."""
+    """R-096: not one completion and not one verdict more; more problems, or no batching, is another evaluation."""
     first = await rig.evaluator.end(await rig.evaluator.start(limit=20))
     asked, judged = sum(rig.inference.asked.values()), len(rig.sandbox.judged)
     again = await rig.evaluator.start(limit=20, concurrency=3)
     assert again.is_cached
     assert again.result_digest == first.result_digest
     assert (sum(rig.inference.asked.values()), len(rig.sandbox.judged)) == (asked, judged)
+    assert not (await rig.evaluator.start(limit=20, concurrency=1)).is_cached
     other = await rig.evaluator.start(limit=21)
     assert not other.is_cached
     assert (await rig.evaluator.end(other)).result_digest != first.result_digest
@@ -222,6 +223,7 @@ async def test_a_plan_lists_every_refusal_and_starts_nothing(rig: Rig) -> None:
 
 
 async def test_two_reports_are_compared_by_problem(rig: Rig) -> None:
+    """R-093: but not if another judge made one of them."""
     before = (await rig.evaluator.end(await rig.evaluator.start())).result_digest
     await rig.evaluator.put_bundle()
     rig.inference.reply = lambda prompt, seed: "    return object()\n" if "_even" in prompt else answer(prompt, seed)
@@ -233,6 +235,10 @@ async def test_two_reports_are_compared_by_problem(rig: Rig) -> None:
     assert reply.verdict == "worse"
     same = await rig.evaluator.ask("Compare", baseline=before, candidate=before)
     assert (same.verdict, same.p_value) == ("no difference shown", 1.0)
+    rig.sandbox.judge_digest = digest_bytes(b"another judge")
+    judged_otherwise = (await rig.evaluator.end(await rig.evaluator.start())).result_digest
+    with pytest.raises(ReportMismatch, match="made with another judge"):
+        await rig.evaluator.ask("Compare", baseline=before, candidate=judged_otherwise)
     part = (await rig.evaluator.end(await rig.evaluator.start(limit=20))).result_digest
     with pytest.raises(ReportMismatch, match="200 problems, the other 20"):
         await rig.evaluator.ask("Compare", baseline=before, candidate=part)

@@ -55,6 +55,9 @@ class Suite:
     joins: tuple[str, ...]
     stop: tuple[str, ...]
     max_tokens: int
+    """Tokens of an answer at most, unless a request says otherwise."""
+    thinking_tokens: int
+    """Tokens of reasoning at most, on top of the answer, for bundles that declare that they reason."""
     form: str
     setup: str
     references_passed: int
@@ -113,6 +116,7 @@ def _read_suite(top: Fields, value: Any) -> Suite:
         joins=extraction.texts("joins"),
         stop=generation.texts("stop", can_be_empty=True),
         max_tokens=generation.integer("max_tokens", 1, limits.EVALUATION_TOKENS_MAX),
+        thinking_tokens=generation.integer("thinking_tokens", 0, limits.EVALUATION_TOKENS_MAX),
         form=judge.choice("form", FORMS),
         setup=judge.choice("setup", SETUPS),
         references_passed=top.integer("references_passed", 1, problems),

@@ -83,7 +83,7 @@ def suite_values(data: bytes, *, format: str = "humaneval", name: str = "tiny") 
             "kind": "chat" if is_chat else "completion",
             "joins": ["reply"] if is_chat else ["append", "newline", "indent", "whole"],
         },
-        "generation": {"stop": [] if is_chat else ["\ndef "], "max_tokens": 64},
+        "generation": {"stop": [] if is_chat else ["\ndef "], "max_tokens": 64, "thinking_tokens": 32},
         "judge": {"form": "asserts" if is_chat else "check", "setup": "after-solution"},
         "references_passed": rows,
     }

@@ -16,6 +16,7 @@ from suite_files import HUMANEVAL_ROWS, MBPP_ROWS, Row, make_suite
 from services.evaluator import retry
 from services.evaluator.harness import Harness, Outcome, Task
 from services.evaluator.inference_client import InferenceClient
+from services.evaluator.ports import Completion, Generation
 from services.evaluator.prompts import build_prompts
 from services.evaluator.records import Batches
 from services.evaluator.references import References, run_references
@@ -174,6 +175,26 @@ async def test_a_chat_suite_is_asked_as_messages_and_judged_after_its_setup(tmp_
     rig = Rig(tmp_path, FakeInference(answer), rows=list(MBPP_ROWS), format="mbpp")
     assert _verdicts(await rig.run()) == [("Mbpp/11", "passed"), ("Mbpp/12", "passed")]
     assert {candidate.setup for candidate in rig.sandbox.judged} == {"", "head = Node(3)"}
+
+
+async def test_the_time_allowed_follows_the_pace_that_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-039: the first completion has the time of the slowest engine admitted, later ones that of this engine."""
+    allowed: list[float] = []
+    generate = InferenceClient.generate
+
+    async def spy(client: InferenceClient, generation: Generation) -> Completion:
+        allowed.append(generation.timeout_s)
+        return await generate(client, generation)
+
+    monkeypatch.setattr(InferenceClient, "generate", spy)
+    words = " ".join(["# word"] * limits.EVALUATION_PACE_TOKENS_MIN)
+    rig = Rig(tmp_path, FakeInference(lambda prompt, seed: words), rows=many_rows(3), concurrency=1)
+    outcome = await rig.run()
+    first_s, budget = limits.EVALUATION_FIRST_TOKEN_S, 64
+    assert allowed[0] == first_s + limits.EVALUATION_TOKEN_S * budget
+    assert first_s < allowed[1] <= allowed[2] <= first_s + limits.EVALUATION_PACE_FACTOR * outcome.token_s * budget
 
 
 async def test_references_are_judged_several_times_before_anything_is_generated(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from reports import BUNDLE, make_report, make_sample, make_samples
 
-from services.evaluator.report import check_distinct, compute_scores, open_report
+from services.evaluator.report import Report, check_distinct, check_same_harness, compute_scores, open_report
 from smeltkit.blobs.local import LocalStore
 from smeltkit.errors import BadManifest, ReportMismatch, SamplesNotDistinct, ScoreWithheld
 from smeltkit.manifest import REFERENCE_TYPE, REPORT_TYPE, Manifest
@@ -26,6 +26,25 @@ def test_a_report_names_everything_its_score_rests_on(tmp_path: Path) -> None:
     assert report.config["verdicts"] == {"passed": 139, "wrong": 61}
     assert report.config["infra"] == 0
     assert report.bundle == BUNDLE
+
+
+def _measured_with(
+    report: Report, *, judge: str = "a", prompt: str = "a", temperature: float = 0, seed: int = 0
+) -> Report:
+    named = {"judge": {"digest": judge}, "prompt": {"digest": prompt}}
+    asked = {**report.config["settings"]["requested"], "temperature": temperature, "seed": seed}
+    settings = {**report.config["settings"], "requested": asked}
+    provenance = {**report.config["provenance"], **named}
+    return replace(report, config={**report.config, "provenance": provenance, "settings": settings})
+
+
+@pytest.mark.parametrize("change", [{"judge": "b"}, {"prompt": "b"}, {"temperature": 0.8}], ids=str)
+def test_no_difference_is_stated_between_two_harnesses(change: dict[str, Any], tmp_path: Path) -> None:
+    """R-093: another judge, wording or way of sampling would look like a difference of the models."""
+    report = open_report(*make_report(tmp_path, 139))
+    check_same_harness(_measured_with(report), _measured_with(report, seed=7))
+    with pytest.raises(ReportMismatch, match=f"another {next(iter(change))}"):
+        check_same_harness(_measured_with(report), _measured_with(report, **change))
 
 
 def test_length_ended_samples_are_counted(tmp_path: Path) -> None:

@@ -43,6 +43,15 @@ def test_zero_means_the_default() -> None:
     }
 
 
+def test_a_bundle_that_reasons_gets_the_suites_room_for_it_unless_told_otherwise() -> None:
+    """R-039: the budget is the answer's and the declared one for reasoning."""
+    assert Settings.checked(SUITE, **DEFAULTS, has_thinking=True).max_tokens == SUITE.max_tokens + SUITE.thinking_tokens
+    asked = {**DEFAULTS, "max_tokens": 100}
+    assert Settings.checked(SUITE, **asked, has_thinking=True).max_tokens == 100
+    assert not BundleFacts.from_manifest(_manifest()).has_thinking
+    assert BundleFacts.from_manifest(_manifest(thinking=["[[", "]]"])).has_thinking
+
+
 def test_a_float32_of_the_wire_is_recorded_as_it_was_meant() -> None:
     settings = Settings.checked(SUITE, **{**DEFAULTS, "temperature": 0.800000011920929, "samples": 10})
     assert settings.temperature == 0.8
