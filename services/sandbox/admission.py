@@ -9,7 +9,7 @@ from services.sandbox.job import Job
 from services.sandbox.policy import CODE_MAX_BYTES, STDIN_MAX_BYTES, TESTS_MAX_BYTES, Level
 from smeltkit.errors import BadCode, IsolationTooWeak, UnsupportedOption
 
-JUDGED_FORMS: Final = ("check", "asserts", "unittest")
+JUDGED_FORMS: Final = ("check", "asserts", "unittest", "calls")
 MODES: Final = ("", "split", "inside", "stdio")
 EXPORTS_MAX: Final = 256
 SEED_MAX_CHARS: Final = 1024
@@ -45,10 +45,12 @@ def check_level(min_level: str, reached: Level) -> None:
 def _admit_program(job: Job, mode: str) -> None:
     if mode not in ("", "stdio"):
         raise UnsupportedOption(f"mode {mode!r} has no meaning for the form stdio; leave it out or set stdio")
-    if job.tests or job.preamble or job.setup or job.entry_point or job.exports:
+    if job.tests or job.preamble or job.setup or job.entry_point or job.exports or job.tolerance:
         raise UnsupportedOption(
-            "the form stdio compares output; tests, preamble, setup, entry point and exports are unused"
+            "the form stdio compares output; tests, preamble, setup, entry point, exports and tolerance are unused"
         )
+    if job.form == "program" and job.expected_stdout:
+        raise UnsupportedOption("expected_stdout has no effect when nothing is compared; choose how to compare")
 
 
 def _admit_tests(job: Job, mode: str) -> None:
@@ -62,8 +64,12 @@ def _admit_tests(job: Job, mode: str) -> None:
         )
     if not job.tests.strip():
         raise BadCode("tests are empty; without tests use Execute")
-    if job.form == "check" and not job.entry_point:
-        raise BadCode("the form check needs an entry_point")
+    if job.form in ("check", "calls") and not job.entry_point:
+        raise BadCode(f"the form {job.form} needs an entry_point")
+    if not 0 <= job.tolerance < 1:
+        raise BadCode(f"tolerance={job.tolerance} is out of range; allowed are 0 (exact) to below 1")
+    if job.tolerance and job.form != "calls":
+        raise UnsupportedOption(f"tolerance has no effect with the form {job.form}; leave it out")
     if job.stdin or job.expected_stdout:
         raise UnsupportedOption(f"stdin and expected_stdout have no effect with the form {job.form}")
     names = job.names

@@ -45,6 +45,8 @@ class SlotClient:
     def __init__(self, spec: SlotSpec) -> None:
         self.spec = spec
         self.runs = 0
+        self.is_sound = True
+        """Whether it may run another job; a slot that is not must be started anew."""
         self._number = 0
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.StreamReader | None = None
@@ -79,7 +81,7 @@ class SlotClient:
         cancels_end.close()
         self._cancels = cancels
         self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        self.runs = 0
+        self.runs, self.is_sound = 0, True
         await self._send(self.spec.to_wire())
         answer = await self._receive(START_TIMEOUT_S)
         if "refused" in answer:
@@ -100,9 +102,11 @@ class SlotClient:
         try:
             answer = await asyncio.shield(reply)
         except asyncio.CancelledError:
+            self.is_sound = False
             self._cancel()
-            with contextlib.suppress(SlotLost):
+            with contextlib.suppress(SlotLost, TimeoutError):
                 await asyncio.wait_for(reply, STOP_TIMEOUT_S)
+                self.is_sound = True
             raise
         if "record" not in answer:
             raise SlotLost(str(answer.get("lost", "no record")))

@@ -19,7 +19,11 @@ class Job:
     code: bytes
     """The program, unchanged."""
     form: str = "asserts"
-    """`check`, `asserts`, `unittest`, `stdio`, or `program` for an outcome without comparison."""
+    """`check`, `asserts`, `unittest`, `calls`, `stdio`, or `program` for an outcome without comparison."""
+    mode: str = "split"
+    """`inside` when the tests run in the candidate's own process; means nothing for programs."""
+    profile: str = "bare"
+    """Which interpreter: a name of the slot's candidate jails."""
     tests: str = ""
     preamble: str = ""
     """Trusted text that runs in the judge first."""
@@ -33,6 +37,8 @@ class Job:
     expected_stdout: bytes = b""
     is_exact: bool = False
     """Whether output is compared byte by byte instead of token by token."""
+    tolerance: float = 0.0
+    """Of floats in the form `calls`, absolute and relative."""
     seed: str = ""
     """Of `random` in the judge; a candidate starts with the same state in every run."""
     limits: Limits = dataclasses.field(default_factory=Limits)
@@ -43,6 +49,11 @@ class Job:
     def is_program(self) -> bool:
         """Whether the code runs as `__main__` instead of answering calls."""
         return self.form in PROGRAM_FORMS
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the tests run in the candidate's own process."""
+        return self.mode == "inside" and not self.is_program
 
     @property
     def names(self) -> list[str]:

@@ -10,7 +10,7 @@ from services.sandbox.admission import admit
 from services.sandbox.doctor import Isolation
 from services.sandbox.job import Job
 from services.sandbox.policy import HEAD_MAX_BYTES, Limits, check_profile
-from services.sandbox.verdict import Record
+from services.sandbox.verdict import Attempt, Record
 from smeltkit.errors import BadCode
 
 _FORMS: Final = {
@@ -18,6 +18,7 @@ _FORMS: Final = {
     pb.FORM_ASSERTS: "asserts",
     pb.FORM_UNITTEST: "unittest",
     pb.FORM_STDIO: "stdio",
+    pb.FORM_CALLS: "calls",
 }
 _MODES: Final = {
     pb.MODE_UNSPECIFIED: "",
@@ -33,10 +34,10 @@ def to_judge_job(candidate: pb.Candidate, judge_key: str) -> Job:
     """The checked job behind `candidate`; BadCode, UnsupportedOption. Jobs of one `judge_key` may share a judge."""
     check_profile(candidate.profile)
     if candidate.form not in _FORMS:
-        raise BadCode("form is not set; choose check, asserts, unittest or stdio")
+        raise BadCode(f"form is not set; choose one of {', '.join(_FORMS.values())}")
     job = Job(
         code=candidate.code,
-        form=_FORMS[candidate.form],
+        form=_form(candidate),
         tests=candidate.tests,
         preamble=candidate.preamble,
         setup=candidate.setup,
@@ -45,11 +46,19 @@ def to_judge_job(candidate: pb.Candidate, judge_key: str) -> Job:
         stdin=candidate.stdin,
         expected_stdout=candidate.expected_stdout,
         is_exact=candidate.compare == pb.COMPARE_EXACT,
+        tolerance=candidate.tolerance,
         seed=candidate.seed,
         limits=to_limits(candidate.limits),
         judge_key=judge_key,
     )
     return admit(job, _MODES.get(candidate.mode, "?"))
+
+
+def _form(candidate: pb.Candidate) -> str:
+    """A program whose output nobody compares is one without tests."""
+    if candidate.form == pb.FORM_STDIO and candidate.compare == pb.COMPARE_NONE:
+        return "program"
+    return _FORMS[candidate.form]
 
 
 def to_program_job(request: pb.ExecuteRequest) -> Job:
@@ -87,12 +96,25 @@ def from_record(record: Record) -> pb.Record:
         signal=record.signal,
         limits=from_limits(record.limits),
         attempts=record.attempts,
+        waited_share=record.waited_share,
+        load=record.load,
+        earlier=[_from_attempt(attempt) for attempt in record.earlier],
         judge_digest=record.judge_digest,
         profile_digest=record.profile_digest,
     )
     if record.exit_status is not None:
         message.exit_status = record.exit_status
     return message
+
+
+def _from_attempt(attempt: Attempt) -> pb.Attempt:
+    return pb.Attempt(
+        verdict=pb.Verdict.Value(f"VERDICT_{attempt.verdict.name}"),
+        detail=attempt.detail,
+        cpu_s=attempt.cpu_s,
+        wall_s=attempt.wall_s,
+        waited_share=attempt.waited_share,
+    )
 
 
 def to_layers(isolation: Isolation) -> list[pb.Layer]:

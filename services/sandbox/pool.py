@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -66,10 +67,10 @@ class Pool:
         record = await self._attempt(job, can_wait=can_wait)
         if record.verdict is Verdict.INFRA:
             again = await self._attempt(job, can_wait=True)
-            record = dataclasses.replace(again, attempts=record.attempts + again.attempts)
+            record = again.after(record)
         if rerun and is_worth_a_rerun(record):
             again = await self._run_alone(job)
-            record = dataclasses.replace(again, attempts=record.attempts + again.attempts)
+            record = again.after(record)
         return record
 
     async def _attempt(self, job: Job, *, can_wait: bool) -> Record:
@@ -88,12 +89,15 @@ class Pool:
             return await self._run_on(clients[0], job)
 
     async def _run_on(self, client: SlotClient, job: Job) -> Record:
+        """A slot that fails is built anew, so that what is tried again runs elsewhere."""
+        load = os.getloadavg()[0]
         try:
-            return await client.run(job)
+            record = await client.run(job)
         except SlotLost as error:
             _LOG.warning("slot lost", extra={"slot": client.spec.index, "error": str(error)})
-            client.runs = self._config.runs_per_slot
-            return Record(verdict=Verdict.INFRA, detail=str(error), level=client.spec.level, limits=job.limits)
+            record = Record(verdict=Verdict.INFRA, detail=str(error), level=client.spec.level, limits=job.limits)
+        client.is_sound = record.verdict is not Verdict.INFRA
+        return dataclasses.replace(record, load=load)
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[SlotClient]:
@@ -105,7 +109,7 @@ class Pool:
         try:
             yield client
         finally:
-            if client.runs < self._config.runs_per_slot:
+            if client.is_sound and client.runs < self._config.runs_per_slot:
                 self._idle.put_nowait(client)
             else:
                 repair = asyncio.ensure_future(self._rebuild(client))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 
 from smelt.sandbox.v1 import sandbox_pb2 as pb
@@ -20,6 +21,7 @@ from services.sandbox.messages import (
     to_program_job,
 )
 from services.sandbox.policy import PROFILES, Limits
+from services.sandbox.repeats import Repeats
 from services.sandbox.sandbox import Sandbox
 from services.sandbox.verdict import Record
 from smeltkit import telemetry
@@ -33,6 +35,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
+        self._repeats = Repeats()
 
     async def Execute(self, request: pb.ExecuteRequest, context: RpcContext) -> pb.ExecuteResponse:
         """Runs a program; an outcome, no verdict on correctness."""
@@ -73,7 +76,11 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         check_level(candidate.min_level, self._sandbox.level)
         job = to_judge_job(candidate, judge_key)
         with telemetry.span("smelt.sandbox.judge", **{names.SANDBOX_LEVEL: str(self._sandbox.level)}) as span:
-            record = await self._sandbox.pool.run(job, rerun=candidate.rerun, can_wait=can_wait)
+            record = await self._repeats.once(
+                candidate.request_id,
+                hashlib.sha256(candidate.SerializeToString(deterministic=True)).digest(),
+                lambda: self._sandbox.pool.run(job, rerun=candidate.rerun, can_wait=can_wait),
+            )
             span.set_attribute(names.VERDICT, str(record.verdict))
         telemetry.counter(names.VERDICTS).add(1, {names.VERDICT: str(record.verdict)})
         return record

@@ -61,6 +61,17 @@ class Evidence:
     calls: int = 0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """A run whose verdict was not kept."""
+
+    verdict: Verdict
+    detail: str = ""
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    waited_share: float = 0.0
+
+
 @dataclasses.dataclass(kw_only=True)
 class Record:
     """A verdict and what was measured; the fields of the wire contract's Record, plus both streams' heads as bytes."""
@@ -83,11 +94,24 @@ class Record:
     waited_share: float = 0.0
     """Share of the wall time that the candidate spent runnable but without a core."""
     limits: Limits = dataclasses.field(default_factory=Limits)
-    attempts: int = 1
+    load: float = 0.0
+    """The machine's load average when the run began."""
+    earlier: list[Attempt] = dataclasses.field(default_factory=list)
+    """Runs before this one, in order."""
     judge_digest: str = ""
     profile_digest: str = ""
     refusal: str = ""
     """Why the tests themselves cannot be used; then there is no verdict."""
+
+    @property
+    def attempts(self) -> int:
+        """Runs made for this verdict."""
+        return len(self.earlier) + 1
+
+    def after(self, before: Record) -> Record:
+        """This record, with `before` and what came before that as its earlier runs."""
+        last = Attempt(**{field.name: getattr(before, field.name) for field in dataclasses.fields(Attempt)})
+        return dataclasses.replace(self, earlier=[*before.earlier, last, *self.earlier])
 
 
 def decide(evidence: Evidence) -> tuple[Verdict, str]:
@@ -155,6 +179,7 @@ def from_wire(fields: dict[str, Any]) -> Record:
             **fields,
             "verdict": Verdict(fields["verdict"]),
             "limits": Limits(**fields["limits"]),
+            "earlier": [Attempt(**{**run, "verdict": Verdict(run["verdict"])}) for run in fields["earlier"]],
             "stdout": fields["stdout"].encode("latin-1"),
             "stderr": fields["stderr"].encode("latin-1"),
         }

@@ -80,6 +80,26 @@ def test_output_is_compared_outside(service: Service, compare: int, expected: by
     assert _judge(service, candidate).verdict == verdict
 
 
+def test_output_that_is_not_compared_comes_back(service: Service) -> None:
+    candidate = pb.Candidate(code=b"print(5)\n", form=pb.FORM_STDIO, compare=pb.COMPARE_NONE)
+    record = _judge(service, candidate)
+    assert (record.verdict, record.stdout_head) == (pb.VERDICT_PASSED, "5\n")
+
+
+def test_calls_are_judged_as_data(service: Service) -> None:
+    fields = {"form": pb.FORM_CALLS, "entry_point": "double", "exports": [], "tolerance": 1e-6}
+    assert _judge(service, _candidate(tests="((2,), 4)\n((0.1,), 0.2000000001)", **fields)).calls == 2
+    assert _judge(service, _candidate(tests="((2,), 5)", **fields)).verdict == pb.VERDICT_WRONG
+
+
+def test_same_request_id_gives_the_same_run(service: Service) -> None:
+    first, again = (_judge(service, _candidate(request_id="one")) for _ in range(2))
+    assert first == again and first != _judge(service, _candidate())
+    with pytest.raises(grpc.RpcError) as raised:
+        _judge(service, _candidate(request_id="one", tests="assert double(1) == 2"))
+    assert _reason(raised) == "REQUEST_ID_REUSED"
+
+
 def test_right_output_with_a_failing_exit_is_no_pass(service: Service) -> None:
     """R-082: what is printed counts only if the program ends well."""
     candidate = pb.Candidate(code=b"print(7)\nraise SystemExit(1)\n", form=pb.FORM_STDIO, expected_stdout=b"7\n")
@@ -192,6 +212,7 @@ def test_killed_process_of_a_slot_costs_no_verdict(service: Service, victim: str
                 break
         record = future.result(timeout=TIMEOUT_S)
     assert (record.verdict, record.attempts) == (pb.VERDICT_PASSED, 2)
+    assert [run.verdict for run in record.earlier] == [pb.VERDICT_INFRA]
 
 
 def test_candidate_that_ends_the_judge_twice_is_forbidden(service: Service) -> None:

@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable
 from typing import Any, Final
 
+from services.sandbox.judge.calls_form import run_calls
 from services.sandbox.judge.outcome import Failed, Refused
 from services.sandbox.judge.remote import Remote, candidate_detail
 from services.sandbox.judge.unittest_form import run_unittest
@@ -49,7 +50,8 @@ _CACHED_PROGRAMS: Final = 16
 
 def run_program(job: dict[str, Any], remote: Remote) -> None:
     """Returns when the tests ran to their end with at least one call; Failed or Refused otherwise."""
-    preamble, setup, tests = (_compiled(job[part], part) for part in ("preamble", "setup", "tests"))
+    sources = {**job, "tests": ""} if job["form"] == "calls" else job
+    preamble, setup, tests = (_compiled(sources[part], part) for part in ("preamble", "setup", "tests"))
     names = list(dict.fromkeys([*([job["entry_point"]] if job["entry_point"] else []), *job["exports"]]))
     random.seed(job["seed"])
     namespace: dict[str, Any] = {"__name__": "tests"}
@@ -59,24 +61,25 @@ def run_program(job: dict[str, Any], remote: Remote) -> None:
         namespace = {**_implicit_modules(preamble, setup, tests), **provided, **namespace}
         exec(setup, namespace)
         exec(tests, namespace)
-        _FORMS[job["form"]](namespace, provided.get(job["entry_point"]))
+        _FORMS[job["form"]](job, namespace, provided.get(job["entry_point"]))
     except BaseException as error:
         raise _failure(error) from None
     if remote.calls == 0:
         raise Failed("wrong", "the tests ended without one call to the candidate")
 
 
-def _run_check(namespace: dict[str, Any], candidate: Any) -> None:
+def _run_check(job: dict[str, Any], namespace: dict[str, Any], candidate: Any) -> None:
     check = namespace.get("check")
     if not callable(check):
         raise Refused("the tests define no check(candidate)")
     check(candidate)
 
 
-_FORMS: Final[dict[str, Callable[[dict[str, Any], Any], None]]] = {
+_FORMS: Final[dict[str, Callable[[dict[str, Any], dict[str, Any], Any], None]]] = {
     "check": _run_check,
-    "asserts": lambda namespace, candidate: None,
-    "unittest": run_unittest,
+    "asserts": lambda job, namespace, candidate: None,
+    "unittest": lambda job, namespace, candidate: run_unittest(namespace),
+    "calls": lambda job, namespace, candidate: run_calls(job["tests"], candidate, job["tolerance"]),
 }
 
 

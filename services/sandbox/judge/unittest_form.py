@@ -29,7 +29,7 @@ class FirstFailure(unittest.TestResult):
             self.addError(subtest, err)
 
 
-def run_unittest(namespace: dict[str, Any], candidate: Any) -> None:
+def run_unittest(namespace: dict[str, Any]) -> None:
     """Runs every test case in `namespace`; raises the first failure, Failed if one is skipped or expected to fail."""
     module = types.ModuleType("tests")
     module.__dict__.update(namespace)

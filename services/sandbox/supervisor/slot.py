@@ -90,7 +90,7 @@ class Slot:
         again, has_lost_judge = self._run_once(job, cancel)
         if has_lost_judge and self._is_sound(cancel):
             again = dataclasses.replace(again, verdict=Verdict.FORBIDDEN, detail="ended the judge twice")
-        return dataclasses.replace(again, attempts=2)
+        return again.after(record)
 
     def prepare_next(self) -> None:
         """Forks the next candidate while nobody waits."""
@@ -280,6 +280,8 @@ def _judge_job(job: Job, *, is_first: bool) -> dict[str, Any]:
         "entry_point": job.entry_point,
         "exports": list(job.exports),
         "seed": job.seed,
+        "tolerance": job.tolerance,
+        "is_inside": job.is_inside,
         "limits": limits if is_first else None,
     }
 

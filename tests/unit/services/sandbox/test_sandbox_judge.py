@@ -41,7 +41,15 @@ def judged(code: str, tests: str, exports: str = "f", **fields: Any) -> tuple[st
         raise Ended
 
     remote = Remote(Channel(ours.fileno(), **BOUNDS), end)
-    job = {"form": "asserts", "tests": tests, "preamble": "", "setup": "", "entry_point": "", "seed": "s"}
+    job = {
+        "form": "asserts",
+        "tolerance": 0.0,
+        "tests": tests,
+        "preamble": "",
+        "setup": "",
+        "entry_point": "",
+        "seed": "s",
+    }
     try:
         run_program({**job, "exports": exports.split(), **fields}, remote)
         outcome = ("passed", "")
@@ -174,3 +182,30 @@ def _scripted(answer: Callable[[Channel], object]) -> str:
         with pytest.raises(Ended):
             call()
     return verdicts[0]
+
+
+@pytest.mark.parametrize(
+    ("code", "calls", "tolerance", "verdict"),
+    [
+        ("def f(a, b=1): return a + b", "((1,), 2)\n\n([1, 2], 3)\n((1,), {'b': 5}, 6)", 0.0, "passed"),
+        ("def f(a): return [a]", "((1,), (1,))", 0.0, "wrong"),
+        ("def f(a): return [a]", "((1,), (1,))", 1e-6, "wrong"),
+        ("def f(a): return a / 3", "((1,), 0.333333)", 0.0, "wrong"),
+        ("def f(a): return {'x': [a / 3, float('inf')]}", "((1,), {'x': [0.3333333, 1e999]})", 1e-6, "passed"),
+        ("def f(a): return a / 3 + 1j", "((1,), 0.3333333 + 1j)", 1e-6, "passed"),
+        ("def f(a): return [1, 2]", "((1,), [1, 2, 3])", 1e-6, "wrong"),
+        ("def f(a): return 10 ** 400", "((1,), 1.0)", 1e-6, "wrong"),
+        ("def f(a): a.append(1); return a", "(([],), [1])\n(([],), [1])", 0.0, "passed"),
+        ("class E(float):\n    __eq__ = lambda s, o: True\ndef f(a): return E()", "((1,), 2.5)", 1e-6, "wrong"),
+    ],
+)
+def test_calls_as_data_are_compared_in_the_judge(code: str, calls: str, tolerance: float, verdict: str) -> None:
+    """R-082: arguments and expected values are data; a tolerance applies to numbers at any depth."""
+    found = judged(code, calls, form="calls", entry_point="f", tolerance=tolerance)
+    assert found[0] == verdict, found[1]
+
+
+@pytest.mark.parametrize("line", ["f(1)", "(1,)", "(1, 2)", "((1,), 2, 3)", "__import__('os')"])
+def test_line_that_is_no_call_is_refused(line: str) -> None:
+    with pytest.raises(Refused, match="line 2"):
+        judged("def f(a): return a", f"((1,), 1)\n{line}", form="calls", entry_point="f")

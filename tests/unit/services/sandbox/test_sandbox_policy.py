@@ -44,6 +44,9 @@ def test_wall_limit_follows_the_cpu_limit() -> None:
         ({"expected_stdout": b"x"}, UnsupportedOption),
         ({"form": "stdio"}, UnsupportedOption),
         ({"form": "unittest", "tests": "from unittest import mock\n"}, UnsupportedOption),
+        ({"form": "calls"}, BadCode),
+        ({"form": "calls", "entry_point": "f", "tolerance": 2.0}, BadCode),
+        ({"tolerance": 0.1}, UnsupportedOption),
     ],
 )
 def test_job_that_cannot_be_judged_is_refused(change: dict[str, object], error: type[Exception]) -> None:

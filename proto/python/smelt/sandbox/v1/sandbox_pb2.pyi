@@ -35,6 +35,8 @@ class _FormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Form.ValueType],
     """A unittest module."""
     FORM_STDIO: _Form.ValueType  # 4
     """The program reads stdin; its stdout is compared."""
+    FORM_CALLS: _Form.ValueType  # 5
+    """Calls as data: each line of tests is a Python literal (arguments, expected) or (arguments, keywords, expected)."""
 
 class Form(_Form, metaclass=_FormEnumTypeWrapper):
     """How the tests of a judgement are written."""
@@ -49,6 +51,8 @@ FORM_UNITTEST: Form.ValueType  # 3
 """A unittest module."""
 FORM_STDIO: Form.ValueType  # 4
 """The program reads stdin; its stdout is compared."""
+FORM_CALLS: Form.ValueType  # 5
+"""Calls as data: each line of tests is a Python literal (arguments, expected) or (arguments, keywords, expected)."""
 Global___Form: _TypeAlias = Form  # noqa: Y015
 
 class _Mode:
@@ -91,6 +95,8 @@ class _CompareEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Compare.Value
     """Split at white space, compared token by token."""
     COMPARE_EXACT: _Compare.ValueType  # 2
     """Byte by byte."""
+    COMPARE_NONE: _Compare.ValueType  # 3
+    """Not at all: the outcome and stdout come back for the caller to compare."""
 
 class Compare(_Compare, metaclass=_CompareEnumTypeWrapper):
     """How stdout is compared."""
@@ -101,6 +107,8 @@ COMPARE_TOKENS: Compare.ValueType  # 1
 """Split at white space, compared token by token."""
 COMPARE_EXACT: Compare.ValueType  # 2
 """Byte by byte."""
+COMPARE_NONE: Compare.ValueType  # 3
+"""Not at all: the outcome and stdout come back for the caller to compare."""
 Global___Compare: _TypeAlias = Compare  # noqa: Y015
 
 class _Verdict:
@@ -250,6 +258,8 @@ class Candidate(_message.Message):
     MIN_LEVEL_FIELD_NUMBER: _builtins.int
     RERUN_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.bytes
     """The program, unchanged."""
     form: Global___Form.ValueType
@@ -271,13 +281,17 @@ class Candidate(_message.Message):
     mode: Global___Mode.ValueType
     """Where the tests run."""
     profile: _builtins.str
-    """Environment of the interpreter: "bare"."""
+    """Environment of the interpreter: "bare", or "science" where packages are configured."""
     min_level: _builtins.str
     """Least isolation level accepted; empty for the service's own."""
     rerun: _builtins.bool
     """Run again, alone, when it failed near a limit."""
     seed: _builtins.str
     """Seed of `random` in the judge, e.g. the problem's id."""
+    tolerance: _builtins.float
+    """For FORM_CALLS: floats may differ from what is expected by this much, absolutely and relatively; 0 compares exactly."""
+    request_id: _builtins.str
+    """The same id with the same candidate gives the same verdict without a second run; empty runs always."""
     @_builtins.property
     def exports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names that the candidate may provide to the tests."""
@@ -305,14 +319,54 @@ class Candidate(_message.Message):
         min_level: _builtins.str = ...,
         rerun: _builtins.bool = ...,
         seed: _builtins.str = ...,
+        tolerance: _builtins.float = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "compare", b"compare", "entry_point", b"entry_point", "expected_stdout", b"expected_stdout", "exports", b"exports", "form", b"form", "limits", b"limits", "min_level", b"min_level", "mode", b"mode", "preamble", b"preamble", "profile", b"profile", "rerun", b"rerun", "seed", b"seed", "setup", b"setup", "stdin", b"stdin", "tests", b"tests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "compare", b"compare", "entry_point", b"entry_point", "expected_stdout", b"expected_stdout", "exports", b"exports", "form", b"form", "limits", b"limits", "min_level", b"min_level", "mode", b"mode", "preamble", b"preamble", "profile", b"profile", "request_id", b"request_id", "rerun", b"rerun", "seed", b"seed", "setup", b"setup", "stdin", b"stdin", "tests", b"tests", "tolerance", b"tolerance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class Attempt(_message.Message):
+    """A run whose verdict was not kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    CPU_S_FIELD_NUMBER: _builtins.int
+    WALL_S_FIELD_NUMBER: _builtins.int
+    WAITED_SHARE_FIELD_NUMBER: _builtins.int
+    verdict: Global___Verdict.ValueType
+    """What it gave."""
+    detail: _builtins.str
+    """Why, in one bounded line."""
+    cpu_s: _builtins.float
+    """CPU seconds of the candidate's tree."""
+    wall_s: _builtins.float
+    """Wall-clock seconds."""
+    waited_share: _builtins.float
+    """Share of the wall time spent runnable without a core, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        verdict: Global___Verdict.ValueType = ...,
+        detail: _builtins.str = ...,
+        cpu_s: _builtins.float = ...,
+        wall_s: _builtins.float = ...,
+        waited_share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_s", b"cpu_s", "detail", b"detail", "verdict", b"verdict", "waited_share", b"waited_share", "wall_s", b"wall_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
 class Record(_message.Message):
@@ -339,6 +393,9 @@ class Record(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     JUDGE_DIGEST_FIELD_NUMBER: _builtins.int
     PROFILE_DIGEST_FIELD_NUMBER: _builtins.int
+    WAITED_SHARE_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
     verdict: Global___Verdict.ValueType
     """What was decided."""
     detail: _builtins.str
@@ -373,6 +430,10 @@ class Record(_message.Message):
     """Digest of the judge: its sources and policy."""
     profile_digest: _builtins.str
     """Digest of the profile: interpreter and packages."""
+    waited_share: _builtins.float
+    """Share of the wall time that the candidate spent runnable without a core, 0 to 1."""
+    load: _builtins.float
+    """The machine's load average when the run began."""
     @_builtins.property
     def missing_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Layers missing at that level."""
@@ -380,6 +441,10 @@ class Record(_message.Message):
     @_builtins.property
     def limits(self) -> Global___Limits:
         """Bounds in force."""
+
+    @_builtins.property
+    def earlier(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """Runs before this one, in order: after a fault of ours, or near a limit."""
 
     def __init__(
         self,
@@ -403,10 +468,13 @@ class Record(_message.Message):
         attempts: _builtins.int = ...,
         judge_digest: _builtins.str = ...,
         profile_digest: _builtins.str = ...,
+        waited_share: _builtins.float = ...,
+        load: _builtins.float = ...,
+        earlier: _abc.Iterable[Global___Attempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_status", b"_exit_status", "exit_status", b"exit_status", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_status", b"_exit_status", "attempts", b"attempts", "calls", b"calls", "cpu_s", b"cpu_s", "detail", b"detail", "exit_status", b"exit_status", "judge_digest", b"judge_digest", "judge_s", b"judge_s", "level", b"level", "limits", b"limits", "missing_layers", b"missing_layers", "mode", b"mode", "output_bytes", b"output_bytes", "peak_bytes", b"peak_bytes", "profile_digest", b"profile_digest", "signal", b"signal", "stderr_head", b"stderr_head", "stdout_head", b"stdout_head", "verdict", b"verdict", "wall_s", b"wall_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_status", b"_exit_status", "attempts", b"attempts", "calls", b"calls", "cpu_s", b"cpu_s", "detail", b"detail", "earlier", b"earlier", "exit_status", b"exit_status", "judge_digest", b"judge_digest", "judge_s", b"judge_s", "level", b"level", "limits", b"limits", "load", b"load", "missing_layers", b"missing_layers", "mode", b"mode", "output_bytes", b"output_bytes", "peak_bytes", b"peak_bytes", "profile_digest", b"profile_digest", "signal", b"signal", "stderr_head", b"stderr_head", "stdout_head", b"stdout_head", "verdict", b"verdict", "waited_share", b"waited_share", "wall_s", b"wall_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_status: _TypeAlias = _typing.Literal["exit_status"]  # noqa: Y015
     _WhichOneofArgType__exit_status: _TypeAlias = _typing.Literal["_exit_status", b"_exit_status"]  # noqa: Y015
@@ -429,7 +497,7 @@ class ExecuteRequest(_message.Message):
     stdin: _builtins.bytes
     """Standard input."""
     profile: _builtins.str
-    """Environment of the interpreter: "bare"."""
+    """Environment of the interpreter: "bare", or "science" where packages are configured."""
     @_builtins.property
     def limits(self) -> Global___Limits:
         """Bounds."""
