@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -17,16 +17,20 @@ from smelt.sandbox.v1 import sandbox_pb2_grpc
 
 from gateway.cli import follow
 from gateway.cli.output import Output
+from gateway.cli.platform import configured_gateway
 from smeltkit import limits
 from smeltkit.config import environment
+from smeltkit.errors import ServiceUnavailable
 from smeltkit.rpc import channel as rpc
+from smeltkit.rpc.status import is_unreachable
 
 
 class Session:
     """Stubs of every service and the output of one command."""
 
-    def __init__(self, channel: grpc.aio.Channel, output: Output) -> None:
+    def __init__(self, channel: grpc.aio.Channel, output: Output, address: str = "") -> None:
         self.output = output
+        self._address = address
         self.artifacts = artifact_pb2_grpc.ArtifactServiceStub(channel)
         self.jobs = job_pb2_grpc.JobServiceStub(channel)
         self.importer = importer_pb2_grpc.ImporterServiceStub(channel)
@@ -36,11 +40,19 @@ class Session:
 
     async def call(self, method: Any, request: Message, *, timeout_s: float = limits.COMMAND_TIMEOUT_S) -> Any:
         """The reply of a unary call; raises the SmeltError that it carries."""
-        return await rpc.call(method, request, timeout_s=timeout_s)
+        try:
+            return await rpc.call(method, request, timeout_s=timeout_s)
+        except ServiceUnavailable as error:
+            raise self._explained(error) from error
 
-    def stream(self, method: Any, request: Any, *, timeout_s: float) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+    @asynccontextmanager
+    async def stream(self, method: Any, request: Any, *, timeout_s: float) -> AsyncIterator[AsyncIterator[Any]]:
         """The replies of a streaming call, cancelled when the block is left."""
-        return rpc.stream(method, request, timeout_s=timeout_s)
+        try:
+            async with rpc.stream(method, request, timeout_s=timeout_s) as replies:
+                yield replies
+        except ServiceUnavailable as error:
+            raise self._explained(error) from error
 
     async def artifact(self, reference: str) -> artifact_pb2.Artifact:
         """The artifact of a name or digest; UnknownModel, UnknownArtifact."""
@@ -52,9 +64,22 @@ class Session:
         """Follows the job to its end, showing progress; JobFailed or JobCancelled if it gives no result."""
         return await follow.finish(self, job)
 
+    def _explained(self, error: ServiceUnavailable) -> ServiceUnavailable:
+        """A gateway that does not answer as a person knows it; what a service behind it says stays as it is."""
+        if not is_unreachable(error):
+            return error
+        if configured_gateway():
+            where, remedy = (
+                f"{self._address} (SMELT_GATEWAY)",
+                "there, or unset SMELT_GATEWAY to use this machine's own",
+            )
+        else:
+            where, remedy = f"{self._address} any more", "again"
+        return ServiceUnavailable(f"nothing answers at {where}; start the platform with `smelt up` {remedy}")
+
 
 @asynccontextmanager
 async def open_session(address: str, output: Output) -> AsyncIterator[Session]:
     """A session at the gateway at `address`, with the token in SMELT_RPC_TOKEN."""
     async with rpc.open_channel(address, token=environment().get("SMELT_RPC_TOKEN", "")) as channel:
-        yield Session(channel, output)
+        yield Session(channel, output, address)

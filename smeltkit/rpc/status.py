@@ -66,6 +66,14 @@ def from_rpc_error(error: grpc.aio.AioRpcError, method: str = "") -> SmeltError:
     return kind(f"{where} answered {code}: {error.details() or 'no details'}")
 
 
+def is_unreachable(error: SmeltError) -> bool:
+    """Whether the call failed because nothing answers there; what answers, if only to refuse, gives its own reason."""
+    cause = error.__cause__
+    if not isinstance(cause, grpc.aio.AioRpcError) or cause.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    return DETAILS_KEY not in dict(cause.trailing_metadata() or ())
+
+
 def _from_details(data: bytes) -> SmeltError | None:
     status = status_pb2.Status.FromString(data)
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()

@@ -80,10 +80,12 @@ async def test_sandbox_run_prints_what_the_program_wrote_and_ends_as_it_did(tmp_
 
 
 async def test_gateway_that_does_not_answer_is_unavailable() -> None:
-    """A configured gateway is not replaced by a local one."""
+    """A configured gateway is not replaced by a local one; who asked learns the address, not what gRPC says of it."""
     ended = await NOWHERE.smelt("models")
     assert ended.code == 5
     assert "SERVICE_UNAVAILABLE" in ended.err and "starting" not in ended.err
+    assert f"nothing answers at {NOWHERE.address} (SMELT_GATEWAY); start the platform with `smelt up`" in ended.err
+    assert "ipv4" not in ended.err
 
 
 async def test_status_of_a_platform_that_never_ran_starts_nothing(tmp_path: Path) -> None:
