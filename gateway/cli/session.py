@@ -43,7 +43,8 @@ class Session:
         try:
             return await rpc.call(method, request, timeout_s=timeout_s)
         except ServiceUnavailable as error:
-            raise self._explained(error) from error
+            self._explain(error)
+            raise
 
     @asynccontextmanager
     async def stream(self, method: Any, request: Any, *, timeout_s: float) -> AsyncIterator[AsyncIterator[Any]]:
@@ -52,7 +53,8 @@ class Session:
             async with rpc.stream(method, request, timeout_s=timeout_s) as replies:
                 yield replies
         except ServiceUnavailable as error:
-            raise self._explained(error) from error
+            self._explain(error)
+            raise
 
     async def artifact(self, reference: str) -> artifact_pb2.Artifact:
         """The artifact of a name or digest; UnknownModel, UnknownArtifact."""
@@ -64,10 +66,10 @@ class Session:
         """Follows the job to its end, showing progress; JobFailed or JobCancelled if it gives no result."""
         return await follow.finish(self, job)
 
-    def _explained(self, error: ServiceUnavailable) -> ServiceUnavailable:
-        """A gateway that does not answer as a person knows it; what a service behind it says stays as it is."""
+    def _explain(self, error: ServiceUnavailable) -> None:
+        """Raises the error anew if no gateway answers, as a person knows it; what a service behind it says stays."""
         if not is_unreachable(error):
-            return error
+            return
         if configured_gateway():
             where, remedy = (
                 f"{self._address} (SMELT_GATEWAY)",
@@ -75,7 +77,7 @@ class Session:
             )
         else:
             where, remedy = f"{self._address} any more", "again"
-        return ServiceUnavailable(f"nothing answers at {where}; start the platform with `smelt up` {remedy}")
+        raise ServiceUnavailable(f"nothing answers at {where}; start the platform with `smelt up` {remedy}") from error
 
 
 @asynccontextmanager
