@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from services.importer.sizes import claim_size
 from smeltkit.blobs.store import Store
 from smeltkit.errors import BadManifest, BadTokenizer
 from smeltkit.manifest import REPORT_TYPE, Manifest
@@ -33,7 +34,10 @@ def check_structure(
     if found != described:
         raise BadManifest(f"{manifest.digest} describes another bundle than its files make up; import the model again")
     spelled = check_round_trip(Tokenizer.from_file(folder / "tokenizer.json"))
+    claim = claim_size(store, manifest, described.lineage.inputs)
+    size = [] if claim is None else [{"check": "size", "found": str(claim)}]
     return [
+        *size,
         {"check": "bytes", "found": f"{len(manifest.layers)} files of {manifest.size_bytes} bytes have their digests"},
         {"check": "parts", "found": "weights, config, tokenizer, template, contract, lineage and licence are there"},
         {

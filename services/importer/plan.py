@@ -12,7 +12,7 @@ from smeltkit import limits
 from smeltkit.errors import BundleIncomplete, InvalidInput, SmeltError
 from smeltkit.manifest import Manifest
 from smeltkit.ml.arch import ModelConfig
-from smeltkit.ml.bundle import GGUF_FILE, Bundle
+from smeltkit.ml.bundle import GGUF_FILE, WEIGHTS_MEDIA_TYPE, Bundle
 from smeltkit.ml.contract import resolve_contract
 from smeltkit.ml.gguf_config import check_convertible
 from smeltkit.ml.licence import licence_of
@@ -78,8 +78,8 @@ def plan_quantize(manifest: Manifest, scheme: str) -> Plan:
         _check_change(bundle, scheme)
         if bundle.format == "safetensors":
             check_convertible(config)
-        write_bytes = planned_size_bytes(config, scheme)
-        items |= {"coverage": f"{coverage(config, scheme):.3f}"}
+        write_bytes = planned_size_bytes(config, scheme) + _beside_tensors_bytes(manifest)
+        items |= {"coverage": f"{coverage(config, scheme):.1%} of the parameters take fewer than 16 bits"}
         if not SCHEMES[scheme].is_float and coverage(config, scheme) < COVERAGE_MIN:
             raise InvalidInput(f"{scheme} would reach only {coverage(config, scheme):.0%} of the parameters")
     except InvalidInput as error:
@@ -104,6 +104,12 @@ def plan_quantize(manifest: Manifest, scheme: str) -> Plan:
     )
 
 
+def _beside_tensors_bytes(manifest: Manifest) -> int:
+    """Bytes of what a quantized bundle holds beside its tensors; a GGUF file repeats about all of tokenizer.json."""
+    sizes = {layer.path: layer.size_bytes for layer in manifest.layers if layer.media_type != WEIGHTS_MEDIA_TYPE}
+    return sum(sizes.values()) + sizes.get("tokenizer.json", 0)
+
+
 def _check_change(bundle: Bundle, scheme: str) -> None:
     is_new_format = bundle.format == "safetensors" and scheme in SCHEMES and SCHEMES[scheme].is_float
     if not is_new_format or bundle.scheme not in SCHEMES:
@@ -114,7 +120,8 @@ def _facts(folder: Path) -> dict[str, str]:
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
     if missing:
         raise BundleIncomplete(
-            f"the source lacks {', '.join(missing)}; a model without it cannot run as it was trained"
+            f"the source lacks {', '.join(missing)}; a model without it cannot run as it was trained. Take the file"
+            " from the place where the model is published, put it beside the weights and import again"
         )
     raw = read_json(folder / "config.json")
     config = ModelConfig.from_hf(raw)

@@ -81,6 +81,24 @@ async def test_quantized_bundle_cannot_be_quantized_again(importing: ImportRig) 
         await importing.start_quantize("once:q8_0", "Q4_K_M")
 
 
+async def test_check_of_a_quantized_bundle_says_how_much_smaller_it_is(importing: ImportRig) -> None:
+    """R-028: bytes of the weights as stored, and those of the source, each by digest."""
+    source = succeeded(await importing.import_folder(SMALL, "to-shrink"))
+    made = succeeded(await importing.quantize("to-shrink", "Q8_0", "to-shrink:q8_0"))
+    request = importer_pb2.StartCheckRequest(bundle=made, request_id="check-size")
+    job = (await call(importing.stub.StartCheck, request, timeout_s=CALL_TIMEOUT_S)).job
+    (size, *_) = importing.store.get_manifest(succeeded(await importing.end(job))).config["checks"]
+    weights = [
+        importing.store.get_manifest(digest).layer(path)
+        for digest, path in ((made, "model.gguf"), (source, "model.safetensors"))
+    ]
+    ours, theirs = [layer.size_bytes for layer in weights if layer is not None]
+    assert size == {
+        "check": "size",
+        "found": f"{ours} bytes of weights, {ours / theirs:.3f} of the {theirs} of {source}",
+    }
+
+
 async def test_gguf_bundle_exports_and_imports_with_the_same_probe(importing: ImportRig, tmp_path: Path) -> None:
     """R-018, R-020: a GGUF file alone becomes a whole bundle again, and says the same."""
     await importing.import_folder(SMALL, "round-trip")

@@ -17,7 +17,7 @@ METHODS = trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].methods
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 async def test_every_verb_is_refused_with_its_reason(method: object) -> None:
-    """A caller gets UNIMPLEMENTED with reason NOT_BUILT, never an empty answer."""
+    """R-012: a caller gets UNIMPLEMENTED with reason NOT_BUILT, never an empty or a made-up answer."""
     host = ServiceHost("trainer", RpcConfig())
     host.add(
         "smelt.trainer.v1.TrainerService", trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer()
