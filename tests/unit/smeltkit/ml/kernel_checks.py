@@ -1,0 +1,126 @@
+"""Checks of the Triton kernels against the torch reference: `kernel_checks.py DEVICE`.
+
+With TRITON_INTERPRET=1 they run on a CPU, where float64 lets gradients be checked numerically; on a GPU they run for
+real, in half precision too. Every input is drawn at random and every output is compared whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from smeltkit.ml.kernels import REFERENCE, triton_kernels
+from smeltkit.ml.kernels.cross_entropy import linear_cross_entropy
+from smeltkit.ml.kernels.reference import IGNORED
+
+BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """Error of ours by the norm of theirs, in float64; not finite never passes."""
+    error = ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
+    return error if torch.isfinite(ours).all() else float("inf")
+
+
+def compare(name: str, operation: Callable[..., Tensor], inputs: list[Tensor], *fixed: object) -> float:
+    """Largest error of an operation's output and gradients against the reference in float64."""
+    ours, exact = getattr(triton_kernels(), name), getattr(REFERENCE, name)
+    leaves = [value.detach().clone().requires_grad_() for value in inputs]
+    doubles = [value.detach().double().requires_grad_() for value in inputs]
+    out, expected = ours(*map(operation, leaves), *fixed), exact(*map(operation, doubles), *fixed)
+    above = torch.randn_like(out)
+    out.backward(above)
+    expected.backward(above.double())
+    pairs = [(out, expected), *((a.grad, b.grad) for a, b in zip(leaves, doubles, strict=True))]
+    return max(relative(a, b) for a, b in pairs)  # type: ignore[arg-type]
+
+
+def angles(tokens: int, half: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of random angles."""
+    turn = torch.rand(tokens, half, device=device, dtype=torch.float64) * 6
+    exact = torch.promote_types(dtype, torch.float32)
+    return turn.cos().to(exact), turn.sin().to(exact)
+
+
+def head(tokens: int, hidden: int, vocab: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, head weight and targets of which some are ignored."""
+    x, w = torch.randn(tokens, hidden, device=device, dtype=dtype), torch.randn(vocab, hidden, device=device).to(dtype)
+    targets = torch.randint(0, vocab, (tokens,), device=device)
+    targets[torch.rand(tokens, device=device) < 0.2] = IGNORED
+    return x, w / hidden**0.5, targets
+
+
+def cross_entropy_error(tokens: int, hidden: int, vocab: int, device: str, dtype: torch.dtype) -> float:
+    """Largest error of the fused loss and its gradients against plain cross-entropy in float64."""
+    x, w, targets = head(tokens, hidden, vocab, device, dtype)
+    leaves = [value.detach().clone().requires_grad_() for value in (x, w)]
+    doubles = [value.detach().double().requires_grad_() for value in (x, w)]
+    found = linear_cross_entropy(*leaves, targets, kernels=triton_kernels(), chunk_bytes=128 * vocab * 4)
+    logits = doubles[0] @ doubles[1].T
+    expected = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    (found / 7).backward()
+    (expected / 7).backward()
+    pairs = [(found, expected), *((a.grad, b.grad) for a, b in zip(leaves, doubles, strict=True))]
+    return max(relative(a, b) for a, b in pairs)  # type: ignore[arg-type]
+
+
+def check_all(device: str, dtypes: list[torch.dtype]) -> list[str]:
+    """Every operation in every type, odd sizes and strided inputs included; what was found, one line each."""
+    lines, is_real = [], device == "cuda"
+    tokens = 1000 if is_real else 35
+    sizes = [(96, 416, 6), (1536, 8960, 12)] if is_real else [(24, 30, 2)]
+    for dtype in dtypes:
+        errors: dict[str, float] = {}
+        for hidden, inner, heads in sizes:
+            x, w = torch.randn(tokens, hidden, device=device).to(dtype), torch.randn(hidden, device=device).to(dtype)
+            errors[f"rms_norm {hidden}"] = compare("rms_norm", lambda v: v, [x, w], 1e-6)
+            gate_up = torch.randn(2, tokens, 2 * inner, device=device).to(dtype)
+            errors[f"swiglu {inner}"] = compare("swiglu", lambda v, n=inner: v[:, :n], [gate_up[0], gate_up[1]])
+            for half in (8, 11) if is_real else (11,):
+                cos, sin = angles(tokens, half, device, dtype)
+                q = torch.randn(tokens, heads * 24 + 16, device=device).to(dtype)
+                errors[f"rotate {half}"] = compare(
+                    "rotate", lambda v, n=heads: v[:, : n * 24].unflatten(-1, (n, 24)), [q], cos, sin
+                )
+            errors[f"cross_entropy {hidden}"] = cross_entropy_error(
+                tokens if is_real else 130, hidden, 20001 if is_real else 45, device, dtype
+            )
+        for name, error in errors.items():
+            lines.append(f"{'ok' if error < BOUNDS[dtype] else 'WRONG':6}{name:24}{str(dtype):16}{error:.2e}")
+    return lines
+
+
+def gradcheck() -> list[str]:
+    """torch's numeric check of every backward pass, in float64, along random directions."""
+    kernels, device = triton_kernels(), "cpu"
+    cos, sin = angles(3, 4, device, torch.float64)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    targets = torch.tensor([3, IGNORED, 0, 4])
+    cases: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+        "rms_norm": (lambda x, w: kernels.rms_norm(x, w, 1e-6), (leaf(3, 6), leaf(6))),
+        "rotate": (lambda x: kernels.rotate(x, cos, sin), (leaf(3, 2, 10),)),
+        "swiglu": (kernels.swiglu, (leaf(3, 5), leaf(3, 5))),
+        "cross_entropy": (lambda x, w: linear_cross_entropy(x, w, targets, kernels=kernels), (leaf(4, 3), leaf(5, 3))),
+    }
+    passed = {name: torch.autograd.gradcheck(call, inputs, fast_mode=True) for name, (call, inputs) in cases.items()}
+    return [f"{'ok' if is_right else 'WRONG':6}gradcheck {name}" for name, is_right in passed.items()]
+
+
+def main(device: str) -> int:
+    """Prints the findings; 1 if any is wrong."""
+    torch.manual_seed(torch.seed() % 2**31)
+    is_real = device == "cuda"
+    lines = check_all(device, [torch.float32, torch.bfloat16] if is_real else [torch.float64])
+    lines += [] if is_real else gradcheck()
+    sys.stdout.write("\n".join([f"seed {torch.initial_seed()}", *lines, ""]))
+    return int(any(line.startswith("WRONG") for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
