@@ -7,6 +7,7 @@ from typing import Protocol
 
 from smelt.artifact.v1 import artifact_pb2, artifact_pb2_grpc
 
+from gateway.references import References
 from smeltkit.blobs.store import Presigner, Store
 from smeltkit.catalog import Catalog, Entry
 from smeltkit.manifest import Manifest, canonical_json
@@ -23,11 +24,12 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
     def __init__(self, catalog: Catalog, store: ArtifactStore) -> None:
         self._catalog = catalog
         self._store = store
+        self._references = References(catalog, store)
 
     async def GetArtifact(
         self, request: artifact_pb2.GetArtifactRequest, context: RpcContext
     ) -> artifact_pb2.GetArtifactResponse:
-        digest = await self._catalog.resolve(request.reference)
+        digest = await self._references.resolve(request.reference)
         manifest = await asyncio.to_thread(self._store.get_manifest, digest)
         return artifact_pb2.GetArtifactResponse(artifact=to_artifact(manifest))
 

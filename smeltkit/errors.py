@@ -65,6 +65,10 @@ class BadName(InvalidInput):
     """A catalogue name is malformed."""
 
 
+class AmbiguousReference(InvalidInput):
+    """More than one artifact has a digest that begins like this."""
+
+
 class PromptTooLong(InvalidInput):
     """Prompt and requested tokens do not fit into the model's context."""
 

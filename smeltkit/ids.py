@@ -11,6 +11,7 @@ from typing import BinaryIO
 from smeltkit.errors import BadDigest, BadName
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_SHORT_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}(/[a-z0-9][a-z0-9._-]{0,95}){0,3}(:[a-z0-9][a-z0-9._-]{0,63})?")
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _READ_BYTES = 1 << 20
@@ -26,6 +27,12 @@ def check_digest(text: str) -> str:
 def is_digest(text: str) -> bool:
     """Whether `text` has the form of a digest."""
     return _DIGEST.fullmatch(text) is not None
+
+
+def digest_digits(text: str) -> str:
+    """The digits of a shortened digest (6 to 64, `sha256:` before them or not); empty for any other text."""
+    found = None if is_digest(text) else _SHORT_DIGEST.fullmatch(text)
+    return found[1] if found else ""
 
 
 def digest_bytes(data: bytes | memoryview) -> str:

@@ -10,7 +10,14 @@ from smelt.artifact.v1 import artifact_pb2
 from smelt.importer.v1 import importer_pb2
 from smelt.job.v1 import job_pb2
 
+from gateway.cli.documents import to_document
 from gateway.cli.output import facts, human_bytes, human_time, short_digest, table
+
+
+def plan_document(plan: job_pb2.Plan) -> dict[str, Any]:
+    """A plan for machines; an amount that nobody could forecast is None, not 0."""
+    document = to_document(plan)
+    return document | {name: document[name] or None for name in ("read_bytes", "write_bytes", "memory_bytes", "time_s")}
 
 
 def plan_view(plan: job_pb2.Plan) -> list[RenderableType]:

@@ -9,7 +9,9 @@ import typer
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Plan: TypeAlias = Annotated[bool, typer.Option("--plan", help="Say what would happen, and do nothing.")]
 Wait: TypeAlias = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job, or only start it.")]
-Reference: TypeAlias = Annotated[str, typer.Argument(metavar="REF", help="Name or digest of a model.")]
+Reference: TypeAlias = Annotated[
+    str, typer.Argument(metavar="REF", help="Name of a model, or its digest or the first digits of it.")
+]
 Name: TypeAlias = Annotated[str, typer.Option("--name", help="Name for the result, with or without :tag.")]
 SuiteName: TypeAlias = Annotated[str, typer.Option("--suite", help="Benchmark suite; see `smelt suites`.")]
 Data: TypeAlias = Annotated[

@@ -41,14 +41,14 @@ class Output:
 
     def note(self, text: str) -> None:
         """One line about what is going on."""
-        self.err.print(Text(text, style="dim"))
+        self.err.print(Text(text, style="dim"), soft_wrap=True)
 
     def error(self, error: SmeltError) -> None:
         """The reason, then the message with its remedy."""
         if self.as_json:
             self.show({"error": {"reason": error.reason(), "message": error.message, "details": error.details}})
         self.err.print(Text.assemble(("error: ", "bold red"), (error.reason(), "bold")))
-        self.err.print(Text(f"  {error.message}"))
+        self.err.print(Text(f"  {error.message}"), soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
@@ -89,7 +89,7 @@ def human_time(time_s: float) -> str:
 
 
 def short_digest(digest: str) -> str:
-    """The first 12 hex digits: enough to recognise, not to ask with."""
+    """The first 12 hex digits: enough to recognise and to ask with."""
     return digest.removeprefix("sha256:")[:12]
 
 

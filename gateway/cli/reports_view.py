@@ -100,7 +100,15 @@ def results_view(reports: Iterable[tuple[str, evaluator_pb2.Report]]) -> Rendera
         interval = f"{100 * score.low:.1f} - {100 * score.high:.1f} %"
         value = f"{100 * score.value:.1f} %" + (" (partial)" if score.is_partial else "")
         rows.append(
-            (score.suite, score.metric, value, interval, short_digest(report.bundle_digest), report.digest, job_id)
+            (
+                score.suite,
+                score.metric,
+                value,
+                interval,
+                short_digest(report.bundle_digest),
+                short_digest(report.digest),
+                job_id,
+            )
         )
     return table(("suite", "metric", ">value", ">95 % interval", "model", "report", "job"), rows)
 

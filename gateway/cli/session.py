@@ -21,6 +21,7 @@ from gateway.cli.platform import configured_gateway
 from smeltkit import limits
 from smeltkit.config import environment
 from smeltkit.errors import ServiceUnavailable
+from smeltkit.ids import digest_digits
 from smeltkit.rpc import channel as rpc
 from smeltkit.rpc.status import is_unreachable
 
@@ -57,10 +58,14 @@ class Session:
             raise
 
     async def artifact(self, reference: str) -> artifact_pb2.Artifact:
-        """The artifact of a name or digest; UnknownModel, UnknownArtifact."""
+        """The artifact of a name, a digest or its first digits; UnknownModel, UnknownArtifact, AmbiguousReference."""
         request = artifact_pb2.GetArtifactRequest(reference=reference)
         reply: artifact_pb2.GetArtifactResponse = await self.call(self.artifacts.GetArtifact, request)
         return reply.artifact
+
+    async def whole(self, reference: str) -> str:
+        """`reference`, or the whole digest that it is the beginning of: services know names and whole digests."""
+        return (await self.artifact(reference)).digest if digest_digits(reference) else reference
 
     async def finish(self, job: job_pb2.Job) -> job_pb2.Job:
         """Follows the job to its end, showing progress; JobFailed or JobCancelled if it gives no result."""

@@ -28,7 +28,10 @@ async def stored_data(session: Session, suite: str, data: str) -> str:
     path = _data_file(Path(data), declared)
     digest, _ = await asyncio.to_thread(file_digest, path)
     if digest != declared.data_digest:
-        raise BadSuite(f"{path.name} has the digest {digest}, but {suite} declares {declared.data_digest}")
+        raise BadSuite(
+            f"{path.name} has the digest {digest}, but {suite} declares {declared.data_digest}; "
+            f"take {_published(declared)}"
+        )
     await upload(session, [path])
     return digest
 
@@ -36,7 +39,11 @@ async def stored_data(session: Session, suite: str, data: str) -> str:
 def _data_file(data: Path, suite: evaluator_pb2.Suite) -> Path:
     path = data / suite.data_file if data.is_dir() else data
     if not path.is_file():
-        raise UnknownSource(
-            f"{path} does not exist; {suite.name} needs {suite.data_file}, published at {suite.data_url}"
-        )
+        raise UnknownSource(f"{path} does not exist; {suite.name} needs {_published(suite)}")
     return path
+
+
+def _published(suite: evaluator_pb2.Suite) -> str:
+    """Where the right file is, for messages."""
+    place = suite.data_url.removeprefix("repository:")
+    return f"{place} of this repository" if place != suite.data_url else f"{suite.data_file}, published at {place}"

@@ -19,12 +19,11 @@ from starlette.types import ASGIApp
 from gateway.http import metrics
 from gateway.http.config import HttpConfig
 from gateway.http.edge import Edge
-from gateway.http.generation import Generation, Resolver
+from gateway.http.generation import Generation, Resolver, unknown_model
 from gateway.http.keys import ApiKeys
 from gateway.http.replies import Health, ModelInfo, ModelList
 from smeltkit import limits
 from smeltkit.catalog import Entry
-from smeltkit.errors import UnknownModel
 from smeltkit.manifest import BUNDLE_TYPE
 
 Check = Callable[[], Awaitable[bool]]
@@ -101,9 +100,7 @@ class _Models:
         name = request.path_params["model"]
         entry = await self._catalog.get(name)
         if entry is None or entry.artifact_type != BUNDLE_TYPE:
-            raise UnknownModel(
-                f"no model is called {name[:200]!r}; GET /v1/models lists them", details={"field": "model"}
-            )
+            raise unknown_model(name)
         return _json(_to_model(entry))
 
 

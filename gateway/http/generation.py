@@ -24,7 +24,7 @@ from gateway.http.schemas import ChatRequest, CompletionRequest, GenerationReque
 from gateway.http.shapes import ChatShape, Part, Shape, TextShape, usage_of, used_by
 from gateway.http.streaming import until_gone, with_pauses
 from smeltkit import telemetry
-from smeltkit.errors import BadRequest, EngineUnavailable, InternalError, SmeltError
+from smeltkit.errors import BadRequest, EngineUnavailable, InternalError, InvalidInput, SmeltError, UnknownModel
 from smeltkit.rpc.channel import stream
 from smeltkit.telemetry import names
 
@@ -88,17 +88,30 @@ class Generation:
                 )
         return bytes(data)
 
+    async def _digest_of(self, model: str) -> str:
+        try:
+            return await self.catalog.resolve(model)
+        except UnknownModel as error:
+            raise unknown_model(model) from error
+        except InvalidInput as error:
+            raise type(error)(error.message, details={**error.details, "field": "model"}) from error
+
     async def _to_call(self, request: Request, body: GenerationRequest) -> inference_pb2.GenerateRequest:
         """What both kinds share. Values that the client did not set stay unset: inference fills in its defaults."""
         given = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
         return inference_pb2.GenerateRequest(
-            model=await self.catalog.resolve(body.model),
+            model=await self._digest_of(body.model),
             sampling=inference_pb2.Sampling(**given),
             stop=body.stop,
             request_id=request.state.request_id,
             truncate_prompt=body.truncate_prompt,
             final_only=not body.stream,
         )
+
+
+def unknown_model(name: str) -> UnknownModel:
+    """The error for a client that names a model which is not in the catalogue."""
+    return UnknownModel(f"no model is called {name[:200]!r}; GET /v1/models lists them", details={"field": "model"})
 
 
 class Exchange:

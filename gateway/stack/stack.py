@@ -119,8 +119,8 @@ async def _bring_up(home: Path, state: StackState, components: Sequence[Componen
 async def _apply_topology(platform: PlatformConfig, report: Report) -> None:
     bus = await Bus.connect(platform, name="stack")
     try:
-        for line in await topology.apply(bus):
-            report(line)
+        if changes := await topology.apply(bus):
+            report(f"declared streams and buckets in NATS: {len(changes)} new or changed")
     finally:
         await bus.close()
 

@@ -44,7 +44,10 @@ class DataSource:
             return self._store.get_bytes(suite.data.digest, max_bytes=limits.SUITE_DATA_MAX_BYTES)
         data = _download(where) if where == suite.data.url else Path(where).read_bytes()
         if (digest := digest_bytes(data)) != suite.data.digest:
-            raise BadSuite(f"{where}: has digest {digest}, suite {suite.name} declares {suite.data.digest}")
+            raise BadSuite(
+                f"{where}: has digest {digest}, suite {suite.name} declares {suite.data.digest}; "
+                f"put {suite.data.file} there as it is published at {suite.data.url}"
+            )
         self._store.put_bytes(data)
         return data
 

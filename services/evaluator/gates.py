@@ -99,12 +99,12 @@ def decide(clauses: Sequence[Clause], bundle: str, reports: Sequence[Report]) ->
 def _decide(clause: Clause, bundle: str, reports: Sequence[Report]) -> Decision:
     score, problem = _find_score(clause, bundle, reports)
     if score is None:
-        return Decision(clause=clause.text, is_met=False, measured=f"NOT MET: {problem}")
+        return Decision(clause=clause.text, is_met=False, measured=problem)
     measured = (
         f"{score.metric} {score.value:.4f} (95 % {score.low:.4f} to {score.high:.4f}, {score.passed}/{score.problems})"
     )
     if score.is_partial:
-        return Decision(clause=clause.text, is_met=False, measured=f"NOT MET: partial, {measured}")
+        return Decision(clause=clause.text, is_met=False, measured=f"partial, {measured}")
     return Decision(clause=clause.text, is_met=clause.holds(score), measured=measured)
 
 

@@ -157,9 +157,10 @@ class ObjectStore(ABC):
         """See `Store.list_blobs`."""
         return filter(None, map(digest_of_key, self._keys(f"{BLOBS}/sha256/")))
 
-    def list_manifests(self) -> Iterator[str]:
+    def list_manifests(self, digits: str = "") -> Iterator[str]:
         """See `Store.list_manifests`."""
-        return filter(None, map(digest_of_key, self._keys(f"{MANIFESTS}/sha256/")))
+        begin = f"{digits[:2]}/{digits[2:]}" if digits else ""
+        return filter(None, map(digest_of_key, self._keys(f"{MANIFESTS}/sha256/{begin}")))
 
     def delete_blob(self, digest: str) -> None:
         """See `Store.delete_blob`."""

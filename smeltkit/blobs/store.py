@@ -67,8 +67,8 @@ class Store(Protocol):
     def list_blobs(self) -> Iterator[str]:
         """Digests of all blobs, sorted."""
 
-    def list_manifests(self) -> Iterator[str]:
-        """Digests of all manifests, sorted."""
+    def list_manifests(self, digits: str = "") -> Iterator[str]:
+        """Digests of all manifests, or of those whose hex digits begin with `digits` (two or more), sorted."""
 
     def delete_blob(self, digest: str) -> None:
         """Deletes a blob; nothing happens if it is not there. For garbage collection and repair only."""

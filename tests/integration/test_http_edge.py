@@ -150,6 +150,7 @@ async def test_unknown_model_is_a_typed_error_with_our_reason(client: openai.Asy
     with pytest.raises(openai.NotFoundError) as raised:
         await client.chat.completions.create(model="nope", messages=HELLO)
     assert (raised.value.code, raised.value.type) == ("UNKNOWN_MODEL", "not_found_error")
+    assert raised.value.param == "model" and "GET /v1/models" in raised.value.message
     assert raised.value.request_id
 
 

@@ -150,6 +150,9 @@ def test_manifest_comes_back_equal(any_store: ObjectStore) -> None:
     assert any_store.has_manifest(digest)
     assert any_store.get_manifest(digest) == manifest
     assert list(any_store.list_manifests()) == [digest]
+    digits = digest.removeprefix("sha256:")
+    assert list(any_store.list_manifests(digits[:7])) == [digest]
+    assert list(any_store.list_manifests(digits[:6] + ("1" if digits[6] == "0" else "0"))) == []
 
 
 def test_manifest_needs_all_its_blobs(any_store: ObjectStore) -> None:

@@ -9,7 +9,7 @@ import typer
 from smelt.evaluator.v1 import evaluator_pb2
 
 from gateway.cli.documents import to_document
-from gateway.cli.models_view import plan_view
+from gateway.cli.models_view import plan_document, plan_view
 from gateway.cli.options import Data, Json, Plan, Reference, SuiteName, Wait
 from gateway.cli.reports_view import judgement_document, record_view, report_view, samples_view, suites_view
 from gateway.cli.runner import run
@@ -41,7 +41,7 @@ def eval_(
 
     async def work(session: Session) -> None:
         spec = evaluator_pb2.EvaluationSpec(
-            bundle=reference,
+            bundle=await session.whole(reference),
             suite=suite,
             data_digest=await _data_digest(session, suite, data),
             samples=samples,
@@ -55,7 +55,7 @@ def eval_(
         if plan:
             asked = evaluator_pb2.PlanEvaluationRequest(spec=spec)
             reply = await session.call(session.evaluator.PlanEvaluation, asked)
-            session.output.show(to_document(reply.plan), *plan_view(reply.plan))
+            session.output.show(plan_document(reply.plan), *plan_view(reply.plan))
             return
         request = evaluator_pb2.StartEvaluationRequest(spec=spec, request_id=new_id("req"))
         job = (await session.call(session.evaluator.StartEvaluation, request)).job

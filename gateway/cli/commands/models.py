@@ -11,7 +11,7 @@ from smelt.artifact.v1 import artifact_pb2
 from smelt.importer.v1 import importer_pb2
 
 from gateway.cli.documents import to_document
-from gateway.cli.models_view import artifact_view, check_view, inspect_view, names_view, plan_view
+from gateway.cli.models_view import artifact_view, check_view, inspect_view, names_view, plan_document, plan_view
 from gateway.cli.options import Json, Name, Plan, Reference, Wait
 from gateway.cli.runner import run
 from smeltkit.errors import BadName
@@ -47,7 +47,7 @@ def import_(
             spec.upload.CopyFrom(await _uploaded(session, path, origin))
         if plan:
             reply = await session.call(session.importer.PlanImport, importer_pb2.PlanImportRequest(spec=spec))
-            session.output.show(to_document(reply.plan), *plan_view(reply.plan))
+            session.output.show(plan_document(reply.plan), *plan_view(reply.plan))
             return
         request = importer_pb2.StartImportRequest(spec=spec, request_id=new_id("req"))
         reply = await session.call(session.importer.StartImport, request)
@@ -77,7 +77,7 @@ def inspect(
     """Shows architecture, generation contract, lineage, files and tensors of a model."""
 
     async def work(session: Session) -> None:
-        request = importer_pb2.InspectRequest(bundle=reference)
+        request = importer_pb2.InspectRequest(bundle=await session.whole(reference))
         reply = await session.call(session.importer.Inspect, request)
         session.output.show(to_document(reply), *inspect_view(reply, with_tensors=tensors))
 
@@ -89,7 +89,7 @@ def check(reference: Reference, wait: Wait = True, as_json: Json = False) -> Non
     """Checks a stored model: its structure, then what it generates in a clean process."""
 
     async def work(session: Session) -> None:
-        request = importer_pb2.StartCheckRequest(bundle=reference, request_id=new_id("req"))
+        request = importer_pb2.StartCheckRequest(bundle=await session.whole(reference), request_id=new_id("req"))
         job = (await session.call(session.importer.StartCheck, request)).job
         if not wait:
             session.output.show(to_document(job), job.id)
@@ -115,11 +115,12 @@ def quantize(
     """Makes a smaller model; requested and stored types are compared tensor by tensor."""
 
     async def work(session: Session) -> None:
-        target = name or _default_name(reference, scheme)
-        spec = importer_pb2.QuantizeSpec(bundle=reference, scheme=scheme, name=check_name(target))
+        bundle = await session.whole(reference)
+        target = name or _default_name(bundle, scheme)
+        spec = importer_pb2.QuantizeSpec(bundle=bundle, scheme=scheme, name=check_name(target))
         if plan:
             reply = await session.call(session.importer.PlanQuantize, importer_pb2.PlanQuantizeRequest(spec=spec))
-            session.output.show(to_document(reply.plan), *plan_view(reply.plan))
+            session.output.show(plan_document(reply.plan), *plan_view(reply.plan))
             return
         request = importer_pb2.StartQuantizeRequest(spec=spec, request_id=new_id("req"))
         reply = await session.call(session.importer.StartQuantize, request)

@@ -104,9 +104,9 @@ def gate(
 
 
 async def _digest(session: Session, reference: str) -> str:
-    """The report's digest: `reference` itself, or the result of the job that it names."""
+    """The report's digest: that of `reference`, or the result of the job that it names."""
     if not reference.startswith("job-"):
-        return reference
+        return await session.whole(reference)
     job = (await session.call(session.jobs.GetJob, job_pb2.GetJobRequest(id=reference))).job
     if job.error.reason:
         raise JobFailed(f"{job.error.reason}: {job.error.message}")

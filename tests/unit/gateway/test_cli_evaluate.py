@@ -27,6 +27,7 @@ REPORT = evaluator_pb2.Report(
 
 def _answers() -> dict[str, Any]:
     suite = evaluator_pb2.Suite(name="basic", problems=4, data_file="basic.jsonl", data_digest=digest_bytes(DATA))
+    suite.data_url = "repository:examples/data/basic.jsonl"
     started = job("QUEUED", service="evaluator", kind="evaluate")
     return {
         "EvaluatorService.ListSuites": lambda request: evaluator_pb2.ListSuitesResponse(suites=[suite]),
@@ -77,7 +78,7 @@ async def test_data_with_another_digest_is_refused(tmp_path: Path) -> None:
         ended = await running.smelt("eval", "--suite", "basic", "--data", str(tmp_path / "basic.jsonl"), "ore")
         assert set(running.requests) == {"EvaluatorService.ListSuites"}
     assert ended.code == 2
-    assert "BAD_SUITE" in ended.err
+    assert "BAD_SUITE" in ended.err and "take examples/data/basic.jsonl of this repository" in ended.err
 
 
 async def test_absent_data_is_named(tmp_path: Path) -> None:
@@ -126,4 +127,4 @@ async def test_unmet_gate_ends_with_1() -> None:
     async with gateway(answers) as running:
         ended = await running.smelt("gate", "ore", "--report", DIGEST, "--clause", "mbpp pass@1 >= 0.5")
     assert ended.code == 1
-    assert "NOT MET" in ended.out and "no report of mbpp" in ended.out
+    assert ended.out.count("NOT MET") == 1 and "no report of mbpp" in ended.out

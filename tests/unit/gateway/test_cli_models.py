@@ -225,6 +225,30 @@ async def test_job_is_polled_where_watching_is_cut_off() -> None:
     assert "Q8_0" in ended.out
 
 
+async def test_short_digests_are_asked_for_whole() -> None:
+    """What a table shows can be typed; services are sent the whole digest. Names are not looked up before."""
+    answers = _import_answers() | {
+        "ImporterService.Inspect": lambda request: importer_pb2.InspectResponse(),
+        "ImporterService.StartQuantize": lambda request: importer_pb2.StartQuantizeResponse(job=job("QUEUED")),
+    }
+    async with gateway(answers) as running:
+        await running.smelt("inspect", DIGEST[7:19])
+        await running.smelt("inspect", "ore-11m")
+        quantized = await running.smelt("quantize", DIGEST[:19], "--scheme", "Q8_0")
+        asked = [request.reference for request in running.requests["ArtifactService.GetArtifact"]]
+        assert [request.bundle for request in running.requests["ImporterService.Inspect"]] == [DIGEST, "ore-11m"]
+    assert asked == [DIGEST[7:19], DIGEST[:19]]
+    assert quantized.code == 2 and "add --name NAME" in quantized.err
+
+
+async def test_amount_that_nobody_forecast_is_none() -> None:
+    """R-122: not 0, which would be a forecast."""
+    async with gateway(_import_answers()) as running:
+        ended = await running.smelt("import", "hf://team/ore", "--name", "ore", "--plan", "--json")
+    document = json.loads(ended.out)
+    assert (document["write_bytes"], document["time_s"], document["memory_bytes"]) == (1 << 20, None, None)
+
+
 async def test_cached_result_says_so() -> None:
     """A job that did nothing is not mistaken for work."""
     answers = _import_answers() | {

@@ -15,6 +15,7 @@ from smeltkit.manifest import BUNDLE_TYPE, Descriptor, Manifest
 from smeltkit.ml.bundle import Bundle, media_type_of
 from smeltkit.ml.gguf_convert import convert_to_gguf
 from smeltkit.ml.lineage import Lineage
+from smeltkit.ml.quantization import planned_size_bytes
 from smeltkit.testing.tiny_models import write_tiny_model
 
 
@@ -112,6 +113,8 @@ def test_quantize_plan_forecasts_bytes_and_steps(tmp_path: Path) -> None:
         plan_quantize(manifest, scheme).write_bytes for scheme in ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
     ]
     assert sizes == sorted(sizes, reverse=True)
+    beside = sum(layer.size_bytes for layer in manifest.layers if not layer.path.endswith(".safetensors"))
+    assert sizes[0] - planned_size_bytes(Bundle.from_manifest(manifest).config, "F16") > beside
     assert "convert to GGUF BF16" in plan_quantize(manifest, "Q8_0").steps
     assert plan_quantize(manifest, "BF16").refusals == ()
 
