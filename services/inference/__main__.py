@@ -9,6 +9,7 @@ from smelt.inference.v1 import inference_pb2_grpc
 
 from services.inference.config import InferenceConfig
 from services.inference.events import ModelEvents
+from services.inference.fallbacks import Fallbacks, cpu_flags, of_build
 from services.inference.library import Library
 from services.inference.llama import system_info
 from services.inference.models import Models
@@ -24,11 +25,13 @@ async def serve() -> None:
     settings = from_environment(InferenceConfig, "SMELT_INFERENCE_")
     platform = from_environment(PlatformConfig, "SMELT_PLATFORM_")
     host = ServiceHost("inference", from_environment(RpcConfig, "SMELT_RPC_"))
-    library, events = Library(S3Store(platform), settings), ModelEvents()
+    events = ModelEvents()
+    fallbacks = Fallbacks(events.fell_back, is_strict=settings.strict)
+    library = Library(S3Store(platform), settings, fallbacks)
     models = Models(library, events, budget_bytes=settings.memory_budget_bytes, idle_unload_s=settings.idle_unload_s)
     add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
     host.add("smelt.inference.v1.InferenceService", add, InferenceServicer(models, library))
-    await asyncio.to_thread(system_info)
+    fallbacks.report(of_build(cpu_flags(), await asyncio.to_thread(system_info)))
     host.set_ready(True)
     await host.run(models.sweep, partial(events.publish, platform))
 

@@ -38,6 +38,8 @@ class InferenceConfig:
     """Milliseconds that tokens of a stream may wait for company; the first is sent at once."""
     idle_unload_s: float = 1800.0
     """Seconds without a request after which a model is unloaded; 0 for never."""
+    strict: bool = False
+    """Whether anything slower or weaker than asked for is refused instead of announced."""
 
     def __post_init__(self) -> None:
         _check("slots", self.slots, 1, limits.SLOTS_MAX)

@@ -8,6 +8,7 @@ import logging
 from google.protobuf.message import Message
 from smelt.event.v1 import event_pb2
 
+from services.inference.fallbacks import Fallback
 from smeltkit import limits
 from smeltkit.bus.client import Bus
 from smeltkit.config import PlatformConfig
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelEvents:
-    """Publishes ModelLoaded and ModelUnloaded; serving goes on while NATS is away."""
+    """Publishes ModelLoaded, ModelUnloaded and FallbackUsed; serving goes on while NATS is away."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[tuple[str, Message]] = asyncio.Queue(limits.EVENT_QUEUE_MAX)
@@ -29,6 +30,16 @@ class ModelEvents:
     def unloaded(self, digest: str, cause: str) -> None:
         """A model left: `idle`, `asked` or `failed`."""
         self._put("inference.model.unloaded", event_pb2.ModelUnloaded(digest=digest, cause=cause))
+
+    def fell_back(self, fallback: Fallback) -> None:
+        """Something slower or weaker than asked for is used."""
+        message = event_pb2.FallbackUsed(
+            service="inference",
+            requested=fallback.requested,
+            effective=fallback.effective,
+            cause=fallback.cause,
+        )
+        self._put("inference.fallback.used", message)
 
     async def publish(self, config: PlatformConfig, stop: asyncio.Event) -> None:
         """Publishes what is queued until `stop` is set; without an address of NATS facts are only logged."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from services.inference import probe
 from services.inference.config import InferenceConfig
+from services.inference.fallbacks import Fallbacks, of_weights
 from services.inference.language import Language
 from services.inference.llama import engine_digest
 from services.inference.model import Model, open_engine
@@ -84,9 +85,10 @@ class Loaded:
 class Library:
     """What this replica knows about stored bundles."""
 
-    def __init__(self, store: Store, settings: InferenceConfig) -> None:
+    def __init__(self, store: Store, settings: InferenceConfig, fallbacks: Fallbacks) -> None:
         self._store = store
         self._settings = settings
+        self._fallbacks = fallbacks
         self._cache = NodeCache(settings.cache_dir, store, settings.cache_bytes)
         self._probing = asyncio.Lock()
 
@@ -100,8 +102,12 @@ class Library:
         return Described(digest=digest, manifest=manifest, bundle=bundle, sizing=sizing)
 
     async def load(self, described: Described) -> Loaded:
-        """The model, ready: its first probe prompts gave the recorded tokens, else ProbeFailed."""
+        """The model, ready: its first probe prompts gave the recorded tokens, else ProbeFailed.
+
+        SettingsDiffer in strict mode if its weights run in another type than they are stored in.
+        """
         started = time.monotonic()
+        self._fallbacks.report(of_weights(described.bundle.scheme, described.scheme))
         async with AsyncExitStack() as stack:
             files = await stack.enter_async_context(self._files(described))
             expected = await self._recorded(described) or (await self._probe(described, files)).results

@@ -229,13 +229,14 @@ async def test_load_and_unload(stub: Any, stored: Stored) -> None:
 
 
 async def test_loading_and_unloading_are_facts_on_the_bus(stub: Any, stored: Stored, nats: NatsServer) -> None:
+    """R-011: also that bfloat16 weights run in half precision."""
     bus = await Bus.connect(nats.config, name="listener")
     try:
         before = await bus.jetstream.stream_info("SMELT_EVENTS")
         await call(stub.Load, pb.LoadRequest(model=stored.safetensors), timeout_s=TIMEOUT_S)
         await call(stub.Unload, pb.UnloadRequest(model=stored.safetensors), timeout_s=TIMEOUT_S)
         bodies = {}
-        for sequence in range(before.state.last_seq + 1, before.state.last_seq + 3):
+        for sequence in range(before.state.last_seq + 1, before.state.last_seq + 4):
             for _ in range(500):
                 try:
                     message = await bus.jetstream.get_msg("SMELT_EVENTS", sequence)
@@ -246,6 +247,8 @@ async def test_loading_and_unloading_are_facts_on_the_bus(stub: Any, stored: Sto
         loaded = next(body for subject, body in bodies.items() if ".model.loaded" in str(subject))
         unloaded = next(body for subject, body in bodies.items() if ".model.unloaded" in str(subject))
         assert event_pb2.ModelLoaded.FromString(loaded or b"").digest == stored.safetensors
+        fallback = next(body for subject, body in bodies.items() if ".fallback.used" in str(subject))
+        assert event_pb2.FallbackUsed.FromString(fallback or b"").requested == "weights in BF16"
         assert event_pb2.ModelUnloaded.FromString(unloaded or b"").cause == "asked"
     finally:
         await bus.close()
