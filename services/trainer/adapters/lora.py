@@ -1,0 +1,129 @@
+"""Low-rank adapters on the decoder's linear layers: W x + scale B A x, with W frozen.
+
+Hu et al. (arXiv:2106.09685); the rank-stabilized scale alpha / sqrt(r) is Kalajdzievski's (arXiv:2312.03732). A starts
+uniform as torch starts a linear layer, B at zero, so an adapter begins as no change at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from smeltkit.errors import BadConfig, TensorMismatch
+from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.decoder import Decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Shape of an adapter."""
+
+    rank: int = 16
+    """Inner dimension r, 1 to 1024."""
+    alpha: float = 32.0
+    """Numerator of the scale."""
+    dropout: float = 0.0
+    """Share of inputs of A dropped in training, 0 to below 1."""
+    rank_stabilized: bool = False
+    """Whether the scale is alpha / sqrt(r) instead of alpha / r."""
+    targets: tuple[str, ...] = ()
+    """Linear layers of every block, e.g. `attn.q`; empty for all of them."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank <= 1024:
+            raise BadConfig(f"lora.rank={self.rank} must be 1 to 1024")
+        if not 0 <= self.dropout < 1:
+            raise BadConfig(f"lora.dropout={self.dropout} must be 0 to below 1")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise BadConfig(f"lora.alpha={self.alpha} must be a number above 0")
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer and its adapter. A [r, inputs] and B [outputs, r] are float32, whatever the base is."""
+
+    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+        super().__init__()
+        self.base, self.scale, self.dropout = base, config.scale, config.dropout
+        device = base.weight.device
+        self.a = nn.Parameter(torch.empty(config.rank, base.in_features, device=device, dtype=torch.float32))
+        self.b = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device, dtype=torch.float32))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, outputs] of x [T, inputs]: the adapter's product is added where the base's result is written."""
+        dropped = functional.dropout(x, self.dropout, self.training) if self.dropout else x
+        inner = functional.linear(dropped, self.a.to(x.dtype))
+        return torch.addmm(self.base(x), inner, self.b.to(x.dtype).T, alpha=self.scale)
+
+    def delta(self) -> Tensor:
+        """scale B A [outputs, inputs] in float32."""
+        return self.scale * (self.b.float() @ self.a.float())
+
+
+def linear_names(config: ModelConfig) -> tuple[str, ...]:
+    """Names of a block's linear layers, in forward order: `attn.q`, ..., `mlp.down`."""
+    found = [spec.name.removeprefix("layers.0.") for spec in config.tensors() if spec.name.startswith("layers.0.")]
+    return tuple(name.removesuffix(".weight") for name in found if name.endswith(".weight") and "norm" not in name)
+
+
+def attach(decoder: Decoder, config: LoraConfig) -> list[str]:
+    """Puts an adapter on every target of every layer and freezes the rest; the names of what carries one.
+
+    BadConfig names a target that the architecture does not have.
+    """
+    known = linear_names(decoder.config)
+    unknown = [name for name in config.targets if name not in known]
+    if unknown:
+        raise BadConfig(f"lora.targets: {unknown[0]!r} is no linear layer of this model; it has {', '.join(known)}")
+    decoder.requires_grad_(False)
+    carriers = []
+    for index, layer in enumerate(decoder.layers):
+        for name in config.targets or known:
+            part, _, leaf = name.partition(".")
+            parent = layer.get_submodule(part)
+            base = parent.get_submodule(leaf)
+            assert isinstance(base, nn.Linear), f"{name} carries an adapter already"
+            setattr(parent, leaf, LoraLinear(base, config))
+            carriers.append(f"layers.{index}.{name}")
+    return carriers
+
+
+def adapters(decoder: Decoder) -> Iterator[tuple[str, LoraLinear]]:
+    """Canonical name, without `.weight`, and layer of everything that carries an adapter, in forward order."""
+    for name, module in decoder.named_modules():
+        if isinstance(module, LoraLinear):
+            yield name, module
+
+
+@torch.no_grad()
+def merged_state(decoder: Decoder) -> dict[str, Tensor]:
+    """The canonical weights with every adapter added in: W + scale B A, in float32, rounded to the type of W.
+
+    TensorMismatch unless every adapter changes its layer: an unchanged base is never the result of a merge.
+    """
+    carriers = dict(adapters(decoder))
+    state = {}
+    for name, value in decoder.state_dict().items():
+        owner, _, leaf = name.rpartition(".")
+        if owner in carriers:
+            continue
+        canonical = f"{owner.removesuffix('.base')}.{leaf}"
+        state[canonical] = value
+        if leaf == "weight" and owner.removesuffix(".base") in carriers:
+            changed = (value.float() + carriers[owner.removesuffix(".base")].delta()).to(value.dtype)
+            if torch.equal(changed, value):
+                raise TensorMismatch(f"the adapter of {canonical} changes nothing; it is untrained or lost in rounding")
+            state[canonical] = changed
+    if not carriers:
+        raise TensorMismatch("the model carries no adapter, so there is nothing to merge")
+    return state

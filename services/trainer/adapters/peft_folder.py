@@ -1,0 +1,109 @@
+"""Adapter folders in PEFT's format, both ways: `adapter_config.json` and `adapter_model.safetensors`.
+
+What PEFT can express and this trainer does not (DoRA, ranks by pattern, saved modules, biases) is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from services.trainer.adapters.lora import LoraConfig, adapters, attach
+from smeltkit.errors import BadFile, TensorMismatch
+from smeltkit.ml import names
+from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder_weights import to_numpy, to_torch
+from smeltkit.ml.model_files import read_json
+from smeltkit.ml.safetensors_io import DTYPES, SafetensorsFolder, read_header, write_safetensors
+
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+_PREFIX: Final = "base_model.model."
+_NEUTRAL: Final[dict[str, Any]] = {
+    "use_dora": False, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "rank_pattern": {},
+    "alpha_pattern": {}, "layers_to_transform": None, "layer_replication": None, "lora_bias": False,
+    "trainable_token_indices": None, "target_parameters": None, "use_qalora": False,
+}  # fmt: skip
+"""Settings of PEFT and the value that each must have, since another would change what the adapter computes."""
+
+
+def save_adapter(decoder: Decoder, config: LoraConfig, folder: Path, *, base: str = "") -> list[Path]:
+    """Writes the adapters of `decoder`, made under `config`, to `folder`; `base` names the model that they are for."""
+    architecture = decoder.config.architecture
+    rows, leaves = [], set()
+    for name, layer in adapters(decoder):
+        module = names.canonical_to_hf(architecture, f"{name}.weight").removesuffix(".weight")
+        leaves.add(module.rpartition(".")[2])
+        for part, value in (("lora_A", layer.a), ("lora_B", layer.b)):
+            rows.append((f"{_PREFIX}{module}.{part}.weight", "F32", to_numpy(value.detach().float().cpu())))
+    declared = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base or None,
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rank_stabilized,
+        "target_modules": sorted(leaves),
+        "bias": "none",
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(declared, indent=2, sort_keys=True) + "\n")
+    write_safetensors(folder / WEIGHTS_FILE, rows)
+    return [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
+
+
+def load_adapter(decoder: Decoder, folder: Path) -> LoraConfig:
+    """Attaches the adapters stored in `folder` to `decoder`; their config.
+
+    BadFile for what this trainer cannot do, TensorMismatch for tensors missing, extra or of another shape: an adapter
+    whose modules are not in the model is never half applied.
+    """
+    source = SafetensorsFolder(folder=folder, tensors=read_header(folder / WEIGHTS_FILE))
+    architecture, found = decoder.config.architecture, {}
+    for key, info in source.tensors.items():
+        module, _, part = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+        if not key.startswith(_PREFIX) or part not in ("lora_A", "lora_B") or info.dtype not in DTYPES:
+            raise TensorMismatch(f"{WEIGHTS_FILE}: {key!r} is no LoRA tensor")
+        name = names.hf_to_canonical(architecture, f"{module}.weight").removesuffix(".weight")
+        found[f"{name}.{'a' if part == 'lora_A' else 'b'}"] = to_torch(source.read(key), info.dtype)
+    config = _config_of(read_json(folder / CONFIG_FILE, BadFile), {_target(name) for name in found})
+    attach(decoder, config)
+    wanted = {f"{name}.{part}": getattr(layer, part) for name, layer in adapters(decoder) for part in "ab"}
+    if wanted.keys() != found.keys():
+        odd = sorted(wanted.keys() ^ found.keys())
+        raise TensorMismatch(f"{WEIGHTS_FILE} and the model differ in {len(odd)} adapters, e.g. {odd[0]}")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            if parameter.shape != found[name].shape:
+                raise TensorMismatch(
+                    f"{WEIGHTS_FILE}: {name} has shape {tuple(found[name].shape)}, not {tuple(parameter.shape)}"
+                )
+            parameter.copy_(found[name])
+    return config
+
+
+def _target(name: str) -> str:
+    """`layers.3.attn.q.a` to `attn.q`."""
+    return ".".join(name.split(".")[2:-1])
+
+
+def _config_of(declared: dict[str, Any], targets: set[str]) -> LoraConfig:
+    if declared.get("peft_type") != "LORA":
+        raise BadFile(f"{CONFIG_FILE}: peft_type is {declared.get('peft_type')!r}; only LORA is supported")
+    for key, neutral in _NEUTRAL.items():
+        if declared.get(key) not in (neutral, None):
+            raise BadFile(f"{CONFIG_FILE}: {key}={declared[key]!r} is not supported; it must be {neutral!r}")
+    try:
+        return LoraConfig(
+            rank=int(declared["r"]),
+            alpha=float(declared["lora_alpha"]),
+            dropout=float(declared.get("lora_dropout", 0.0)),
+            rank_stabilized=bool(declared.get("use_rslora", False)),
+            targets=tuple(sorted(targets)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadFile(f"{CONFIG_FILE} lacks a setting or holds one that is no number: {error!r}") from error

@@ -1,0 +1,120 @@
+"""LoRA adapters: PEFT reads ours, we read PEFT's, and a merge is base + scale B A."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from services.trainer.adapters.lora import LoraConfig, adapters, attach, linear_names, merged_state
+from services.trainer.adapters.peft_folder import load_adapter, save_adapter
+from smeltkit.errors import BadConfig, BadFile, TensorMismatch
+from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder_packing import Packed
+from smeltkit.ml.decoder_weights import load_decoder
+from smeltkit.testing.tiny_models import tiny_config, write_tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # between PEFT and transformers
+IDS = list(range(3, 60, 2))
+
+
+def _adapted(folder: Path, architecture: str, lora: LoraConfig) -> Decoder:
+    """A tiny model with random adapters on it."""
+    torch.manual_seed(0)
+    decoder = load_decoder(folder, write_tiny_model(folder, architecture, dtype="F32"))
+    attach(decoder, lora)
+    for _, layer in adapters(decoder):
+        torch.nn.init.normal_(layer.b, std=0.1)
+    return decoder
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+def test_peft_computes_the_same_from_our_folder(tmp_path: Path, architecture: str, rank_stabilized: bool) -> None:
+    """Logits through transformers and PEFT equal ours in fp32, and so do the gradients of A and B."""
+    lora = LoraConfig(rank=4, alpha=12, rank_stabilized=rank_stabilized)
+    ours = _adapted(tmp_path / "base", architecture, lora)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(ours, lora, tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32, attn_implementation="eager")
+    theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"), is_trainable=True)
+    expected = theirs(torch.tensor([IDS]), labels=torch.tensor([IDS]))
+    logits = ours(Packed.of([IDS]))
+    torch.testing.assert_close(logits, expected.logits[0], rtol=1e-5, atol=1e-5)
+    ours.loss(Packed.of([IDS]), torch.tensor([*IDS[1:], -100])).div(len(IDS) - 1).backward()
+    expected.loss.backward()
+    grads = [p.grad.norm() for name, p in theirs.named_parameters() if "lora_" in name and p.grad is not None]
+    mine = [p.grad.norm() for _, layer in adapters(ours) for p in (layer.a, layer.b) if p.grad is not None]
+    assert len(grads) == len(mine) == 2 * 2 * len(linear_names(ours.config))
+    torch.testing.assert_close(torch.stack(sorted(mine)), torch.stack(sorted(grads)), rtol=1e-4, atol=1e-7)
+
+
+def test_we_compute_the_same_from_pefts_folder(tmp_path: Path) -> None:
+    """An adapter made by PEFT gives here the logits that it gives there."""
+    config = write_tiny_model(tmp_path, "qwen2", dtype="F32")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    settings = peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], use_rslora=True, init_lora_weights=False
+    )
+    theirs = peft.get_peft_model(base, settings)
+    theirs.save_pretrained(str(tmp_path / "adapter"))
+    ours = load_decoder(tmp_path, config)
+    found = load_adapter(ours, tmp_path / "adapter")
+    assert found == LoraConfig(rank=3, alpha=5, rank_stabilized=True, targets=("attn.q", "mlp.down"))
+    expected = theirs(torch.tensor([IDS])).logits[0]
+    torch.testing.assert_close(ours(Packed.of([IDS])), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_merged_weights_are_base_plus_scaled_product(tmp_path: Path) -> None:
+    """R-001: every declared layer is changed, by scale B A and by nothing else, and generates the same logits."""
+    lora = LoraConfig(rank=4, alpha=12)
+    ours = _adapted(tmp_path, "phi3", lora)
+    base = load_decoder(tmp_path, ours.config).state_dict()
+    state = merged_state(ours)
+    carriers = dict(adapters(ours))
+    for name, value in base.items():
+        layer = carriers.get(name.removesuffix(".weight"))
+        expected = value if layer is None else value + 3.0 * layer.b @ layer.a
+        torch.testing.assert_close(state[name], expected, rtol=0, atol=1e-6)
+    assert len(carriers) == 2 * len(linear_names(ours.config))
+    plain = Decoder(ours.config)
+    plain.load_state_dict(state)
+    batch = Packed.of([torch.randint(0, 380, (40,)).tolist()])
+    torch.testing.assert_close(plain(batch), ours(batch), rtol=1e-4, atol=1e-4)
+
+
+def test_an_untrained_adapter_is_not_merged() -> None:
+    """R-001: handing back the unchanged base is never success."""
+    decoder = Decoder(ModelConfig.from_hf(tiny_config("qwen2")))
+    with pytest.raises(TensorMismatch, match="no adapter"):
+        merged_state(decoder)
+    attach(decoder, LoraConfig())
+    with pytest.raises(TensorMismatch, match="changes nothing"):
+        merged_state(decoder)
+
+
+def test_targets_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
+    """R-002: an adapter for other modules is an error, not an adapter on fewer layers."""
+    decoder = Decoder(ModelConfig.from_hf(tiny_config("phi3")))
+    with pytest.raises(BadConfig, match="attn.qkv"):
+        attach(decoder, LoraConfig(targets=("attn.q",)))
+    lora = LoraConfig(rank=2)
+    save_adapter(_adapted(tmp_path, "llama", lora), lora, tmp_path)
+    with pytest.raises(TensorMismatch):
+        load_adapter(decoder, tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2})])
+def test_settings_of_peft_that_we_do_not_honour_are_refused(tmp_path: Path, key: str, value: object) -> None:
+    """An ignored setting would give another model than the one that was trained."""
+    lora = LoraConfig(rank=2)
+    save_adapter(_adapted(tmp_path, "llama", lora), lora, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(BadFile, match=key):
+        load_adapter(Decoder(ModelConfig.from_hf(tiny_config("llama"))), tmp_path)
