@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 
 from smeltkit import limits
 from smeltkit.config import environment, from_environment
+from smeltkit.crashes import CrashRecorder
 from smeltkit.errors import BadConfig
 from smeltkit.telemetry.files import FileSpanExporter
 from smeltkit.telemetry.logs import configure_logs
@@ -35,7 +36,7 @@ class TelemetryConfig:
     """Prefix `SMELT_TELEMETRY_`; everything about OTLP comes from `OTEL_*` instead."""
 
     trace_dir: str = ""
-    """Folder for files of spans, one a process; empty for none."""
+    """Folder for files of spans, one a process, and for reports of crashes; empty for none."""
     log_level: str = "INFO"
     """Least level that is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL."""
 
@@ -71,6 +72,7 @@ def _set_up_traces(
 ) -> Callable[[], None]:
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     if config.trace_dir:
+        provider.add_span_processor(CrashRecorder(Path(config.trace_dir) / "crashes", service))
         provider.add_span_processor(SimpleSpanProcessor(FileSpanExporter(Path(config.trace_dir), service)))
     if _wants_otlp("TRACES", environ):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter

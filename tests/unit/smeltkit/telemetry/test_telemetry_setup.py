@@ -48,7 +48,7 @@ def test_log_lines_are_json_with_the_trace_they_belong_to() -> None:
 def test_trace_folder_receives_the_spans(tmp_path: Path) -> None:
     """One variable is enough to keep traces on a laptop."""
     trace_id = _run(SMELT_TELEMETRY_TRACE_DIR=str(tmp_path)).stdout.splitlines()[-1]
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.jsonl")
     assert json.loads(path.read_text())["trace_id"] == trace_id
 
 
