@@ -72,7 +72,7 @@ class CrashRecorder(SpanProcessor):
         """Reports what earlier processes left in `folder`, then begins this one's page."""
         folder.mkdir(parents=True, exist_ok=True)
         for crash in collect(folder):
-            _LOG.error("a process crashed", extra={"crash": json.dumps(asdict(crash))})
+            _LOG.info("a process crashed", extra={"crash": json.dumps(asdict(crash))})
         self._service = service
         self._path = folder / f"{service}-{os.getpid()}.run"
         self._file: BinaryIO = self._path.open("wb+")

@@ -124,8 +124,20 @@ class BadSuite(BadFile):
     """A benchmark suite or its data is malformed or has another digest than the suite declares."""
 
 
+class BadSchedule(InvalidInput):
+    """Steps, warm-up, horizon and tokens of a training plan do not fit together."""
+
+
+class TooFewTokens(InvalidInput):
+    """The text has fewer tokens than a perplexity must rest on."""
+
+
 class BadGate(InvalidInput):
     """A gate has no clause, too many, or one that cannot be read."""
+
+
+class BadDataset(BadFile):
+    """A row of training data is malformed, too long, or holds nothing to learn."""
 
 
 class BadManifest(BadFile):
@@ -225,6 +237,14 @@ class ReportMismatch(Refused):
     """Two reports cannot be compared, or a report's scores are not those of its records."""
 
 
+class ModelReloaded(Refused):
+    """The model was loaded again and again during one evaluation, so most of its time is not measured work."""
+
+
+class AbsurdPerplexity(Refused):
+    """The perplexity is that of guessing: the weights or the tokenizer are not the model's."""
+
+
 class ScoreWithheld(Refused):
     """Infrastructure errors are left among the verdicts, so no score is given."""
 
@@ -239,6 +259,14 @@ class IsolationTooWeak(Refused):
 
 class OutOfMemory(Refused):
     """The work does not fit into the memory it may use."""
+
+
+class TrainingDiverged(Refused):
+    """Loss or gradients are not finite, exactly zero or stuck; nothing was saved of it."""
+
+
+class DeadGradient(Refused):
+    """A trainable tensor gets no gradient, or a frozen one moved."""
 
 
 class JobFailed(Refused):

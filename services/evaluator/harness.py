@@ -25,7 +25,8 @@ from services.evaluator.retry import patiently
 from services.evaluator.settings import Settings, check_effective, sample_seed
 from services.evaluator.suites import Suite
 from services.evaluator.tasks import task_group
-from smeltkit.errors import EngineUnavailable, PromptTooLong, ScoreWithheld
+from smeltkit import limits
+from smeltkit.errors import EngineUnavailable, ModelReloaded, PromptTooLong, ScoreWithheld
 
 NO_ROOM = "none"
 
@@ -52,6 +53,8 @@ class Outcome:
     resumed: int
     """Samples that an earlier attempt had stored."""
     generate_s: float
+    loads: int
+    """Loads of the model that served this attempt: one, unless its service was started again."""
     token_s: float
     """Seconds a token of the slowest completion of this attempt, from which its time-outs followed; 0 for none."""
 
@@ -84,7 +87,7 @@ class Harness:
         self._inference, self._judge, self._attempt, self._batches = inference, judge, attempt, batches
         self._engine, self._judges, self._concurrency = engine, 2 * judge_info.slots, concurrency
         self._done: Samples = {}
-        self._pace = Pace()
+        self._pace, self._loads = Pace(), set[str]()
         self._passed = 0
         self._infra: list[str] = []
 
@@ -114,6 +117,7 @@ class Harness:
             used=self._batches.used,
             resumed=resumed,
             generate_s=self._batches.generate_s,
+            loads=len(self._loads),
             token_s=self._pace.token_s,
         )
 
@@ -181,6 +185,12 @@ class Harness:
         if completion.engine["digest"] != self._engine.digest:
             raise EngineUnavailable(
                 "the inference engine changed during the evaluation; the next attempt starts with it"
+            )
+        self._loads.add(completion.load_id)
+        if len(self._loads) > limits.EVALUATION_LOADS_MAX:
+            raise ModelReloaded(
+                f"the model was loaded {len(self._loads)} times for {len(self._done)} samples, at most"
+                f" {limits.EVALUATION_LOADS_MAX} loads are allowed; give the inference service the memory to keep it"
             )
         self._batches.used = {"engine": dict(completion.engine), "sampling": _common(completion.effective)}
 

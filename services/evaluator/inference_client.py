@@ -70,6 +70,7 @@ class InferenceClient:
             completion_tokens=last.completion_tokens,
             effective=_to_settings(effective),
             engine=_to_facts(effective),
+            load_id=effective.load_id,
         )
 
     async def count_tokens(self, generation: Generation) -> int:

@@ -63,6 +63,8 @@ class Completion:
     """Settings in force, under the names of `Generation.settings`."""
     engine: Mapping[str, Any]
     """Engine, its digest, device, storage type and stop ids."""
+    load_id: str = ""
+    """The load of the model that gave it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,6 +193,7 @@ class Handlers:
         provenance = {
             **provenance,
             "resumed_samples": outcome.resumed,
+            "model_loads": outcome.loads,
             "attempt": context.attempt,
             "job": context.job_id,
             "trace": telemetry.current_trace_id(),

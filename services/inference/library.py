@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from smeltkit import limits
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.store import Store
 from smeltkit.errors import EngineUnavailable, ProbeFailed, SmeltError, Timeout, UnknownArtifact, all_errors
+from smeltkit.ids import new_id
 from smeltkit.manifest import PROBE_TYPE, Manifest
 from smeltkit.ml.bundle import GGUF_FILE, Bundle
 from smeltkit.ml.gguf_convert import convert_to_gguf
@@ -74,6 +75,8 @@ class Loaded:
     model: Model
     described: Described
     load_s: float
+    id: str = field(default_factory=lambda: new_id("load"))
+    """Tells this load from any other."""
     held: AsyncExitStack
     """Its engine and its files, to be given back in this order."""
 

@@ -137,6 +137,7 @@ def _effective(loaded: Loaded, completion: Completion, options: GenerateOptions,
         cached_tokens=completion.generation.sequence.cached,
         dropped_tokens=completion.dropped_tokens,
         warnings=prompt.warnings,
+        load_id=loaded.id,
     )
 
 

@@ -37,14 +37,19 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     """Errors for the next calls, one each."""
     change: dict[str, Any] = field(default_factory=dict)
     """Fields of the effective settings that differ from what was requested."""
+    reloads_each_time: bool = False
+    """Whether every completion comes from another load of the model."""
     asked: Counter[str] = field(default_factory=Counter)
     """Generations by request id."""
     loaded: set[str] = field(default_factory=set)
+    loads: int = 0
+    """Times that a model was asked to be loaded."""
     most_running: int = 0
     _running: int = 0
 
     async def Load(self, request: inference_pb2.LoadRequest, context: RpcContext) -> inference_pb2.LoadResponse:
         self.loaded.add(request.model)
+        self.loads += 1
         return inference_pb2.LoadResponse(model=self._model(request.model))
 
     async def ListModels(
@@ -96,6 +101,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             "sampling": request.sampling,
             "max_tokens": request.max_tokens,
             "prompt_tokens": prompt_tokens,
+            "load_id": f"load-{sum(self.asked.values())}" if self.reloads_each_time else "load",
         }
         return inference_pb2.Effective(**{**fields, **self.change})
 

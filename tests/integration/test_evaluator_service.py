@@ -114,7 +114,7 @@ async def rig(shared_site: Site, tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 async def test_an_evaluation_ends_with_a_report_of_every_digest(rig: Rig) -> None:
-    """EVL-40: what a score rests on is named by digest, and requested equals effective (R-007)."""
+    """EVL-40: what a score rests on is named by digest, and requested equals effective (R-007). R-098: one load."""
     job = await rig.evaluator.start()
     reply = await rig.evaluator.report(job, with_samples=True)
     (score,) = reply.report.scores
@@ -125,6 +125,7 @@ async def test_an_evaluation_ends_with_a_report_of_every_digest(rig: Rig) -> Non
     assert reply.samples[0].reply == ROWS[0]["canonical_solution"]
     known = json.loads(reply.report.provenance_json)
     named = known["provenance"]
+    assert (rig.inference.loads, named["model_loads"]) == (1, 1)
     digests = ("bundle", "tokenizer", "template", "contract", "suite", "data", "records", "references")
     assert all(named[name].startswith("sha256:") for name in digests)
     assert named["judge"]["digest"] == rig.sandbox.judge_digest

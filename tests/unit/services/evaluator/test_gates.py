@@ -54,9 +54,7 @@ def test_bug_missing_input_counted_as_met(tmp_path: Path) -> None:
         parse_gate(["basic pass@1 >= 0.1", "humaneval pass@1 >= 0.1"]), BUNDLE, [_report(tmp_path, 200)]
     )
     assert first.is_met
-    assert second == Decision(
-        clause="humaneval pass@1 >= 0.1", is_met=False, measured="no report of humaneval"
-    )
+    assert second == Decision(clause="humaneval pass@1 >= 0.1", is_met=False, measured="no report of humaneval")
 
 
 def test_bug_clauses_of_one_gate_met_by_two_models(tmp_path: Path) -> None:

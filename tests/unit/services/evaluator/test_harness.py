@@ -28,6 +28,7 @@ from smeltkit.blobs.local import LocalStore
 from smeltkit.errors import (
     EngineUnavailable,
     LeaseLost,
+    ModelReloaded,
     ReferenceRateTooLow,
     ScoreWithheld,
     ServiceUnavailable,
@@ -195,6 +196,18 @@ async def test_the_time_allowed_follows_the_pace_that_was_measured(
     first_s, budget = limits.EVALUATION_FIRST_TOKEN_S, 64
     assert allowed[0] == first_s + limits.EVALUATION_TOKEN_S * budget
     assert first_s < allowed[1] <= allowed[2] <= first_s + limits.EVALUATION_PACE_FACTOR * outcome.token_s * budget
+
+
+async def test_a_model_that_is_loaded_for_each_item_ends_the_evaluation(tmp_path: Path) -> None:
+    """R-098: an error that another attempt would only repeat; one load for all items is what is counted otherwise."""
+    rows = many_rows(2 * limits.EVALUATION_LOADS_MAX)
+    for name in ("one", "many"):
+        (tmp_path / name).mkdir()
+    assert (await Rig(tmp_path / "one", FakeInference(even_only), rows=rows).run()).loads == 1
+    rig = Rig(tmp_path / "many", FakeInference(even_only, reloads_each_time=True), rows=rows)
+    with pytest.raises(ModelReloaded, match="was loaded 5 times") as caught:
+        await rig.run()
+    assert not caught.value.retryable
 
 
 async def test_references_are_judged_several_times_before_anything_is_generated(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Suite(_message.Message):
     description: _builtins.str
     """What it is, in one line."""
     problems: _builtins.int
-    """Problems in the split that is scored."""
+    """Problems in the split that is scored; 0 for a text, whose perplexity is measured."""
     data_file: _builtins.str
     """File name of its data."""
     data_digest: _builtins.str
@@ -201,17 +201,17 @@ class Score(_message.Message):
     suite: _builtins.str
     """Suite."""
     metric: _builtins.str
-    """Metric, e.g. pass@1."""
+    """Metric, e.g. pass@1 or token_perplexity."""
     value: _builtins.float
-    """Value, 0 to 1."""
+    """Value: a share of 0 to 1, or a perplexity from 1 on."""
     low: _builtins.float
     """Lower end of the 95 % interval."""
     high: _builtins.float
     """Upper end of the 95 % interval."""
     passed: _builtins.int
-    """Problems that passed at least once."""
+    """Problems that passed at least once; 0 for a perplexity."""
     problems: _builtins.int
-    """Problems in all."""
+    """Problems in all; windows of the text for a perplexity."""
     samples: _builtins.int
     """Samples a problem."""
     is_partial: _builtins.bool

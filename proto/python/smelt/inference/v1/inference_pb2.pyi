@@ -377,6 +377,7 @@ class Effective(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     DROPPED_TOKENS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    LOAD_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Digest of the bundle."""
     engine: _builtins.str
@@ -395,6 +396,8 @@ class Effective(_message.Message):
     """Prompt tokens taken from a shared prefix instead of computed."""
     dropped_tokens: _builtins.int
     """Prompt tokens dropped by truncate_prompt."""
+    load_id: _builtins.str
+    """Id of the load that serves it: another one means that the model was loaded again in between."""
     @_builtins.property
     def sampling(self) -> Global___Sampling:
         """Sampling with every default filled in."""
@@ -422,10 +425,11 @@ class Effective(_message.Message):
         cached_tokens: _builtins.int = ...,
         dropped_tokens: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        load_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "device", b"device", "dropped_tokens", b"dropped_tokens", "dtype", b"dtype", "engine", b"engine", "engine_digest", b"engine_digest", "max_tokens", b"max_tokens", "model", b"model", "prompt_tokens", b"prompt_tokens", "sampling", b"sampling", "stop_ids", b"stop_ids", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "device", b"device", "dropped_tokens", b"dropped_tokens", "dtype", b"dtype", "engine", b"engine", "engine_digest", b"engine_digest", "load_id", b"load_id", "max_tokens", b"max_tokens", "model", b"model", "prompt_tokens", b"prompt_tokens", "sampling", b"sampling", "stop_ids", b"stop_ids", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
