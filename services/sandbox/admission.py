@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import functools
 import re
+import sys
 from typing import Final
 
 from services.sandbox.job import Job
 from services.sandbox.policy import CODE_MAX_BYTES, STDIN_MAX_BYTES, TESTS_MAX_BYTES, Level
+from services.sandbox.profiles import BARE, OWN_NAMES, Profile
 from smeltkit.errors import BadCode, IsolationTooWeak, UnsupportedOption
 
 JUDGED_FORMS: Final = ("check", "asserts", "unittest", "calls")
-MODES: Final = ("", "split", "inside", "stdio")
 EXPORTS_MAX: Final = 256
 SEED_MAX_CHARS: Final = 1024
-_NEEDS_INSIDE: Final = re.compile(
-    r"^\s*(from\s+unittest\s+import\s+.*\bmock\b|(import|from)\s+unittest\.mock\b)", re.MULTILINE
-)
+_MOCK: Final = "unittest.mock"
+_IMPORT_LINE: Final = re.compile(r"^[ \t]*(?:import|from)[ \t]+[^\n]*", re.MULTILINE)
+_BARE: Final = Profile(name=BARE)
+_CACHED_TESTS: Final = 64
 
 
-def admit(job: Job, mode: str = "") -> Job:
-    """`job` if it can be judged in `mode` (empty: wherever its form allows); BadCode, UnsupportedOption."""
+def admit(job: Job, mode: str = "", profile: Profile = _BARE) -> Job:
+    """`job` as it will be judged on `profile` in `mode` (empty: outside the candidate wherever its tests allow);
+    BadCode, UnsupportedOption."""
     for name, limit in (("code", CODE_MAX_BYTES), ("stdin", STDIN_MAX_BYTES), ("expected_stdout", STDIN_MAX_BYTES)):
         _check_size(name, len(getattr(job, name)), limit)
     for name in ("tests", "preamble", "setup"):
         _check_size(name, len(getattr(job, name).encode("utf-8", "surrogatepass")), TESTS_MAX_BYTES)
     _check_size("seed", len(job.seed), SEED_MAX_CHARS)
+    job = dataclasses.replace(job, profile=profile.name)
     if job.is_program:
         _admit_program(job, mode)
-    else:
-        _admit_tests(job, mode)
-    return job
+        return job
+    _admit_tests(job)
+    return dataclasses.replace(job, mode=_mode(job, mode, profile))
 
 
 def check_level(min_level: str, reached: Level) -> None:
@@ -53,15 +60,50 @@ def _admit_program(job: Job, mode: str) -> None:
         raise UnsupportedOption("expected_stdout has no effect when nothing is compared; choose how to compare")
 
 
-def _admit_tests(job: Job, mode: str) -> None:
+def _mode(job: Job, mode: str, profile: Profile) -> str:
+    """Where the tests run. Inside only if asked for, or if the tests patch the candidate's world or import packages."""
+    if mode not in ("", "split", "inside") or (mode == "inside" and job.form != "unittest"):
+        raise UnsupportedOption(f"mode {mode!r} is not available for the form {job.form}; leave it out or set split")
+    used = (
+        frozenset[str]() if job.form == "calls" else imported_modules("\n".join((job.preamble, job.setup, job.tests)))
+    )
+    packages = {name.partition(".")[0] for name in used} - sys.stdlib_module_names - OWN_NAMES
+    if unknown := sorted(name for name in packages if not profile.has(name)):
+        raise UnsupportedOption(
+            f"the tests import {', '.join(unknown)}, which the profile {profile.name} has not; choose a profile with it"
+        )
+    if packages and (job.form != "unittest" or mode == "split"):
+        raise UnsupportedOption(
+            f"tests that import {', '.join(sorted(packages))} run in the candidate's process, which takes the form "
+            "unittest and the mode inside"
+        )
+    return mode or ("inside" if job.form == "unittest" and (packages or _MOCK in used) else "split")
+
+
+@functools.lru_cache(maxsize=_CACHED_TESTS)
+def imported_modules(source: str) -> frozenset[str]:
+    """Dotted names of the modules that `source` imports. It is parsed only if a line looks unusual: most tests import
+    nothing, or the standard library alone."""
+    lines = _IMPORT_LINE.findall(source)
+    words = {word for line in lines for word in re.findall(r"[\w.]+", line)} - {"import", "from", "as"}
+    if "mock" not in source and all(word.partition(".")[0] in sys.stdlib_module_names for word in words):
+        return frozenset(words)
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return frozenset()
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+    return frozenset(found)
+
+
+def _admit_tests(job: Job) -> None:
     if job.form not in JUDGED_FORMS:
         raise BadCode(f"form {job.form!r} is unknown; choose one of {', '.join((*JUDGED_FORMS, 'stdio'))}")
-    if mode not in ("", "split"):
-        raise UnsupportedOption(f"mode {mode!r} is not available for the form {job.form}; leave it out or set split")
-    if job.form == "unittest" and _NEEDS_INSIDE.search(job.tests):
-        raise UnsupportedOption(
-            "tests that patch the candidate's world (unittest.mock) need mode inside, which is not built"
-        )
     if not job.tests.strip():
         raise BadCode("tests are empty; without tests use Execute")
     if job.form in ("check", "calls") and not job.entry_point:

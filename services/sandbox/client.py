@@ -58,6 +58,11 @@ class SlotClient:
         """The supervisor's pid; 0 before start."""
         return self._process.pid if self._process else 0
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the supervisor still runs, as far as is known without asking it."""
+        return self.pid > 0 and self._reader is not None and not self._reader.at_eof()
+
     async def start(self) -> None:
         """Builds the slot; IsolationTooWeak if the kernel refuses a step, SlotLost if the supervisor dies."""
         ours, theirs = socket.socketpair()

@@ -11,7 +11,7 @@ from smeltkit.errors import BadConfig
 
 _SLOTS_MAX: Final = 256
 _UID_MAX: Final = 0xFFFF0000
-UIDS_PER_SLOT: Final = 4
+UIDS_PER_SLOT: Final = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,11 @@ class SandboxConfig:
     slots: int = 0
     """Candidates at once; 0 for one per core."""
     uid_base: int = 0x70000000
-    """First host uid for candidates when the service is root; 4 a slot, used by nobody else."""
+    """First host uid for candidates when the service is root; 6 a slot, used by nobody else."""
+    science_packages: str = ""
+    """Folder of packages (a site-packages of this interpreter) for the profile science; empty for no such profile."""
+    science_preload: str = "numpy"
+    """Modules, separated by commas, that the profile science imports once and not in every run."""
     queue_per_slot: int = 4
     """Single requests that may wait, per slot; more are refused with a time to retry. Batches wait in their stream."""
     runs_per_slot: int = 10_000

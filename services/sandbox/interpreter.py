@@ -16,19 +16,23 @@ from pathlib import Path
 from typing import Final
 
 from services.sandbox.supervisor.zygote import FLAGS
-from smeltkit.errors import InternalError
+from smeltkit.errors import BadConfig
 
 _TIMEOUT_S: Final = 60
 _LOADER: Final = """
 import importlib, json, os, sys
 skipped = ("_test", "_xx", "xx", "_tkinter", "readline", "_curses", "nis", "ossaudiodev", "_ctypes_test")
-for folder in sys.path:
+packages, *preload = sys.argv[1:]
+for folder in list(sys.path):
     for name in sorted(os.listdir(folder)) if folder.endswith("lib-dynload") else []:
         if name.endswith(".so") and not name.startswith(skipped):
             try:
                 importlib.import_module(name.partition(".")[0])
             except ImportError:
                 pass
+sys.path += [packages] if packages else []
+for name in preload:
+    importlib.import_module(name)
 libraries = {line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if ".so" in line}
 print(json.dumps([[folder for folder in sys.path if os.path.isdir(folder)], sorted(libraries)]))
 """
@@ -46,20 +50,23 @@ class Interpreter:
 
 
 @functools.cache
-def find_interpreter() -> Interpreter:
-    """The interpreter that this process runs on, without third-party packages."""
+def find_interpreter(packages: str = "", preload: tuple[str, ...] = ()) -> Interpreter:
+    """The interpreter that this process runs on, with the folder `packages` as its only third-party packages; BadConfig
+    if a module of `preload` cannot be imported."""
     executable = os.path.realpath(sys.executable)
-    found = subprocess.run(
-        [executable, *FLAGS, "-c", _LOADER], capture_output=True, env={}, timeout=_TIMEOUT_S, check=False
-    )
+    command = [executable, *FLAGS, "-c", _LOADER, packages, *preload]
+    found = subprocess.run(command, capture_output=True, env={}, timeout=_TIMEOUT_S, check=False)
     if found.returncode:
-        raise InternalError(f"the interpreter does not load its own modules: {found.stderr[-500:]!r}")
+        last_line = found.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise BadConfig(f"the interpreter does not load {', '.join(preload)} from {packages or 'itself'}: {last_line}")
     paths, mapped = json.loads(found.stdout)
     folders = [path for path in paths if not any(path.startswith(other + "/") for other in paths)]
     libraries = [path for path in mapped if not path.startswith(tuple(folder + "/" for folder in folders))]
     binds = (*folders, *(name for path in libraries for name in _names_of(path)))
-    hidden = tuple(f"{folder}/{name}" for folder in folders for name in _HIDDEN if os.path.isdir(f"{folder}/{name}"))
-    text = json.dumps([sys.version, binds, [os.stat(path).st_size for path in libraries]])
+    covered = (f"{folder}/{name}" for folder in folders for name in _HIDDEN if os.path.isdir(f"{folder}/{name}"))
+    hidden = tuple(path for path in covered if not f"{packages}/".startswith(f"{path}/"))
+    names = sorted(os.listdir(packages)) if packages else []
+    text = json.dumps([sys.version, binds, [os.stat(path).st_size for path in libraries], names])
     return Interpreter(binds, hidden, "sha256:" + hashlib.sha256(text.encode()).hexdigest())
 
 

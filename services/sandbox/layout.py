@@ -6,12 +6,13 @@ import os
 
 from services.sandbox.config import UIDS_PER_SLOT, SandboxConfig
 from services.sandbox.doctor import Isolation
-from services.sandbox.interpreter import find_interpreter, judge_digest
+from services.sandbox.interpreter import Interpreter, find_interpreter, judge_digest
 from services.sandbox.jail.spec import JailSpec
 from services.sandbox.kernel.cgroups import Hierarchy, find_hierarchy, prepare
 from services.sandbox.kernel.landlock import landlock_abi
 from services.sandbox.kernel.seccomp import FilterPolicy, build_filter
-from services.sandbox.policy import PRELOAD, TMP_INODES, Level, Limits
+from services.sandbox.policy import TMP_INODES, Level, Limits
+from services.sandbox.profiles import BARE, Profile, find_profiles
 from services.sandbox.supervisor.spec import SlotSpec
 
 
@@ -35,24 +36,31 @@ def _slot_spec(
     index: int, config: SandboxConfig, isolation: Isolation, level: Level, hierarchy: Hierarchy | None
 ) -> SlotSpec:
     cores = sorted(os.sched_getaffinity(0))
-    interpreter = find_interpreter()
+    profiles = find_profiles(config)
     return SlotSpec(
         index=index,
         core=cores[index % len(cores)],
         level=str(level),
         missing_layers=missing_layers(isolation, level),
-        candidate=_jail_spec("candidate", isolation, level, Limits().tmp_bytes),
-        judge=_jail_spec("judge", isolation, level, 0),
+        candidates={
+            name: _jail_spec("candidate", isolation, level, Limits().tmp_bytes, profile)
+            for name, profile in profiles.items()
+        },
+        judge=_jail_spec("judge", isolation, level, 0, profiles[BARE]),
         uid_base=config.uid_base + UIDS_PER_SLOT * index,
         hierarchy=hierarchy,
         group_name=f"{os.getpid()}-{index}",
         judge_digest=judge_digest(),
-        profile_digest=interpreter.digest,
+        profile_digests={name: _interpreter(profile).digest for name, profile in profiles.items()},
     )
 
 
-def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int) -> JailSpec:
-    interpreter = find_interpreter()
+def _interpreter(profile: Profile) -> Interpreter:
+    return find_interpreter(profile.folder, profile.preload)
+
+
+def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int, profile: Profile) -> JailSpec:
+    interpreter = _interpreter(profile)
     has_root = level > Level.CONFINED
     policy = FilterPolicy(can_fork=has_root, can_socket=has_root, can_memfd=level is Level.JAIL)
     return JailSpec(
@@ -65,7 +73,8 @@ def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int) ->
         filter_hex=build_filter(policy).hex(),
         tmp_bytes=tmp_bytes,
         tmp_inodes=TMP_INODES,
-        preload=PRELOAD,
+        preload=profile.preload,
+        packages=profile.folder,
     )
 
 

@@ -9,7 +9,8 @@ from smelt.sandbox.v1 import sandbox_pb2 as pb
 from services.sandbox.admission import admit
 from services.sandbox.doctor import Isolation
 from services.sandbox.job import Job
-from services.sandbox.policy import HEAD_MAX_BYTES, Limits, check_profile
+from services.sandbox.policy import HEAD_MAX_BYTES, Limits
+from services.sandbox.profiles import Profile, choose_profile
 from services.sandbox.verdict import Attempt, Record
 from smeltkit.errors import BadCode
 
@@ -30,9 +31,8 @@ _MODE_NUMBERS: Final = {name: number for number, name in _MODES.items()}
 _LIMITS: Final = ("cpu_s", "wall_s", "memory_bytes", "pids", "output_bytes", "tmp_bytes")
 
 
-def to_judge_job(candidate: pb.Candidate, judge_key: str) -> Job:
+def to_judge_job(candidate: pb.Candidate, judge_key: str, profiles: dict[str, Profile]) -> Job:
     """The checked job behind `candidate`; BadCode, UnsupportedOption. Jobs of one `judge_key` may share a judge."""
-    check_profile(candidate.profile)
     if candidate.form not in _FORMS:
         raise BadCode(f"form is not set; choose one of {', '.join(_FORMS.values())}")
     job = Job(
@@ -51,7 +51,7 @@ def to_judge_job(candidate: pb.Candidate, judge_key: str) -> Job:
         limits=to_limits(candidate.limits),
         judge_key=judge_key,
     )
-    return admit(job, _MODES.get(candidate.mode, "?"))
+    return admit(job, _MODES.get(candidate.mode, "?"), choose_profile(profiles, candidate.profile))
 
 
 def _form(candidate: pb.Candidate) -> str:
@@ -61,10 +61,10 @@ def _form(candidate: pb.Candidate) -> str:
     return _FORMS[candidate.form]
 
 
-def to_program_job(request: pb.ExecuteRequest) -> Job:
+def to_program_job(request: pb.ExecuteRequest, profiles: dict[str, Profile]) -> Job:
     """The checked job of a program without tests; BadCode, UnsupportedOption."""
-    check_profile(request.profile)
-    return admit(Job(code=request.code, form="program", stdin=request.stdin, limits=to_limits(request.limits)))
+    job = Job(code=request.code, form="program", stdin=request.stdin, limits=to_limits(request.limits))
+    return admit(job, profile=choose_profile(profiles, request.profile))
 
 
 def to_limits(message: pb.Limits) -> Limits:

@@ -1,4 +1,4 @@
-"""What a run may use, what a level guarantees, and which interpreters there are.
+"""What a run may use, and what a level guarantees.
 
 Not promised at any level: side channels between neighbours, kernel bugs below `guest-kernel`, secrecy of what the test
 itself passes to the candidate. At `rootless` and `confined` memory is bounded by address space and sampling, so a tree
@@ -12,7 +12,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any, Final
 
-from smeltkit.errors import BadCode, BadConfig, UnsupportedOption
+from smeltkit.errors import BadCode, BadConfig
 from smeltkit.limits import GIB, KIB, MIB
 
 
@@ -39,8 +39,6 @@ class Level(enum.IntEnum):
 
 
 LEVELS: Final = tuple(str(level) for level in Level)
-PROFILES: Final = ("bare",)
-"""Interpreters on offer: `bare` is the standard library without exec."""
 PRELOAD: Final = (
     "base64",
     "bisect",
@@ -116,10 +114,3 @@ class Limits:
         if "cpu_s" in fields and "wall_s" not in fields:
             fields["wall_s"] = min(3 * fields["cpu_s"] + 5, _BOUNDS["wall_s"][1])
         return cls(**fields)
-
-
-def check_profile(name: str) -> str:
-    """The profile called `name`, `bare` for none; UnsupportedOption otherwise."""
-    if (name or "bare") not in PROFILES:
-        raise UnsupportedOption(f"profile {name!r} is not on offer here; available: {', '.join(PROFILES)}")
-    return name or "bare"

@@ -104,6 +104,9 @@ class Pool:
         self._waiting += 1
         try:
             client = await self._idle.get()
+            while not client.is_alive:
+                self._repair(client)
+                client = await self._idle.get()
         finally:
             self._waiting -= 1
         try:
@@ -112,9 +115,12 @@ class Pool:
             if client.is_sound and client.runs < self._config.runs_per_slot:
                 self._idle.put_nowait(client)
             else:
-                repair = asyncio.ensure_future(self._rebuild(client))
-                self._repairs.add(repair)
-                repair.add_done_callback(self._repairs.discard)
+                self._repair(client)
+
+    def _repair(self, client: SlotClient) -> None:
+        repair = asyncio.ensure_future(self._rebuild(client))
+        self._repairs.add(repair)
+        repair.add_done_callback(self._repairs.discard)
 
     async def _rebuild(self, client: SlotClient) -> None:
         """Builds the slot again, for as long as it takes; meanwhile the others work."""

@@ -14,6 +14,7 @@ from services.sandbox.doctor import Isolation
 from services.sandbox.layout import slot_specs
 from services.sandbox.policy import Level
 from services.sandbox.pool import Pool
+from services.sandbox.profiles import find_profiles
 from services.sandbox.supervisor.slot import SELF_TEST
 from services.sandbox.verdict import Verdict
 from smeltkit.errors import IsolationTooWeak
@@ -29,6 +30,7 @@ class Sandbox:
         self.isolation = isolation
         self.level = level
         self.pool = pool
+        self.profiles = find_profiles(config)
 
     async def close(self) -> None:
         """Ends every slot."""

@@ -20,7 +20,7 @@ from services.sandbox.messages import (
     to_layers,
     to_program_job,
 )
-from services.sandbox.policy import PROFILES, Limits
+from services.sandbox.policy import Limits
 from services.sandbox.repeats import Repeats
 from services.sandbox.sandbox import Sandbox
 from services.sandbox.verdict import Record
@@ -39,7 +39,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
 
     async def Execute(self, request: pb.ExecuteRequest, context: RpcContext) -> pb.ExecuteResponse:
         """Runs a program; an outcome, no verdict on correctness."""
-        record = await self._sandbox.pool.run(to_program_job(request))
+        record = await self._sandbox.pool.run(to_program_job(request, self._sandbox.profiles))
         return pb.ExecuteResponse(**from_record_and_streams(record))
 
     async def Judge(self, request: pb.JudgeRequest, context: RpcContext) -> pb.JudgeResponse:
@@ -66,7 +66,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
             level=str(self._sandbox.level),
             required_level=self._sandbox.config.level,
             layers=to_layers(self._sandbox.isolation),
-            profiles=PROFILES,
+            profiles=self._sandbox.profiles,
             default_limits=from_limits(Limits()),
             slots=self._sandbox.pool.slots,
             judge_digest=await asyncio.to_thread(judge_digest),
@@ -74,7 +74,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
 
     async def _judge(self, candidate: pb.Candidate, *, judge_key: str, can_wait: bool) -> Record:
         check_level(candidate.min_level, self._sandbox.level)
-        job = to_judge_job(candidate, judge_key)
+        job = to_judge_job(candidate, judge_key, self._sandbox.profiles)
         with telemetry.span("smelt.sandbox.judge", **{names.SANDBOX_LEVEL: str(self._sandbox.level)}) as span:
             record = await self._repeats.once(
                 candidate.request_id,

@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +22,14 @@ from sandbox_service import REPOSITORY, Service, sandbox_service
 from smelt.sandbox.v1 import sandbox_pb2 as pb
 
 TIMEOUT_S = 60
+DEFAULT_CPU_S = 10
 DOUBLE = b"def double(n):\n    return 2 * n\n"
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with sandbox_service(slots="2") as running:
+    packages = sysconfig.get_path("purelib")
+    with sandbox_service(slots="2", science_packages=packages, science_preload="numpy") as running:
         yield running
 
 
@@ -115,6 +118,43 @@ def test_unittest_module_runs_outside_the_candidate(service: Service) -> None:
     assert wrong.verdict == pb.VERDICT_WRONG
 
 
+def test_tests_that_patch_the_candidate_run_in_its_process_twice(service: Service) -> None:
+    """R-082: what must run inside says so on the verdict, and a pass is repeated in a new process."""
+    tests = (
+        "import unittest\nfrom unittest.mock import patch\n"
+        "class T(unittest.TestCase):\n"
+        "    @patch('candidate.factor', return_value=3)\n"
+        "    def test_patched(self, factor):\n        self.assertEqual(double(2), 6)\n"
+        "    def test_plain(self):\n        self.assertEqual(double(2), 4)\n"
+    )
+    code = b"def factor():\n    return %d\ndef double(n):\n    return factor() * n\n"
+    right = _judge(service, _candidate(code % 2, tests, form=pb.FORM_UNITTEST))
+    assert (right.verdict, right.mode, right.attempts) == (pb.VERDICT_PASSED, pb.MODE_INSIDE, 2)
+    assert [run.verdict for run in right.earlier] == [pb.VERDICT_PASSED]
+    wrong = _judge(service, _candidate(code % 5, tests, form=pb.FORM_UNITTEST))
+    assert (wrong.verdict, wrong.attempts) == (pb.VERDICT_WRONG, 1) and "T.test_plain" in wrong.detail
+
+
+def test_profile_with_packages_serves_tests_that_import_them(service: Service) -> None:
+    tests = (
+        "import unittest\nimport numpy as np\n"
+        "class T(unittest.TestCase):\n"
+        "    def test_array(self):\n        self.assertTrue(np.array_equal(double(np.arange(3)), [0, 2, 4]))\n"
+    )
+    fields = {"form": pb.FORM_UNITTEST, "tests": tests, "profile": "science"}
+    record = _judge(service, _candidate(**fields))
+    assert (record.verdict, record.mode) == (pb.VERDICT_PASSED, pb.MODE_INSIDE)
+    assert _judge(service, _candidate(b"def double(n): return n", **fields)).verdict == pb.VERDICT_WRONG
+    plain = _judge(service, _candidate())
+    assert plain.profile_digest != record.profile_digest
+    with pytest.raises(grpc.RpcError) as raised:
+        _judge(service, _candidate(**{**fields, "profile": "bare"}))
+    assert _reason(raised) == "UNSUPPORTED_OPTION"
+    code = b"import numpy; print(numpy.arange(3).sum())"
+    answer = service.stub.Execute(pb.ExecuteRequest(code=code, profile="science"), timeout=TIMEOUT_S)
+    assert answer.stdout == b"3\n"
+
+
 def test_code_is_bytes(service: Service) -> None:
     """An encoding cookie is the interpreter's business."""
     code = "# -*- coding: latin-1 -*-\ndef double(n):\n    return '\xe9' * n\n".encode("latin-1")
@@ -133,7 +173,7 @@ def test_tests_that_do_not_compile_are_refused(service: Service) -> None:
         ({"limits": pb.Limits(cpu_s=1000)}, "BAD_CODE"),
         ({"limits": pb.Limits(memory_bytes=1)}, "BAD_CODE"),
         ({"mode": pb.MODE_INSIDE}, "UNSUPPORTED_OPTION"),
-        ({"profile": "science"}, "UNSUPPORTED_OPTION"),
+        ({"profile": "art"}, "UNSUPPORTED_OPTION"),
         ({"form": pb.FORM_UNSPECIFIED}, "BAD_CODE"),
         ({"exports": []}, "BAD_CODE"),
         ({"stdin": b"x"}, "UNSUPPORTED_OPTION"),
@@ -149,7 +189,7 @@ def test_bad_request_is_refused_with_its_reason(service: Service, fields: dict[s
 def test_describe_names_level_and_layers(service: Service) -> None:
     answer = service.stub.Describe(pb.DescribeRequest(), timeout=TIMEOUT_S)
     layers = {layer.name: layer for layer in answer.layers}
-    assert layers["seccomp"].is_present and answer.slots == 2 and answer.profiles == ["bare"]
+    assert layers["seccomp"].is_present and answer.slots == 2 and answer.profiles == ["bare", "science"]
     assert all(layer.is_present or (layer.error and layer.remedy) for layer in answer.layers)
 
 
@@ -254,9 +294,12 @@ def _tree(pid: int) -> list[int]:
 
 
 def _is_running(supervisor: int) -> bool:
-    """Whether the slot runs a candidate: it has a judge, which an idle slot has not."""
-    zygotes = _children(supervisor)
-    return len(zygotes) == 2 and len(_tree(zygotes[1])) > 1
+    """Whether the slot runs a candidate: one that waits for its job has no bound of CPU time yet."""
+    for pid in _tree(supervisor):
+        with contextlib.suppress(OSError):
+            if f"Max cpu time              {DEFAULT_CPU_S + 1} " in Path(f"/proc/{pid}/limits").read_text():
+                return True
+    return False
 
 
 def _busy_processes(pid: int) -> int:

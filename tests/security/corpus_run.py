@@ -34,6 +34,15 @@ from services.sandbox.verdict import Verdict  # noqa: E402
 CORPUS = Path(__file__).with_name("corpus")
 ORDINARY_ID = 64999
 TESTS = "assert solve(2) == 5\nassert [solve(n) for n in range(3)] == [1, 3, 5]\nassert solve(-4) == -7\n"
+INSIDE_TESTS = """
+import unittest
+class Solved(unittest.TestCase):
+    def test_one(self):
+        self.assertEqual(solve(2), 5)
+    def test_many(self):
+        for n in (0, 1, -4):
+            self.assertEqual(solve(n), 2 * n + 1)
+"""
 LIMITS = {"cpu_s": 2.0, "wall_s": 20.0, "memory_bytes": 128 << 20}
 MEMORY_SLACK_BYTES = 16 << 20
 _ATTEMPT = """
@@ -72,9 +81,22 @@ class Case:
     name: str
     code: str
     tests: str
+    mode: str
     limits: Limits
     expected: tuple[str, ...]
     expected_confined: tuple[str, ...]
+
+    def to_job(self) -> Job:
+        """The case as a supervisor gets it."""
+        return Job(
+            code=self.code.encode(),
+            form="unittest" if self.mode == "inside" else "asserts",
+            mode=self.mode,
+            tests=self.tests,
+            exports=("solve",),
+            limits=self.limits,
+            seed=self.name,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +137,7 @@ def run_all(level: Level, canary: Canary) -> Iterator[Outcome]:
         slot.prepare_next()
         usual = _present(slot)
         for case in load_cases(canary):
-            job = Job(code=case.code.encode(), tests=case.tests, exports=("solve",), limits=case.limits, seed=case.name)
-            record = slot.run(job, cancel)
+            record = slot.run(case.to_job(), cancel)
             healthy = slot.run(SELF_TEST, cancel).verdict is Verdict.PASSED
             slot.prepare_next()
             left = _left_behind(usual, _present(slot)) + ([] if healthy else ["a slot that does not judge"])
@@ -157,12 +178,13 @@ def become_ordinary_user() -> None:
 
 
 def _case(row: dict[str, object], canary: Canary) -> Case:
-    limits = row.get("limits")
+    limits, mode = row.get("limits"), str(row.get("mode", "split"))
     expected = _words(row["expected"])
     return Case(
         name=str(row["name"]),
         code=_code(row, canary),
-        tests=str(row.get("tests", TESTS)),
+        tests=str(row.get("tests", INSIDE_TESTS if mode == "inside" else TESTS)),
+        mode=mode,
         limits=Limits.from_request({**LIMITS, **(limits if isinstance(limits, dict) else {})}),
         expected=expected,
         expected_confined=_words(row["expected_confined"]) if "expected_confined" in row else expected,

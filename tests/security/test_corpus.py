@@ -61,7 +61,7 @@ def test_nothing_is_left_behind(outcomes: Mapping[str, Outcomes], level: str) ->
 def test_only_honest_leftovers_may_pass() -> None:
     """R-083: a case whose expected verdict is a pass solves the task and merely leaves something behind."""
     passing = {case.name for case in CASES.values() if "passed" in (*case.expected, *case.expected_confined)}
-    assert all(name.endswith(("left-behind", "ignore-signals")) for name in passing)
+    assert all(name.endswith(("left-behind", "ignore-signals", "honest")) for name in passing)
 
 
 def test_corpus_is_large_and_named_once() -> None:

@@ -14,6 +14,7 @@ import types
 from typing import Any, Final, NoReturn
 
 from services.sandbox.guest.calls import Guest, describe_exception
+from services.sandbox.guest.inside import CANDIDATE_FILE, Inside
 from services.sandbox.jail.seal import set_job_limits
 from services.sandbox.jail.spec import CONTROL
 from services.sandbox.wire.frames import Channel
@@ -21,7 +22,7 @@ from services.sandbox.wire.frames import Channel
 JOB_MAX_BYTES: Final = 64 * 1024 * 1024
 MARK_EMPTY, MARK_SYNTAX, MARK_LOADED, MARK_MEMORY = b"E", b"S", b"L", b"M"
 """What a program's process says on its channel: the first one comes before any foreign code runs."""
-_NOTHING: Final = compile("", "candidate.py", "exec")
+_NOTHING: Final = compile("", CANDIDATE_FILE, "exec")
 
 
 def serve() -> NoReturn:
@@ -35,32 +36,35 @@ def serve() -> NoReturn:
     os.chdir("/tmp")
     if job["is_program"]:
         _run_program(job["code"])
-    _answer_calls(channel, job["code"], job["names"])
+    _answer_calls(channel, job["code"], job["names"], is_inside=job["is_inside"])
 
 
-def _answer_calls(channel: Channel, source: bytes, names: list[str]) -> NoReturn:
+def _answer_calls(channel: Channel, source: bytes, names: list[str], *, is_inside: bool) -> NoReturn:
     module = types.ModuleType("candidate")
     sys.modules["candidate"] = module
     guest = Guest(channel)
+    inside = Inside(channel, module) if is_inside else None
     try:
-        code = compile(source, "candidate.py", "exec", dont_inherit=True)
+        code = compile(source, CANDIDATE_FILE, "exec", dont_inherit=True)
     except Exception as error:
         channel.send([0, "syntax", describe_exception(error)])
     else:
         if _is_empty(code):
             channel.send([0, "empty"])
         else:
-            guest.answer(0, lambda: _load(code, module, names))
+            guest.answer(0, lambda: _load(code, module, names, is_inside=is_inside))
     gc.enable()
+    if inside:
+        inside.serve()
     while True:
         guest.serve(channel.receive())
 
 
-def _load(code: types.CodeType, module: types.ModuleType, names: list[str]) -> list[object]:
-    """Runs the module; what it binds to `names`, or nothing of it if one is missing."""
+def _load(code: types.CodeType, module: types.ModuleType, names: list[str], *, is_inside: bool) -> list[object]:
+    """Runs the module; what it binds to `names`, or nothing of it if one is missing or all of it stays inside."""
     exec(code, module.__dict__)
     missing = [name for name in names if name not in module.__dict__]
-    return [missing, [] if missing else [module.__dict__[name] for name in names]]
+    return [missing, [] if missing or is_inside else [module.__dict__[name] for name in names]]
 
 
 def _is_empty(code: types.CodeType) -> bool:

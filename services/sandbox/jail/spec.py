@@ -37,6 +37,8 @@ class JailSpec(NamedTuple):
     """Files that /tmp can hold."""
     preload: tuple[str, ...]
     """Modules imported before any child is forked."""
+    packages: str = ""
+    """Folder of third-party packages, inside the binds; empty for none."""
 
     def to_json(self) -> str:
         """The spec as one argument of a command line."""

@@ -48,6 +48,8 @@ def main() -> None:
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve: Callable[[], NoReturn] = importlib.import_module(_ROLES[spec.role]).serve
+    if spec.packages:
+        sys.path.append(spec.packages)
     for name in spec.preload:
         importlib.import_module(name)
     random.seed(0)

@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 
 from services.sandbox.jail.seal import set_job_limits
 from services.sandbox.jail.spec import CONTROL
+from services.sandbox.judge.inside import run_inside
 from services.sandbox.judge.outcome import Failed, Refused
 from services.sandbox.judge.program import run_program
 from services.sandbox.judge.remote import Remote
@@ -60,7 +61,7 @@ def _judge(job: dict[str, Any], descriptor: int, supervisor: Channel) -> None:
     channel = Channel(descriptor, frame_max_bytes=FRAME_MAX_BYTES, total_max_bytes=TOTAL_MAX_BYTES)
     remote = Remote(channel, end)
     try:
-        run_program(job, remote)
+        (run_inside if job["is_inside"] else run_program)(job, remote)
     except Failed as failure:
         end(failure.verdict, failure.detail)
     except Refused as refusal:

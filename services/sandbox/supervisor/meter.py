@@ -52,7 +52,7 @@ class GroupMeter:
         self._start_s = 0.0
         self._start_kills = 0
 
-    def start(self, pid: int, memory_bytes: int, pids: int) -> None:
+    def start(self, pid: int, zygote_pid: int, memory_bytes: int, pids: int) -> None:
         """Begins a run with these bounds for the tree."""
         self._baseline_bytes = self._group.usage_bytes()
         self._group.set_limits(memory_bytes=_rounded(self._baseline_bytes) + memory_bytes, pids=pids)
@@ -82,16 +82,15 @@ class TreeMeter:
 
     is_exact = False
 
-    def __init__(self, zygote_pid: int) -> None:
-        self._zygote_pid = zygote_pid
+    def __init__(self) -> None:
         self._inherited_bytes = 0
         self._pid = 0
         self._peak_bytes = 0
 
-    def start(self, pid: int, memory_bytes: int, pids: int) -> None:
-        """Begins a run of the tree below `pid`; the bounds are the caller's to watch."""
+    def start(self, pid: int, zygote_pid: int, memory_bytes: int, pids: int) -> None:
+        """Begins a run of the tree below `pid`, forked by `zygote_pid`; the bounds are the caller's to watch."""
         self._pid, self._peak_bytes = pid, 0
-        self._inherited_bytes = _private_bytes(self._zygote_pid)
+        self._inherited_bytes = _private_bytes(zygote_pid)
 
     def cpu_s(self) -> float:
         """CPU seconds of the tree's living and reaped processes."""

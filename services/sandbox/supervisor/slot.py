@@ -1,4 +1,4 @@
-"""One slot: two zygotes, a spare candidate, a judge that is kept while it only says `passed`, one job at a time."""
+"""One slot: runs one job at a time between a candidate and a judge, and makes the record of it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,23 @@ import fcntl
 import marshal
 import os
 import socket
-from typing import Any, Final
+from typing import Final
 
 from services.sandbox.guest.runner import MARK_EMPTY, MARK_MEMORY, MARK_SYNTAX
 from services.sandbox.job import Job
 from services.sandbox.kernel.cgroups import Group
-from services.sandbox.policy import (
-    ADDRESS_SPACE_EXTRA_BYTES,
-    FILE_BYTES,
-    HEAD_MAX_BYTES,
-    JUDGE_MEMORY_BYTES,
-    TMP_INODES,
-    Limits,
-)
+from services.sandbox.policy import ADDRESS_SPACE_EXTRA_BYTES, FILE_BYTES, HEAD_MAX_BYTES, Limits
+from services.sandbox.supervisor.candidates import UIDS_PER_ZYGOTE, Candidates, Prepared, set_oom_score
 from services.sandbox.supervisor.compare import outputs_match
+from services.sandbox.supervisor.judges import JudgeProcess, Judges, channel_over
 from services.sandbox.supervisor.meter import GroupMeter, Meter, TreeMeter
 from services.sandbox.supervisor.output import Output
 from services.sandbox.supervisor.run import Run
 from services.sandbox.supervisor.spec import SlotSpec
-from services.sandbox.supervisor.zygote import Child, Ending, JailRefused, Zygote, ZygoteLost
+from services.sandbox.supervisor.zygote import Ending
 from services.sandbox.verdict import Evidence, Record, Verdict, decide
-from services.sandbox.wire.frames import Channel, ChannelClosed
+from services.sandbox.wire.frames import ChannelClosed
 
-JUDGE_RUNS_MAX: Final = 64
-_ANSWER_MAX_BYTES: Final = 1 << 20
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 SELF_TEST: Final = Job(
     code=b"def double(n):\n    return n * 2\n",
@@ -41,50 +34,29 @@ SELF_TEST: Final = Job(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A sealed candidate that waits for its job, and our ends of what it holds."""
-
-    child: Child
-    stdin: int
-    stdout: int
-    stderr: int
-    channel: socket.socket
-
-
-@dataclasses.dataclass
-class JudgeProcess:
-    """A judge and the channel to it."""
-
-    child: Child
-    socket: socket.socket
-    channel: Channel
-    key: str
-    runs: int = 0
-
-
 class Slot:
     """Runs jobs one after the other. ZygoteLost out of `run` means that the slot must be built again."""
 
     def __init__(self, spec: SlotSpec) -> None:
         """Builds both jails; JailRefused, ZygoteLost."""
         self._spec = spec
-        self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._group = Group(spec.hierarchy, spec.group_name) if spec.hierarchy else None
-        self._tmp_bytes = spec.candidate.tmp_bytes
-        self._candidates = Zygote(spec.candidate, uid_base=spec.uid_base, on_spawn=self._adopt)
-        self._judges = Zygote(spec.judge, uid_base=spec.uid_base + 2, on_spawn=lambda pid: None)
-        self._meter: Meter = GroupMeter(self._group) if self._group else TreeMeter(self._candidates.pid)
-        self._spare: Prepared | None = self._prepare()
-        self._judge: JudgeProcess | None = None
+        self._meter: Meter = GroupMeter(self._group) if self._group else TreeMeter()
+        first_uids = {name: spec.uid_base + UIDS_PER_ZYGOTE * (1 + i) for i, name in enumerate(spec.candidates)}
+        self._judges = Judges(spec.judge, uid_base=spec.uid_base)
+        self._candidates = Candidates(
+            spec.candidates, first_uids=first_uids, on_spawn=self._adopt, is_expendable=self._group is not None
+        )
 
     def run(self, job: Job, cancel: int) -> Record:
         """The record of one job; `cancel` becomes readable when nobody wants it any more.
 
         A judge that dies is our fault; one that dies twice on the same candidate, and passes the self-test between, was
-        killed by what the candidate sent.
+        killed by what the candidate sent. A pass in the candidate's own process counts only if it comes twice.
         """
         record, has_lost_judge = self._run_once(job, cancel)
+        if job.is_inside and record.verdict is Verdict.PASSED:
+            return self._run_once(job, cancel)[0].after(record)
         if not has_lost_judge or not self._is_sound(cancel):
             return record
         again, has_lost_judge = self._run_once(job, cancel)
@@ -93,9 +65,9 @@ class Slot:
         return again.after(record)
 
     def prepare_next(self) -> None:
-        """Forks the next candidate while nobody waits."""
-        if self._spare is None:
-            self._spare = self._prepare()
+        """Forks the next candidate and judge while nobody waits."""
+        self._candidates.prepare_next()
+        self._judges.prepare_next()
 
     def usage_bytes(self) -> int:
         """Memory of the slot's control group now; 0 without one."""
@@ -103,16 +75,16 @@ class Slot:
 
     def close(self) -> None:
         """Ends everything in the slot and removes its group."""
-        for zygote in (self._candidates, self._judges):
-            zygote.close()
+        self._candidates.close()
+        self._judges.close()
         if self._group:
             self._group.close()
 
     def _run_once(self, job: Job, cancel: int) -> tuple[Record, bool]:
-        candidate = self._take_candidate(job.limits)
-        judge = None if job.is_program else self._take_judge(job.judge_key)
+        candidate = self._candidates.take(job.profile, job.limits.tmp_bytes)
+        judge = None if job.is_program else self._judges.take(job.judge_key)
         output = Output((candidate.stdout, candidate.stderr), job.limits.output_bytes)
-        self._meter.start(candidate.child.pid, job.limits.memory_bytes, job.limits.pids)
+        self._meter.start(candidate.child.pid, candidate.zygote.pid, job.limits.memory_bytes, job.limits.pids)
         run = Run(job, candidate.child, judge, output, self._meter, cancel)
         try:
             self._start(job, candidate, judge)
@@ -121,16 +93,16 @@ class Slot:
             wall_s = run.wall_s
             candidate.child.kill()
         run.cpu_s = max(run.cpu_s, self._meter.cpu_s() if self._meter.is_exact else 0.0)
-        judge_s, ending = run.judge_s(), self._candidates.reap(candidate.child)
+        judge_s, ending = run.judge_s(), self._candidates.finish(candidate)
         output.drain()
         evidence = self._evidence(job, run, output, ending, candidate)
         candidate.channel.close()
         if judge:
-            self._keep_or_end(judge, evidence)
+            self._judges.finish(judge, has_passed=evidence.said == Verdict.PASSED)
         record = self._record(job, evidence, output)
         record.wall_s, record.judge_s = wall_s, judge_s
         record.waited_share = min(1.0, run.waited_s / wall_s) if wall_s else 0.0
-        self._candidates.sweep(self._tmp_bytes, TMP_INODES)
+        self._candidates.sweep()
         return record, run.judge_died and evidence.stop is None
 
     def _start(self, job: Job, candidate: Prepared, judge: JudgeProcess | None) -> None:
@@ -150,15 +122,13 @@ class Slot:
             guest_job = {
                 "code": job.code,
                 "is_program": job.is_program,
+                "is_inside": job.is_inside,
                 "names": job.names,
                 "limits": guest_limits,
             }
-            _channel(candidate.channel).send_bytes(marshal.dumps(guest_job))
-        if judge is None:
-            return
-        with contextlib.suppress(ChannelClosed, OSError):
-            socket.send_fds(judge.socket, [b"J"], [candidate.channel.fileno()])
-            judge.channel.send(_judge_job(job, is_first=judge.runs == 0))
+            channel_over(candidate.channel).send_bytes(marshal.dumps(guest_job))
+        if judge:
+            judge.begin(job, candidate.channel)
 
     def _evidence(self, job: Job, run: Run, output: Output, ending: Ending, candidate: Prepared) -> Evidence:
         evidence = Evidence(
@@ -186,7 +156,7 @@ class Slot:
         return Record(
             verdict=verdict,
             detail=detail,
-            mode="stdio" if job.is_program else "split",
+            mode="stdio" if job.is_program else job.mode,
             level=self._spec.level,
             missing_layers=list(self._spec.missing_layers),
             calls=evidence.calls,
@@ -199,91 +169,17 @@ class Slot:
             signal=os.WTERMSIG(evidence.status) if is_killed and not was_killed_by_us else 0,
             limits=job.limits,
             judge_digest=self._spec.judge_digest,
-            profile_digest=self._spec.profile_digest,
+            profile_digest=self._spec.profile_digests[job.profile],
             refusal=evidence.detail if evidence.said == "refused" else "",
         )
 
     def _is_sound(self, cancel: int) -> bool:
         return self._run_once(SELF_TEST, cancel)[0].verdict is Verdict.PASSED
 
-    def _take_candidate(self, limits: Limits) -> Prepared:
-        if limits.tmp_bytes != self._tmp_bytes:
-            self._discard_spare()
-            self._tmp_bytes = limits.tmp_bytes
-            self._candidates.sweep(self._tmp_bytes, TMP_INODES)
-        candidate, self._spare = self._spare or self._prepare(), None
-        return candidate
-
-    def _prepare(self) -> Prepared:
-        stdin = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        (out_read, out_write), (error_read, error_write) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-        ours, theirs = socket.socketpair()
-        try:
-            child = self._candidates.fork((stdin, out_write, error_write, theirs.fileno()))
-        except JailRefused as error:
-            raise ZygoteLost(str(error)) from error
-        finally:
-            theirs.close()
-            os.close(out_write)
-            os.close(error_write)
-        for descriptor in (out_read, error_read):
-            os.set_blocking(descriptor, False)
-        if self._group:
-            _make_expendable(child.pid)
-        return Prepared(child, stdin, out_read, error_read, ours)
-
-    def _discard_spare(self) -> None:
-        if self._spare:
-            self._spare.child.kill()
-            self._candidates.reap(self._spare.child)
-            for descriptor in (self._spare.stdin, self._spare.stdout, self._spare.stderr):
-                os.close(descriptor)
-            self._spare.channel.close()
-            self._spare = None
-
-    def _take_judge(self, key: str) -> JudgeProcess:
-        judge = self._judge
-        if judge and (judge.key != key or not key or judge.runs >= JUDGE_RUNS_MAX):
-            self._end_judge(judge)
-            judge = None
-        if judge is None:
-            ours, theirs = socket.socketpair()
-            child = self._judges.fork((self._null, self._null, self._null, theirs.fileno()))
-            theirs.close()
-            judge = self._judge = JudgeProcess(child, ours, _channel(ours), key)
-        return judge
-
-    def _keep_or_end(self, judge: JudgeProcess, evidence: Evidence) -> None:
-        judge.runs += 1
-        if evidence.said != Verdict.PASSED:
-            self._end_judge(judge)
-
-    def _end_judge(self, judge: JudgeProcess) -> None:
-        judge.child.kill()
-        self._judges.reap(judge.child)
-        judge.socket.close()
-        self._judge = None
-
     def _adopt(self, pid: int) -> None:
         if self._group:
             self._group.add(pid)
-            _set_oom_score(pid, -1000)
-
-
-def _judge_job(job: Job, *, is_first: bool) -> dict[str, Any]:
-    limits = {"cpu_s": 3600.0, "memory_bytes": JUDGE_MEMORY_BYTES, "pids": job.limits.pids, "file_bytes": 0}
-    return {
-        "form": job.form,
-        "tests": job.tests,
-        "preamble": job.preamble,
-        "setup": job.setup,
-        "entry_point": job.entry_point,
-        "exports": list(job.exports),
-        "seed": job.seed,
-        "tolerance": job.tolerance,
-        "is_inside": job.is_inside,
-        "limits": limits if is_first else None,
-    }
+            set_oom_score(pid, -1000)
 
 
 def _program_outcome(job: Job, ending: Ending, marks: bytes, output: Output) -> tuple[str, str]:
@@ -308,20 +204,3 @@ def _marks(channel: socket.socket) -> bytes:
     with contextlib.suppress(BlockingIOError):
         return channel.recv(64, socket.MSG_DONTWAIT)
     return b""
-
-
-def _channel(end: socket.socket) -> Channel:
-    return Channel(end.fileno(), frame_max_bytes=_ANSWER_MAX_BYTES, total_max_bytes=1 << 62)
-
-
-def _make_expendable(pid: int) -> None:
-    _set_oom_score(pid, 1000)
-
-
-def _set_oom_score(pid: int, score: int) -> None:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, b"%d" % score)
-        finally:
-            os.close(descriptor)

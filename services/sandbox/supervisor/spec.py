@@ -20,15 +20,16 @@ class SlotSpec:
     """The one core of everything in the slot."""
     level: str
     missing_layers: tuple[str, ...]
-    candidate: JailSpec
+    candidates: Mapping[str, JailSpec]
+    """Profile to its jail; the first one is started with the slot."""
     judge: JailSpec
     uid_base: int
-    """First of four host uids of this slot."""
+    """First host uid of this slot: two for the judge, then two a profile."""
     hierarchy: Hierarchy | None
     """Where its control group is made; None without."""
     group_name: str
     judge_digest: str
-    profile_digest: str
+    profile_digests: Mapping[str, str]
 
     def to_wire(self) -> dict[str, Any]:
         """The spec as JSON."""
@@ -37,13 +38,17 @@ class SlotSpec:
             "folders": {name: str(folder) for name, folder in self.hierarchy.folders.items()},
         }
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        jails = {"candidate": self.candidate.to_json(), "judge": self.judge.to_json()}
-        return {**fields, **jails, "hierarchy": hierarchy}
+        candidates = {name: spec.to_json() for name, spec in self.candidates.items()}
+        return {**fields, "candidates": candidates, "judge": self.judge.to_json(), "hierarchy": hierarchy}
 
     @classmethod
     def from_wire(cls, fields: Mapping[str, Any]) -> SlotSpec:
         """The inverse of `to_wire`."""
         raw = fields["hierarchy"]
-        hierarchy = raw and Hierarchy(raw["version"], {name: Path(path) for name, path in raw["folders"].items()})
-        jails = {name: JailSpec.from_json(fields[name]) for name in ("candidate", "judge")}
-        return cls(**{**fields, **jails, "hierarchy": hierarchy, "missing_layers": tuple(fields["missing_layers"])})
+        checked = {
+            "hierarchy": raw and Hierarchy(raw["version"], {name: Path(path) for name, path in raw["folders"].items()}),
+            "candidates": {name: JailSpec.from_json(text) for name, text in fields["candidates"].items()},
+            "judge": JailSpec.from_json(fields["judge"]),
+            "missing_layers": tuple(fields["missing_layers"]),
+        }
+        return cls(**{**fields, **checked})

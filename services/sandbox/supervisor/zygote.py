@@ -29,6 +29,12 @@ _ENVIRONMENT: Final = {
     "TMPDIR": "/tmp",
     "LANG": "C.UTF-8",
 }
+_ONE_THREAD: Final = {
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
+    "MPLBACKEND": "Agg",
+    "MPLCONFIGDIR": "/tmp",
+}
+"""For packages: a zygote must have one thread when it forks."""
 FLAGS: Final = ("-s", "-S", "-P", "-B", "-X", "utf8")
 """As -I -S, except that the hash seed is ours: the same set order in every run."""
 
@@ -165,8 +171,9 @@ def _spawn(spec: JailSpec, control: socket.socket, broom: socket.socket) -> int:
     ]
     interpreter = os.path.realpath(sys.executable)
     arguments = [interpreter, *FLAGS, "-c", _BOOT, spec.to_json(), _ROOT]
+    environment = {**_ENVIRONMENT, **_ONE_THREAD} if spec.packages else _ENVIRONMENT
     try:
-        return os.posix_spawn(interpreter, arguments, _ENVIRONMENT, file_actions=actions)
+        return os.posix_spawn(interpreter, arguments, environment, file_actions=actions)
     finally:
         for descriptor in high:
             os.close(descriptor)

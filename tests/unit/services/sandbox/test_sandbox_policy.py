@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sysconfig
 
 import pytest
 
@@ -10,8 +11,9 @@ from services.sandbox.admission import admit, check_level
 from services.sandbox.config import SandboxConfig
 from services.sandbox.doctor import NEEDED, assess, require
 from services.sandbox.job import Job, from_wire, to_wire
-from services.sandbox.policy import Level, Limits, check_profile
+from services.sandbox.policy import Level, Limits
 from services.sandbox.pool import is_worth_a_rerun
+from services.sandbox.profiles import Profile, choose_profile, find_profiles
 from services.sandbox.verdict import Record, Verdict
 from smeltkit.errors import BadCode, BadConfig, IsolationTooWeak, UnsupportedOption
 
@@ -43,7 +45,8 @@ def test_wall_limit_follows_the_cpu_limit() -> None:
         ({"exports": ()}, BadCode),
         ({"expected_stdout": b"x"}, UnsupportedOption),
         ({"form": "stdio"}, UnsupportedOption),
-        ({"form": "unittest", "tests": "from unittest import mock\n"}, UnsupportedOption),
+        ({"form": "unittest", "tests": "import numpy as np\n"}, UnsupportedOption),
+        ({"form": "asserts", "tests": "from scipy import stats\nassert f()"}, UnsupportedOption),
         ({"form": "calls"}, BadCode),
         ({"form": "calls", "entry_point": "f", "tolerance": 2.0}, BadCode),
         ({"tolerance": 0.1}, UnsupportedOption),
@@ -54,14 +57,55 @@ def test_job_that_cannot_be_judged_is_refused(change: dict[str, object], error: 
         admit(dataclasses.replace(JOB, **change))  # type: ignore[arg-type]
 
 
-def test_inside_mode_is_refused_instead_of_ignored() -> None:
+SCIENCE = Profile(name="science", modules=frozenset(("numpy",)))
+
+
+def test_inside_mode_is_refused_where_it_cannot_be_honoured() -> None:
     with pytest.raises(UnsupportedOption):
         admit(JOB, "inside")
 
 
+@pytest.mark.parametrize(
+    ("tests", "mode", "expected"),
+    [
+        ("import unittest, math", "", "split"),
+        ("import unittest\nimport os.path as path", "", "split"),
+        ("import unittest", "inside", "inside"),
+        ("import unittest\nfrom unittest.mock import patch", "", "inside"),
+        ("import unittest\nfrom unittest import (\n    TestCase,\n    mock,\n)", "", "inside"),
+        ("import unittest\nfrom unittest import mock", "split", "split"),
+        ("import unittest\nfrom numpy.testing import assert_allclose", "", "inside"),
+        ("import unittest\nTEXT = '''\nfrom there on\nimport goods\n'''", "", "split"),
+    ],
+)
+def test_unittest_runs_outside_unless_it_patches_or_imports_packages(tests: str, mode: str, expected: str) -> None:
+    """R-082: split first; inside only where the tests need it or the request says so."""
+    assert admit(dataclasses.replace(JOB, form="unittest", tests=tests), mode, SCIENCE).mode == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "mode"), [({}, ""), ({"form": "unittest"}, "split"), ({"tests": "import torch"}, "")]
+)
+def test_packages_need_a_profile_and_a_form_that_runs_inside(change: dict[str, str], mode: str) -> None:
+    with pytest.raises(UnsupportedOption):
+        admit(dataclasses.replace(JOB, **{"tests": "import numpy", **change}), mode, SCIENCE)  # type: ignore[arg-type]
+
+
+def test_profile_of_packages_is_configuration() -> None:
+    packages = sysconfig.get_path("purelib")
+    profiles = find_profiles(SandboxConfig(science_packages=packages, science_preload="numpy,pandas"))
+    assert profiles["science"].preload[-2:] == ("numpy", "pandas") and profiles["science"].has("numpy")
+
+
+@pytest.mark.parametrize("folder", ["/tmp/packages", "/proc/self", "/nowhere"])
+def test_folder_that_cannot_hold_packages_is_refused(folder: str) -> None:
+    with pytest.raises(BadConfig, match="science_packages"):
+        find_profiles(SandboxConfig(science_packages=folder))
+
+
 def test_unknown_profile_and_level_are_refused() -> None:
     with pytest.raises(UnsupportedOption):
-        check_profile("science")
+        choose_profile(find_profiles(SandboxConfig()), "science")
     with pytest.raises(BadConfig, match="confined, rootless, jail"):
         Level.named("none")
 
