@@ -1,0 +1,1 @@
+"""Benchmarks that need a GPU, and beside it only torch, triton, transformers and peft."""

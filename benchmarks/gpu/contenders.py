@@ -1,0 +1,107 @@
+"""Our trainer and the peer (transformers, peft, torch's fused AdamW), on the same weights and the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu.shapes import SHAPES
+from services.trainer.adapters.lora import LoraConfig, attach
+from services.trainer.optimizer import Optimizer, OptimizerConfig
+from services.trainer.step import Pack, train_step
+from smeltkit.ml import names
+from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder_packing import Packed
+from smeltkit.ml.kernels import REFERENCE, triton_kernels
+from smeltkit.ml.kernels.reference import IGNORED
+
+Step = Callable[[Tensor], float]
+"""Tokens [sequences, length] of one step to its loss."""
+LEARNING_RATE, RANK = 1e-4, 32
+
+
+def random_state(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+    """Canonical bf16 weights on the GPU, drawn as a fresh model's are."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    state = {}
+    for spec in config.tensors():
+        value = torch.empty(spec.shape, device="cuda", dtype=torch.bfloat16)
+        if spec.name.endswith("norm.weight"):
+            value.fill_(1)
+        else:
+            value.normal_(0, 0.02, generator=generator)
+        state[spec.name] = value
+    return state
+
+
+def ours(shape: str, *, is_lora: bool, recomputes: bool, kernels: str, adapters: Any = None) -> Step:
+    """Our decoder and step; `kernels` is triton, or compile: torch.compile over each layer with the torch reference."""
+    config = ModelConfig.from_hf(SHAPES[shape])
+    with torch.device("meta"):
+        decoder = Decoder(config, kernels=REFERENCE if kernels == "compile" else triton_kernels())
+    decoder.load_state_dict(random_state(config, 0), assign=True)
+    decoder.kernels, decoder.recomputes = triton_kernels(), recomputes
+    if is_lora:
+        torch.manual_seed(1)
+        attach(decoder, LoraConfig(rank=RANK, alpha=2 * RANK))
+    if kernels == "compile":
+        for index, layer in enumerate(decoder.layers):
+            decoder.layers[index] = torch.compile(layer)  # type: ignore[assignment]
+    optimizer = Optimizer(decoder.named_parameters(), OptimizerConfig())
+
+    def step(tokens: Tensor) -> float:
+        count, length = tokens.shape
+        flat = tokens.flatten()
+        positions = torch.arange(length, device="cuda").repeat(count)
+        starts = torch.arange(0, count * length + 1, length, device="cuda", dtype=torch.int32)
+        batch = Packed(ids=flat, positions=positions, starts=starts, lengths=(length,) * count)
+        targets = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], IGNORED)], dim=1).flatten()
+        pack = Pack(batch=batch, targets=targets, counted=count * (length - 1))
+        return train_step(decoder, optimizer, [pack], learning_rate=LEARNING_RATE, clip_norm=1.0).loss
+
+    return step
+
+
+def peer(shape: str, *, is_lora: bool, recomputes: bool, is_compiled: bool = False) -> Step:
+    """transformers with SDPA: full in float32 under bf16 autocast, LoRA by peft on a bf16 base under autocast."""
+    import peft
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    config = transformers.AutoConfig.for_model(**SHAPES[shape])
+    with torch.device("cuda"):
+        model: Any = transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation="sdpa", dtype=torch.bfloat16 if is_lora else torch.float32
+        )
+    own = ModelConfig.from_hf(SHAPES[shape])
+    found = {
+        names.canonical_to_hf(own.architecture, name): value.to(torch.bfloat16 if is_lora else torch.float32)
+        for name, value in random_state(own, 0).items()
+    }
+    model.load_state_dict(found, strict=False, assign=True)
+    model.tie_weights()
+    if recomputes:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    if is_lora:
+        settings = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = peft.get_peft_model(model, settings)
+    model.train()
+    called: nn.Module = torch.compile(model) if is_compiled else model  # type: ignore[assignment]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adamw = torch.optim.AdamW(trainable, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+
+    def step(tokens: Tensor) -> float:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = called(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+        return float(loss)
+
+    return step

@@ -1,0 +1,185 @@
+"""Training on one GPU against transformers + peft in the same run: tokens/s, MFU, peak memory, equal losses.
+
+    python -m benchmarks.gpu.train [CASE ...]     cases: cross-entropy, 350M-full, 1.5B-full, 1.5B-lora, 7B-lora
+
+MFU is `shapes.flops_per_token` times tokens/s over the device's bf16 rate: the datasheet's 989 TFLOP/s and the rate of
+a large matrix product measured here, both shown. Weights, tokens and learning rate are the same on both sides, and the
+losses of the first steps are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import results
+from benchmarks.gpu import contenders
+from benchmarks.gpu.shapes import SHAPES, TOKENS, flops_per_token
+from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.kernels import triton_kernels
+from smeltkit.ml.kernels.cross_entropy import linear_cross_entropy
+
+DATASHEET_TFLOPS = 989.0
+CASES: dict[str, dict[str, Any]] = {
+    "350M-full": {"shape": "350M", "is_lora": False, "sequences": 16},
+    "1.5B-full": {"shape": "1.5B", "is_lora": False, "sequences": 4},
+    "1.5B-lora": {"shape": "1.5B", "is_lora": True, "sequences": 8},
+    "7B-lora": {"shape": "7B", "is_lora": True, "sequences": 4},
+}
+WARM_STEPS, COMPARED_STEPS, TIMED_STEPS = 3, 12, 8
+
+
+def matrix_tflops(size: int = 8192) -> float:
+    """bf16 rate of a large matrix product on random data."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: a @ b, repeats=20) / 1e12
+
+
+def seconds(work: Callable[[], Any], *, repeats: int) -> float:
+    """Median time of `work` on the device, after three runs to warm up."""
+    for _ in range(3):
+        work()
+    times = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def cross_entropy(rate: float) -> list[dict[str, Any]]:
+    """The fused head and loss, 8K tokens by 152K words: share of the matrix rate, memory beyond inputs and outputs."""
+    rows, tokens, vocab, hidden = [], 8192, 151936, 3584
+    for is_frozen in (False, True):
+        x = torch.randn(tokens, hidden, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        w = (torch.randn(vocab, hidden, device="cuda", dtype=torch.bfloat16) / 60).requires_grad_(not is_frozen)
+        targets = torch.randint(0, vocab, (tokens,), device="cuda")
+
+        def fused(x: Any = x, w: Any = w, targets: Any = targets) -> Any:
+            x.grad = w.grad = None
+            return linear_cross_entropy(x, w, targets, kernels=triton_kernels())
+
+        def plain(x: Any = x, w: Any = w, targets: Any = targets) -> Any:
+            x.grad = w.grad = None
+            return torch.nn.functional.cross_entropy((x @ w.T).float(), targets, reduction="sum")
+
+        row: dict[str, Any] = {"case": f"cross-entropy {'frozen head' if is_frozen else 'trained head'}"}
+        for name, forward in (("ours", fused), ("plain", plain)):
+            took = seconds(lambda forward=forward: forward().backward(), repeats=8)
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            x.grad = w.grad = None
+            forward().backward()
+            outputs = x.numel() * 2 + (0 if is_frozen else w.numel() * 2)
+            flops = (4 if is_frozen else 6) * tokens * vocab * hidden
+            row |= {
+                f"{name}_ms": took * 1e3,
+                f"{name}_of_matrix_rate": flops / took / 1e12 / rate,
+                f"{name}_extra_mib": (torch.cuda.max_memory_allocated() - before - outputs) / 2**20,
+            }
+        rows.append(row | {"ratio": row["plain_ms"] / row["ours_ms"]})
+        clear()
+    return rows
+
+
+def train(case: str, rate: float, kernels: list[str]) -> list[dict[str, Any]]:
+    """One row a contender of a case: ours with each kind of kernels, then the peer."""
+    facts = CASES[case]
+    shape, is_lora = facts["shape"], facts["is_lora"]
+    recomputes = facts.get("recomputes", False)
+    flops = flops_per_token(ModelConfig.from_hf(SHAPES[shape]), is_lora=is_lora)
+    makers: dict[str, Callable[[], contenders.Step]] = {
+        f"ours {kind}": lambda kind=kind: contenders.ours(  # type: ignore[misc]
+            shape, is_lora=is_lora, recomputes=recomputes, kernels=kind
+        )
+        for kind in kernels
+    }
+    makers["peer"] = lambda: contenders.peer(shape, is_lora=is_lora, recomputes=recomputes)
+    rows = []
+    for name, make in makers.items():
+        try:
+            rows.append({"case": case, "contender": name, **measure(make, facts["sequences"], flops, rate)})
+        except torch.cuda.OutOfMemoryError as error:
+            rows.append({"case": case, "contender": name, "error": f"out of memory: {str(error)[:120]}"})
+        clear()
+        print({key: value for key, value in rows[-1].items() if key != "losses"}, flush=True)
+    theirs = rows[-1]
+    for row in rows:
+        if "error" not in row and "error" not in theirs:
+            row["speed_ratio"] = row["tokens_per_second"] / theirs["tokens_per_second"]
+            row["memory_ratio"] = row["peak_gib"] / theirs["peak_gib"]
+            pairs = zip(row["losses"], theirs["losses"], strict=True)
+            row["largest_loss_difference"] = max(abs(a - b) / b for a, b in pairs)
+    return rows
+
+
+def measure(make: Callable[[], contenders.Step], sequences: int, flops: float, rate: float) -> dict[str, Any]:
+    """Losses of the first steps, then the median time of a step on fresh tokens."""
+    torch.cuda.reset_peak_memory_stats()
+    step = make()
+    generator = torch.Generator("cuda").manual_seed(2)
+
+    def tokens() -> torch.Tensor:
+        # Few distinct words, so that there is something to learn and the curves say something.
+        return torch.randint(0, 512, (sequences, TOKENS), device="cuda", generator=generator)
+
+    losses = [step(tokens()) for _ in range(COMPARED_STEPS)]
+    times = []
+    for _ in range(WARM_STEPS + TIMED_STEPS):
+        drawn = tokens()
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        step(drawn)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    took = statistics.median(times[WARM_STEPS:])
+    speed = sequences * TOKENS / took
+    return {
+        "step_ms": took * 1e3,
+        "tokens_per_second": speed,
+        "mfu_datasheet": speed * flops / DATASHEET_TFLOPS / 1e12,
+        "mfu_measured": speed * flops / rate / 1e12,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "losses": losses,
+    }
+
+
+def clear() -> None:
+    """Gives all cached device memory back."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch._dynamo.reset()
+
+
+def main() -> None:
+    """Runs the named cases, or all, and saves what was measured."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cases", nargs="*", default=["cross-entropy", *CASES])
+    parser.add_argument("--kernels", nargs="+", default=["triton"], choices=["triton", "compile"])
+    parser.add_argument("--save", default="train_gpu")
+    options = parser.parse_args()
+    rate = matrix_tflops()
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16 matrix product {rate:.0f} TFLOP/s", flush=True
+    )
+    rows: list[dict[str, Any]] = []
+    for case in options.cases:
+        rows += cross_entropy(rate) if case == "cross-entropy" else train(case, rate, options.kernels)
+        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "matrix_tflops": rate}
+        results.save(options.save, rows, **facts)
+    for row in rows:
+        print(*(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()
+                if key != "losses"), sep="  ")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""AdamW over the trainable parameters, with float32 master weights wherever a parameter is stored in less.
+
+An update of a bf16 weight is mostly smaller than the weight's own rounding, so it is made on a float32 copy that is
+rounded afterwards. What the optimizer really uses can be read back and is compared with the config at every start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smeltkit.errors import BadConfig, SettingsDiffer
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Hyper-parameters of AdamW (Loshchilov and Hutter, arXiv:1711.05101)."""
+
+    beta1: float = 0.9
+    """Decay of the mean of gradients, 0 to below 1."""
+    beta2: float = 0.999
+    """Decay of the mean of squared gradients, 0 to below 1."""
+    eps: float = 1e-8
+    """Added to the root of that mean, above 0."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices; vectors (norms, biases) never decay."""
+
+    def __post_init__(self) -> None:
+        for name, value, high in (("beta1", self.beta1, 1.0), ("beta2", self.beta2, 1.0)):
+            if not 0 <= value < high:
+                raise BadConfig(f"optimizer.{name}={value} must be 0 to below 1")
+        if not (self.eps > 0 and math.isfinite(self.eps)) or not 0 <= self.weight_decay <= 1:
+            raise BadConfig(f"optimizer.eps={self.eps} must be above 0 and weight_decay={self.weight_decay} 0 to 1")
+
+
+class Optimizer:
+    """Updates parameters from their gradients. The learning rate comes with every step: nothing else sets it."""
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> None:
+        """Takes over the parameters that require a gradient, by name; SettingsDiffer if AdamW does not obey."""
+        named = [(name, value) for name, value in parameters if value.requires_grad]
+        self.names = [name for name, _ in named]
+        self._config = config
+        self._parameters = [value for _, value in named]
+        self._masters = [
+            value if value.dtype == torch.float32 else value.detach().to(torch.float32) for value in self._parameters
+        ]
+        decays = [value.dim() > 1 for value in self._masters]
+        shared: dict[str, Any] = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
+        groups = [
+            {"params": [m for m, is_decayed in zip(self._masters, decays, strict=True) if is_decayed == wanted],
+             "weight_decay": config.weight_decay if wanted else 0.0}
+            for wanted in (True, False)
+        ]  # fmt: skip
+        is_fused = self._masters[0].is_cuda
+        self._inner = torch.optim.AdamW([group for group in groups if group["params"]], fused=is_fused, **shared)
+        self._check()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in the order of `names`."""
+        return self._parameters
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """Updates every parameter from its gradient and drops the gradients."""
+        for master, parameter in zip(self._masters, self._parameters, strict=True):
+            if master is not parameter:
+                assert parameter.grad is not None
+                master.grad, parameter.grad = parameter.grad.to(torch.float32), None
+        for group in self._inner.param_groups:
+            group["lr"] = learning_rate
+        self._inner.step()
+        pairs = [(p, m) for p, m in zip(self._parameters, self._masters, strict=True) if p is not m]
+        if pairs:
+            torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
+        self._inner.zero_grad(set_to_none=True)
+
+    def in_use(self) -> dict[str, Any]:
+        """Hyper-parameters as AdamW holds them now, of the group that decays."""
+        group = self._inner.param_groups[0]
+        return {
+            "beta1": group["betas"][0],
+            "beta2": group["betas"][1],
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "learning_rate": group["lr"],
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a later run needs to go on, by name: `<parameter>.exp_avg`, `.exp_avg_sq`, `.step`, ..."""
+        found: dict[str, Tensor] = {}
+        for name, master, parameter in zip(self.names, self._masters, self._parameters, strict=True):
+            found |= {f"{name}.{key}": value for key, value in self._inner.state[master].items()}
+            if master is not parameter:
+                found[f"{name}.master"] = master
+        return found
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state` gave; SettingsDiffer if it is that of other parameters."""
+        taken: set[str] = set()
+        for name, master, parameter in zip(self.names, self._masters, self._parameters, strict=True):
+            mine = {
+                key.removeprefix(f"{name}."): value for key, value in state.items() if key.rpartition(".")[0] == name
+            }
+            taken |= {f"{name}.{key}" for key in mine}
+            stored = mine.pop("master", None)
+            if (stored is None) != (master is parameter) or mine.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+                raise SettingsDiffer(f"the checkpoint's optimizer state does not fit {name}; it holds {sorted(mine)}")
+            if stored is not None:
+                master.copy_(stored)
+            own = {key: value.clone() if key == "step" else value.to(master.device) for key, value in mine.items()}
+            self._inner.state[master] = own
+        if taken != state.keys():
+            raise SettingsDiffer(f"the checkpoint holds optimizer state of {sorted(state.keys() - taken)[0]}")
+
+    def _check(self) -> None:
+        wanted = {**asdict(self._config), "learning_rate": 0.0}
+        found = self.in_use()
+        if any(value.dim() > 1 for value in self._masters) and found != wanted:
+            raise SettingsDiffer(f"the optimizer uses {found}, but the config says {wanted}")
