@@ -44,6 +44,20 @@ def smelt(*arguments: str) -> dict[str, Any]:
     return document
 
 
+def evaluate(suite: str, data: Path, name: str) -> dict[str, Any]:
+    """The report of one evaluation, whose score is told at once."""
+    report = smelt("eval", "--suite", suite, "--data", str(data), name)
+    console.print(f"  {name} on {suite}: {_percent(report['scores'][0])}", markup=False)
+    return report
+
+
+def quantize(name: str, scheme: str) -> dict[str, Any]:
+    """The job and the artifact of one quantization, whose size is told at once."""
+    made = smelt("quantize", "ore-11m", "--scheme", scheme, "--name", name)
+    console.print(f"  {name}: {made['artifact']['size_bytes'] / 2**20:.1f} MiB")
+    return made
+
+
 def humaneval_data(suites: dict[str, Any], cache: Path) -> tuple[Path | None, str]:
     """HumanEval's data file with the digest that the suite declares, or None and why it cannot be had."""
     suite = next(entry for entry in suites["suites"] if entry["name"] == "humaneval")
@@ -125,8 +139,8 @@ def main() -> int:
     ]
     for scheme in SCHEMES:
         name = f"ore-11m:{scheme.lower()}"
-        made = smelt("quantize", "ore-11m", "--scheme", scheme, "--name", name)
-        reports = {suite: smelt("eval", "--suite", suite, "--data", str(data), name) for suite, data in suites.items()}
+        made = quantize(name, scheme)
+        reports = {suite: evaluate(suite, data, name) for suite, data in suites.items()}
         is_cached = made["job"]["is_cached"] and all(report["is_cached"] for report in reports.values())
         rows.append(_row(scheme, made["artifact"], reports, is_cached))
     reply = smelt("run", "ore-11m:q8_0", PROMPT)

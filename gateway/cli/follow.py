@@ -1,4 +1,7 @@
-"""Following a job: a bar a phase on a terminal, a line a phase elsewhere; polling where watching breaks."""
+"""Following a job: a bar a phase on a terminal; elsewhere a line a phase, and one now and then in a long phase.
+
+Where watching breaks, the job is polled.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,7 @@ class _JobView:
     def __init__(self, output: Output) -> None:
         self._output = output
         self._phase = ""
+        self._noted_s = 0.0
         self._bar: TaskID | None = None
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
         self._progress = Progress(*columns, TimeElapsedColumn(), console=output.err, transient=True)
@@ -84,15 +88,14 @@ class _JobView:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        if self._output.err.is_terminal:
+            self._progress.stop()
 
     def update(self, job: job_pb2.Job) -> None:
         """Shows the present state."""
         phase = _phase(job)
         if not self._output.err.is_terminal:
-            if phase != self._phase:
-                self._output.note(f"{job.id}  {phase}")
-            self._phase = phase
+            self._note(job, phase)
             return
         total = job.progress.total or None
         if phase != self._phase or self._bar is None:
@@ -101,6 +104,13 @@ class _JobView:
             self._bar = self._progress.add_task(phase, total=total, amount="")
         self._progress.update(self._bar, completed=job.progress.done, total=total, amount=_amount(job.progress))
         self._phase = phase
+
+    def _note(self, job: job_pb2.Job, phase: str) -> None:
+        is_due = time.monotonic() - self._noted_s >= limits.PROGRESS_LINE_PERIOD_S
+        amount = _amount(job.progress) if job.state == job_pb2.JOB_STATE_RUNNING else ""
+        if phase != self._phase or (amount and is_due):
+            self._output.note(f"{job.id}  {phase}  {amount}".rstrip())
+            self._phase, self._noted_s = phase, time.monotonic()
 
 
 def _phase(job: job_pb2.Job) -> str:

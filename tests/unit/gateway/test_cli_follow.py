@@ -1,0 +1,31 @@
+"""What a followed job shows where no bar can be drawn."""
+
+from __future__ import annotations
+
+import pytest
+from scripted_gateway import job
+from smelt.job.v1 import job_pb2
+
+from gateway.cli.follow import _JobView
+from gateway.cli.output import Output
+from smeltkit import limits
+
+
+def generating(done: int) -> job_pb2.Job:
+    """A job that generates, so far."""
+    progress = job_pb2.Progress(phase="generate", done=done, total=200, unit="samples")
+    return job("RUNNING", progress=progress)
+
+
+@pytest.mark.parametrize(("period_s", "counts"), [(0.0, ["0/200", "7/200", "90/200"]), (3600.0, ["0/200"])])
+def test_long_phase_tells_its_count_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], period_s: float, counts: list[str]
+) -> None:
+    """Once a period, and once for each phase; a job that ended has no count left."""
+    monkeypatch.setattr(limits, "PROGRESS_LINE_PERIOD_S", period_s)
+    with _JobView(Output()) as view:
+        for state in (job("QUEUED"), generating(0), generating(7), generating(90), job("SUCCEEDED")):
+            view.update(state)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("generate")[1].split()[0] for line in lines if "generate" in line] == counts
+    assert lines[0].endswith("queued") and lines[-1].endswith("succeeded") and len(lines) == len(counts) + 2
