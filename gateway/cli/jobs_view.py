@@ -20,7 +20,7 @@ def jobs_view(jobs: Iterable[job_pb2.Job]) -> RenderableType:
             job.kind,
             _state(job),
             _amount(job),
-            human_time(_age_s(job)),
+            _took(job),
             short_digest(job.result_digest),
         )
         for job in jobs
@@ -38,7 +38,7 @@ def job_view(job: job_pb2.Job) -> RenderableType:
             ("progress", _amount(job)),
             ("attempt", job.attempt),
             ("created", job.create_time.ToJsonString() if job.HasField("create_time") else ""),
-            ("took", human_time(_age_s(job))),
+            ("took", _took(job)),
             ("result", job.result_digest),
             ("error", f"{job.error.reason}: {job.error.message}" if job.error.reason else ""),
             ("trace", job.trace_id),
@@ -59,5 +59,7 @@ def _amount(job: job_pb2.Job) -> str:
     return f"{progress.phase}{amount}".strip()
 
 
-def _age_s(job: job_pb2.Job) -> float:
-    return max(0, job.update_time.ToNanoseconds() - job.create_time.ToNanoseconds()) / 1e9
+def _took(job: job_pb2.Job) -> str:
+    """Time from the job's creation to its last change; a dash for one that has not begun to change."""
+    took_ns = job.update_time.ToNanoseconds() - job.create_time.ToNanoseconds()
+    return human_time(took_ns / 1e9) if job.HasField("create_time") and took_ns > 0 else "-"

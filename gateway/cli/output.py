@@ -88,6 +88,11 @@ def human_time(time_s: float) -> str:
     return f"{time_s:.1f} s" if time_s < 120 else f"{int(time_s) // 60} min {int(time_s) % 60:02d} s"
 
 
+def measured(value: object) -> object:
+    """A value as a table shows it: what was not measured is a dash, never 0."""
+    return "-" if value is None or value == "" else value
+
+
 def short_digest(digest: str) -> str:
     """The first 12 hex digits: enough to recognise and to ask with."""
     return digest.removeprefix("sha256:")[:12]

@@ -1,4 +1,8 @@
-"""Suites, reports, comparisons and gates as tables."""
+"""Suites, reports, comparisons and gates, as documents and as tables.
+
+What was not measured is None in a document and a dash in a table, never 0: messages cannot tell the two apart, so here
+stands which values a report does not have (R-122).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from rich.console import RenderableType
 from smelt.artifact.v1 import artifact_pb2
 from smelt.evaluator.v1 import evaluator_pb2
 
-from gateway.cli.output import facts, human_time, short_digest, table
+from gateway.cli.documents import to_document
+from gateway.cli.output import facts, human_time, measured, short_digest, table
 
 
 def suites_view(suites: Iterable[evaluator_pb2.Suite]) -> RenderableType:
@@ -19,15 +24,47 @@ def suites_view(suites: Iterable[evaluator_pb2.Suite]) -> RenderableType:
     return table(("suite", ">problems", "data", "licence", ""), rows)
 
 
+def report_document(report: evaluator_pb2.Report) -> dict[str, Any]:
+    """A report for machines."""
+    document = to_document(report)
+    if not _is_generated(report):
+        document |= {"bundle_digest": None, "completion_tokens": None, "generate_s": None}
+    for score, entry in zip(report.scores, document["scores"], strict=True):
+        entry |= {} if _is_share(score) else {"passed": None}
+    return document
+
+
+def sample_document(report: evaluator_pb2.Report, sample: evaluator_pb2.SampleRecord) -> dict[str, Any]:
+    """A sample of `report` for machines."""
+    return to_document(sample) | ({} if _is_generated(report) else {"completion_tokens": None})
+
+
+def _is_generated(report: evaluator_pb2.Report) -> bool:
+    """Whether a bundle generated what was judged; of completions made elsewhere neither tokens nor time are known."""
+    return bool(report.bundle_digest)
+
+
+def _is_share(score: evaluator_pb2.Score) -> bool:
+    """Whether the score is a share of problems; others, such as a perplexity, are plain numbers."""
+    return score.metric.startswith("pass@")
+
+
+def _value(score: evaluator_pb2.Score) -> tuple[str, str]:
+    """The value and its interval."""
+    if _is_share(score):
+        return f"{100 * score.value:.1f} %", f"{100 * score.low:.1f} - {100 * score.high:.1f} %"
+    return f"{score.value:.4f}", f"{score.low:.4f} - {score.high:.4f}"
+
+
 def scores_view(scores: Iterable[evaluator_pb2.Score]) -> RenderableType:
     """Each score with its interval and what it was measured on."""
     rows = (
         (
             score.suite,
             score.metric,
-            f"{100 * score.value:.1f} %",
-            f"{100 * score.low:.1f} - {100 * score.high:.1f} %",
-            f"{score.passed}/{score.problems}" + (" (partial)" if score.is_partial else ""),
+            *_value(score),
+            f"{score.passed if _is_share(score) else '-'}/{score.problems}"
+            + (" (partial)" if score.is_partial else ""),
             score.samples,
         )
         for score in scores
@@ -38,14 +75,14 @@ def scores_view(scores: Iterable[evaluator_pb2.Score]) -> RenderableType:
 def report_view(report: evaluator_pb2.Report) -> list[RenderableType]:
     """A report without its samples."""
     verdicts = "  ".join(f"{name} {count}" for name, count in sorted(report.verdicts.items()))
-    speed = report.completion_tokens / report.generate_s if report.generate_s else 0.0
+    speed = f", {report.completion_tokens / report.generate_s:.0f} tokens/s" if report.generate_s else ""
     known = facts(
         [
             ("verdicts", verdicts),
-            ("generation", f"{report.completion_tokens} tokens, {speed:.0f} tokens/s" if speed else ""),
+            ("generation", f"{report.completion_tokens} tokens{speed}" if _is_generated(report) else "-"),
             ("took", human_time(report.total_s)),
             ("batching", _batching(report)),
-            ("model", report.bundle_digest),
+            ("model", measured(report.bundle_digest)),
             ("report", report.digest),
         ]
     )
@@ -62,13 +99,13 @@ def _batching(report: evaluator_pb2.Report) -> str:
 
 def judgement_document(reply: evaluator_pb2.GetReportResponse) -> dict[str, Any]:
     """Judged completions for machines: the score, and one entry a sample in the order of the suite."""
-    score = reply.report.scores[0] if reply.report.scores else evaluator_pb2.Score()
+    score = reply.report.scores[0] if reply.report.scores else None
     return {
-        "suite": score.suite,
-        "total": score.problems,
-        "passed": score.passed,
-        "pass_at_1": score.value,
-        "interval": [score.low, score.high],
+        "suite": score and score.suite,
+        "total": score and score.problems,
+        "passed": score and score.passed,
+        "pass_at_1": score and score.value,
+        "interval": score and [score.low, score.high],
         "problems": [
             {
                 "task_id": sample.problem,
@@ -83,11 +120,19 @@ def judgement_document(reply: evaluator_pb2.GetReportResponse) -> dict[str, Any]
     }
 
 
-def samples_view(samples: Iterable[evaluator_pb2.SampleRecord]) -> RenderableType:
+def samples_view(reply: evaluator_pb2.GetReportResponse) -> RenderableType:
     """A line a sample; the programs are in the JSON document."""
+    has_tokens = _is_generated(reply.report)
     rows = (
-        (sample.problem, sample.sample, sample.verdict, sample.finish_reason, sample.completion_tokens, sample.detail)
-        for sample in samples
+        (
+            sample.problem,
+            sample.sample,
+            sample.verdict,
+            sample.finish_reason,
+            sample.completion_tokens if has_tokens else "-",
+            sample.detail,
+        )
+        for sample in reply.samples
     )
     return table(("problem", ">sample", "verdict", "ended by", ">tokens", "detail"), rows)
 
@@ -96,20 +141,13 @@ def results_view(reports: Iterable[tuple[str, evaluator_pb2.Report]]) -> Rendera
     """A line a finished evaluation: its job and its first score."""
     rows = []
     for job_id, report in reports:
-        score = report.scores[0] if report.scores else evaluator_pb2.Score()
-        interval = f"{100 * score.low:.1f} - {100 * score.high:.1f} %"
-        value = f"{100 * score.value:.1f} %" + (" (partial)" if score.is_partial else "")
-        rows.append(
-            (
-                score.suite,
-                score.metric,
-                value,
-                interval,
-                short_digest(report.bundle_digest),
-                short_digest(report.digest),
-                job_id,
-            )
-        )
+        found = (measured(short_digest(report.bundle_digest)), short_digest(report.digest), job_id)
+        for score in report.scores[:1]:
+            value, interval = _value(score)
+            shown = (score.suite, score.metric, value + (" (partial)" if score.is_partial else ""), interval)
+            rows.append((*shown, *found))
+        if not report.scores:
+            rows.append(("-", "-", "-", "-", *found))
     return table(("suite", "metric", ">value", ">95 % interval", "model", "report", "job"), rows)
 
 

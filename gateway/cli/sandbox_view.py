@@ -22,7 +22,7 @@ def outcome_view(reply: sandbox_pb2.ExecuteResponse) -> list[RenderableType]:
             ("signal", record.signal or ""),
             ("wall", human_time(record.wall_s)),
             ("cpu", human_time(record.cpu_s)),
-            ("peak memory", human_bytes(record.peak_bytes) if record.peak_bytes else ""),
+            ("peak memory", human_bytes(record.peak_bytes) if record.peak_bytes else "-"),
             ("isolation", record.level),
             ("missing layers", ", ".join(record.missing_layers)),
         ]

@@ -50,7 +50,7 @@ def chat(content: str | list[Any], **fields: Any) -> dict[str, Any]:
 async def test_chat_completion_has_message_finish_reason_usage_and_effective_settings(
     edge: Served, client: openai.AsyncOpenAI
 ) -> None:
-    """R-034 and R-037."""
+    """R-034, R-037 and R-122: the numbers of the answer are those of the inference service."""
     answer = await client.chat.completions.create(model="ore-11m", messages=HELLO, temperature=0.7, seed=3, top_p=0.9)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (TEXT, "stop")
     assert answer.usage is not None

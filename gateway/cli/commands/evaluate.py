@@ -11,7 +11,14 @@ from smelt.evaluator.v1 import evaluator_pb2
 from gateway.cli.documents import to_document
 from gateway.cli.models_view import plan_document, plan_view
 from gateway.cli.options import Data, Json, Plan, Reference, SuiteName, Wait
-from gateway.cli.reports_view import judgement_document, record_view, report_view, samples_view, suites_view
+from gateway.cli.reports_view import (
+    judgement_document,
+    record_view,
+    report_document,
+    report_view,
+    samples_view,
+    suites_view,
+)
 from gateway.cli.runner import run
 from smeltkit.ids import new_id
 
@@ -67,7 +74,7 @@ def eval_(
             session.output.note("cached: this result was stored already")
         asked_report = evaluator_pb2.GetReportRequest(digest=job.result_digest)
         report = (await session.call(session.evaluator.GetReport, asked_report)).report
-        document = {**to_document(report), "job": job.id, "is_cached": job.is_cached}
+        document = {**report_document(report), "job": job.id, "is_cached": job.is_cached}
         session.output.show(document, *report_view(report))
 
     run("eval", work, as_json=as_json)
@@ -100,7 +107,7 @@ def judge(
         asked = evaluator_pb2.GetReportRequest(digest=job.result_digest, with_samples=True)
         reply = await session.call(session.evaluator.GetReport, asked)
         document = {**judgement_document(reply), "job": job.id}
-        session.output.show(document, samples_view(reply.samples), *report_view(reply.report))
+        session.output.show(document, samples_view(reply), *report_view(reply.report))
 
     run("judge", work, as_json=as_json)
 

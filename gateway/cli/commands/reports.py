@@ -10,7 +10,15 @@ from smelt.job.v1 import job_pb2
 
 from gateway.cli.documents import to_document
 from gateway.cli.options import Json
-from gateway.cli.reports_view import compare_view, gate_view, report_view, results_view, samples_view
+from gateway.cli.reports_view import (
+    compare_view,
+    gate_view,
+    report_document,
+    report_view,
+    results_view,
+    sample_document,
+    samples_view,
+)
 from gateway.cli.runner import run
 from smeltkit.errors import GateFailed, JobFailed, UnknownArtifact
 
@@ -32,10 +40,10 @@ def report(
     async def work(session: Session) -> None:
         request = evaluator_pb2.GetReportRequest(digest=await _digest(session, reference), with_samples=samples)
         reply = await session.call(session.evaluator.GetReport, request)
-        document = to_document(reply.report)
+        document = report_document(reply.report)
         if samples:
-            document["samples"] = [to_document(sample) for sample in reply.samples]
-        views = [samples_view(reply.samples)] if samples else []
+            document["samples"] = [sample_document(reply.report, sample) for sample in reply.samples]
+        views = [samples_view(reply)] if samples else []
         session.output.show(document, *views, *report_view(reply.report))
 
     run("report", work, as_json=as_json)
@@ -56,7 +64,7 @@ def results(
         for job in done:
             asked = evaluator_pb2.GetReportRequest(digest=job.result_digest)
             found.append((job.id, (await session.call(session.evaluator.GetReport, asked)).report))
-        document = {"results": [{**to_document(report), "job": job_id} for job_id, report in found]}
+        document = {"results": [{**report_document(report), "job": job_id} for job_id, report in found]}
         session.output.show(document, results_view(found))
 
     run("results", work, as_json=as_json)

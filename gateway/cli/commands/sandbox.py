@@ -52,6 +52,7 @@ def run_(
             "stdout": to_document(reply)["stdout"],
             "stderr": to_document(reply)["stderr"],
             "isolation": record["level"],
+            "peak_bytes": record["peak_bytes"] or None,
         }
         session.output.show(document, *outcome_view(reply))
         verdict = sandbox_pb2.Verdict.Name(reply.record.verdict)
