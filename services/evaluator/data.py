@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from services.evaluator.suites import REPOSITORY, Suite
+from services.evaluator.texts import Text
 from smeltkit import limits
 from smeltkit.blobs.store import Store
 from smeltkit.errors import BadSuite, DataUnavailable, UnknownBlob
@@ -25,19 +26,19 @@ class DataSource:
     def __init__(self, store: Store, folder: Path | None = None, *, can_download: bool = True) -> None:
         self._store, self._folder, self._can_download = store, folder, can_download
 
-    def where(self, suite: Suite) -> str:
+    def where(self, suite: Suite | Text) -> str:
         """Where the data would come from: "store", a path, or its address. UnknownBlob if from nowhere."""
         if self._store.size(suite.data.digest) is not None:
             return "store"
         if (path := self._path(suite)) is not None:
             return str(path)
-        if self._can_download and not suite.data.url.startswith(REPOSITORY):
+        if self._can_download and not suite.data.url.startswith(REPOSITORY) and not suite.data.url.endswith(".zip"):
             return suite.data.url
         raise UnknownBlob(
             f"the data of suite {suite.name} is not stored; name the folder that holds {suite.data.file} with --data"
         )
 
-    def read(self, suite: Suite) -> bytes:
+    def read(self, suite: Suite | Text) -> bytes:
         """The bytes of the data, stored afterwards; BadSuite if what was found has another digest."""
         where = self.where(suite)
         if where == "store":
@@ -51,13 +52,13 @@ class DataSource:
         self._store.put_bytes(data)
         return data
 
-    def _path(self, suite: Suite) -> Path | None:
+    def _path(self, suite: Suite | Text) -> Path | None:
         shipped = _ROOT / suite.data.url.removeprefix(REPOSITORY) if suite.data.url.startswith(REPOSITORY) else None
         folder = self._folder / suite.data.file if self._folder is not None else None
         return next((path for path in (folder, shipped) if path is not None and path.is_file()), None)
 
 
-def check_digest(suite: Suite, digest: str) -> None:
+def check_digest(suite: Suite | Text, digest: str) -> None:
     """Raises BadSuite if a request names other data than the suite's; an empty digest means the suite's."""
     if digest and digest != suite.data.digest:
         raise BadSuite(f"{suite.data.file}: has digest {digest}, suite {suite.name} declares {suite.data.digest}")

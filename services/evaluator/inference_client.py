@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -72,6 +73,17 @@ class InferenceClient:
             engine=_to_facts(effective),
             load_id=effective.load_id,
         )
+
+    async def encode(self, bundle: str, text: str) -> list[int]:
+        """Token ids of raw text, as generation would use them."""
+        request = pb.TokenizeRequest(model=bundle, text=text)
+        return list((await call(self._stub.Tokenize, request, timeout_s=limits.EVALUATION_FIRST_TOKEN_S)).ids)
+
+    async def score(self, bundle: str, ids: Sequence[int]) -> list[float]:
+        """Natural log-probability of each token given those before it; 0 for the first."""
+        request = pb.ScoreRequest(model=bundle, tokens=pb.TokenPrompt(ids=ids))
+        timeout_s = limits.EVALUATION_FIRST_TOKEN_S + limits.EVALUATION_TOKEN_S * len(ids)
+        return list((await call(self._stub.Score, request, timeout_s=timeout_s)).logprobs)
 
     async def count_tokens(self, generation: Generation) -> int:
         """Tokens of the prompt, as generation would use it."""

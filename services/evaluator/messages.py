@@ -12,6 +12,7 @@ from services.evaluator.plan import Plan
 from services.evaluator.records import Sample
 from services.evaluator.report import Report
 from services.evaluator.suites import Suite
+from services.evaluator.texts import Text
 from services.evaluator.verbs import Comparison
 from smeltkit import limits
 from smeltkit.errors import BadRequest
@@ -29,6 +30,19 @@ def to_suite(suite: Suite) -> pb.Suite:
         data_url=suite.data.url,
         licence=suite.data.licence,
         digest=suite.digest,
+    )
+
+
+def to_text(text: Text) -> pb.Suite:
+    """A text whose perplexity is measured, as a suite without problems."""
+    return pb.Suite(
+        name=text.name,
+        description=text.description,
+        data_file=text.data.file,
+        data_digest=text.data.digest,
+        data_url=text.data.url,
+        licence=text.data.licence,
+        digest=text.digest,
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from smelt.evaluator.v1 import evaluator_pb2 as pb
 from smelt.evaluator.v1 import evaluator_pb2_grpc
 
-from services.evaluator.messages import to_comparison, to_gate, to_plan, to_report, to_samples, to_suite
+from services.evaluator.messages import to_comparison, to_gate, to_plan, to_report, to_samples, to_suite, to_text
 from services.evaluator.suites import suites
+from services.evaluator.texts import texts
 from services.evaluator.verbs import Evaluator
 from smeltkit.rpc.context import RpcContext
 
@@ -18,7 +19,7 @@ class EvaluatorServicer(evaluator_pb2_grpc.EvaluatorServiceServicer):
         self._evaluator = evaluator
 
     async def ListSuites(self, request: pb.ListSuitesRequest, context: RpcContext) -> pb.ListSuitesResponse:
-        return pb.ListSuitesResponse(suites=[to_suite(suite) for suite in suites().values()])
+        return pb.ListSuitesResponse(suites=[*map(to_suite, suites().values()), *map(to_text, texts().values())])
 
     async def PlanEvaluation(self, request: pb.PlanEvaluationRequest, context: RpcContext) -> pb.PlanEvaluationResponse:
         return pb.PlanEvaluationResponse(plan=to_plan(await self._evaluator.plan_evaluation(request.spec)))

@@ -17,8 +17,6 @@ from smeltkit.jobs.stages import StageCache
 def settings_of(spec: evaluator_pb2.EvaluationSpec, suite: Suite, facts: BundleFacts) -> Settings:
     """The settings of a request for the bundle of `facts`, checked."""
     check_digest(suite, spec.data_digest)
-    if not 0 <= spec.concurrency <= limits.EVALUATION_CONCURRENCY_MAX:
-        raise BadRequest(f"concurrency={spec.concurrency} must be 0 to {limits.EVALUATION_CONCURRENCY_MAX}")
     return Settings.checked(
         suite,
         samples=spec.samples,
@@ -29,6 +27,13 @@ def settings_of(spec: evaluator_pb2.EvaluationSpec, suite: Suite, facts: BundleF
         limit=spec.limit,
         has_thinking=facts.has_thinking,
     )
+
+
+def concurrency_of(spec: evaluator_pb2.EvaluationSpec, default: int) -> int:
+    """Requests in flight at once: the request's number, or the service's own; BadRequest names the range."""
+    if not 0 <= spec.concurrency <= limits.EVALUATION_CONCURRENCY_MAX:
+        raise BadRequest(f"concurrency={spec.concurrency} must be 0 to {limits.EVALUATION_CONCURRENCY_MAX}")
+    return spec.concurrency or default
 
 
 def is_batch_variant(concurrency: int) -> bool:

@@ -14,12 +14,15 @@ from smelt.job.v1 import job_pb2
 from services.evaluator import gates, stats
 from services.evaluator.bundles import BundleFacts
 from services.evaluator.data import check_digest
+from services.evaluator.perplexity_job import PerplexityTask
+from services.evaluator.perplexity_report import open_result
 from services.evaluator.plan import Plan, plan_evaluation
-from services.evaluator.report import Report, check_same_harness, open_report
+from services.evaluator.report import Report, check_same_harness
 from services.evaluator.sandbox_client import SandboxClient
 from services.evaluator.settings import Settings
-from services.evaluator.spec import evaluation_key, settings_of
+from services.evaluator.spec import concurrency_of, evaluation_key, settings_of
 from services.evaluator.suites import Suite, find_suite
+from services.evaluator.texts import Text, texts
 from services.evaluator.worker import Tools
 from smeltkit.errors import BadFile, NotFound, Refused, ReportMismatch, SmeltError, UnknownBlob
 from smeltkit.ids import check_digest as check_form
@@ -77,7 +80,7 @@ class Evaluator:
 
     async def report(self, digest: str) -> Report:
         """A stored report or judgement."""
-        return await asyncio.to_thread(open_report, self._tools.store, check_form(digest))
+        return await asyncio.to_thread(open_result, self._tools.store, check_form(digest))
 
     async def compare(self, baseline: str, candidate: str) -> Comparison:
         """The paired comparison of two reports; ReportMismatch unless one harness ran the same problems of both."""
@@ -85,6 +88,8 @@ class Evaluator:
         if (old.suite_digest, old.data_digest) != (new.suite_digest, new.data_digest):
             raise ReportMismatch(f"{old.suite} and {new.suite} were not measured alike; compare reports of one suite")
         before, after = old.rates(), new.rates()
+        if not before:
+            raise ReportMismatch(f"{old.suite} has no problems to pair; compare the intervals of the two perplexities")
         if list(before) != list(after):
             raise ReportMismatch(f"one report has {len(before)} problems, the other {len(after)}; run the same of both")
         check_same_harness(old, new)
@@ -116,21 +121,39 @@ class Evaluator:
             return None
 
     async def _plan(self, spec: evaluator_pb2.EvaluationSpec) -> tuple[Plan, evaluator_pb2.EvaluationSpec]:
-        suite = find_suite(spec.suite)
-        digest = await self._tools.catalog.resolve(spec.bundle)
-        facts = BundleFacts.from_manifest(await asyncio.to_thread(self._tools.store.get_manifest, digest))
-        settings = settings_of(spec, suite, facts)
+        known = texts().get(spec.suite) or find_suite(spec.suite)
+        bundle = await self._tools.catalog.resolve(spec.bundle)
+        manifest = await asyncio.to_thread(self._tools.store.get_manifest, bundle)
+        concurrency = concurrency_of(spec, self._tools.config.concurrency)
+        data_from, refusals = await self._find_data(known)
+        if isinstance(known, Text):
+            task = PerplexityTask.checked(spec, known, manifest, concurrency)
+            plan, cached = task.plan(data_from), await self._cached_perplexity(task)
+        else:
+            facts = BundleFacts.from_manifest(manifest)
+            settings = settings_of(spec, known, facts)
+            plan = plan_evaluation(known, settings, facts, data_from, concurrency)
+            cached = await self._cached(known, settings, bundle, concurrency)
         pinned = evaluator_pb2.EvaluationSpec()
         pinned.CopyFrom(spec)
-        pinned.bundle = digest
-        concurrency, refusals, data_from = spec.concurrency or self._tools.config.concurrency, [], ""
-        try:
-            data_from = await asyncio.to_thread(self._tools.data.where, suite)
-        except UnknownBlob as error:
-            refusals.append(error)
-        plan = plan_evaluation(suite, settings, facts, data_from, concurrency)
-        cached = await self._cached(suite, settings, digest, concurrency)
+        pinned.bundle = bundle
         return replace(plan, refusals=(*plan.refusals, *refusals), cached_digest=cached), pinned
+
+    async def _cached_perplexity(self, task: PerplexityTask) -> str:
+        """The stored result of the same measurement, if the engine that it would use is there to tell."""
+        try:
+            engine = await self._tools.inference.loaded(task.facts.digest)
+        except SmeltError as error:
+            _log.info("no stored result is looked up: %s", error)
+            return ""
+        return "" if engine is None else await self._tools.stages.get(task.key(self._tools.stages, engine.digest)) or ""
+
+    async def _find_data(self, suite: Suite | Text) -> tuple[str, list[SmeltError]]:
+        """Where the data would come from, and why not if from nowhere."""
+        try:
+            return await asyncio.to_thread(self._tools.data.where, suite), []
+        except UnknownBlob as error:
+            return "", [error]
 
     async def _cached(self, suite: Suite, settings: Settings, bundle: str, concurrency: int) -> str:
         """The stored result of the same evaluation, if the engine and judge that it would use are there to tell."""

@@ -20,18 +20,21 @@ from services.evaluator.data import DataSource, check_digest
 from services.evaluator.extract import THINKING
 from services.evaluator.harness import Harness, Outcome, Task
 from services.evaluator.inference_client import InferenceClient
+from services.evaluator.perplexity_job import PerplexityTask, measure_bundle
+from services.evaluator.perplexity_report import open_result
 from services.evaluator.ports import Engine, Inference, Judge, JudgeInfo
 from services.evaluator.problems import Problem, load_problems
 from services.evaluator.prompts import build_prompts, prompts_digest
 from services.evaluator.records import Batches
 from services.evaluator.references import References, run_references, store_references
-from services.evaluator.report import open_report, store_report
+from services.evaluator.report import store_report
 from services.evaluator.retry import patiently
 from services.evaluator.sandbox_client import SandboxClient
 from services.evaluator.settings import Settings
-from services.evaluator.spec import evaluation_key, is_batch_variant, references_key, settings_of
+from services.evaluator.spec import concurrency_of, evaluation_key, is_batch_variant, references_key, settings_of
 from services.evaluator.stored import StoredCompletions, read_completions
 from services.evaluator.suites import Suite, find_suite
+from services.evaluator.texts import Text, texts
 from smeltkit import telemetry
 from smeltkit.blobs.store import Store
 from smeltkit.bus.client import Bus
@@ -79,9 +82,11 @@ class Handlers:
         """Scores the bundle of an EvaluationSpec; the digest of the report."""
         began, tools = time.monotonic(), self._tools
         spec = evaluator_pb2.EvaluationSpec.FromString(context.request)
+        if (text := texts().get(spec.suite)) is not None:
+            return await self._perplexity(context, spec, text)
         facts = BundleFacts.from_manifest(await asyncio.to_thread(tools.store.get_manifest, spec.bundle))
         settings = settings_of(spec, find_suite(spec.suite), facts)
-        concurrency = spec.concurrency or tools.config.concurrency
+        concurrency = concurrency_of(spec, tools.config.concurrency)
         async with self._court(spec.suite, spec.data_digest) as court:
             facts.check_can_take(court.suite)
             await context.progress("prepare", 0, 0, message="loading the model")
@@ -103,6 +108,28 @@ class Handlers:
             "is_batch_variant": is_batch_variant(concurrency),
         }
         return await self._published(context, await self._store(context, key, task, outcome, provenance, began))
+
+    async def _perplexity(self, context: JobContext, spec: evaluator_pb2.EvaluationSpec, text: Text) -> str:
+        tools, concurrency = self._tools, concurrency_of(spec, self._tools.config.concurrency)
+        manifest = await asyncio.to_thread(tools.store.get_manifest, spec.bundle)
+        task = PerplexityTask.checked(spec, text, manifest, concurrency)
+        await context.progress("prepare", 0, 0, message="loading the model")
+        engine = await patiently("the inference service", lambda: tools.inference.load(spec.bundle))
+        key = task.key(tools.stages, engine.digest)
+        digest = await tools.stages.get(key)
+        if digest is None:
+            digest = await measure_bundle(
+                task,
+                inference=tools.inference,
+                data=tools.data,
+                store=tools.store,
+                engine=engine,
+                attempt=context,
+                job={"job": context.job_id, "attempt": context.attempt},
+            )
+            await context.check_alive()
+            await tools.stages.put(key, digest)
+        return await self._published(context, digest)
 
     async def judge(self, context: JobContext) -> str:
         """Judges the stored completions of a JudgementSpec; the digest of the judgement."""
@@ -216,7 +243,7 @@ class Handlers:
 
     async def _published(self, context: JobContext, digest: str) -> str:
         """Tells the world of a report, once a job however often it is tried; its digest."""
-        report = await asyncio.to_thread(open_report, self._tools.store, digest)
+        report = await asyncio.to_thread(open_result, self._tools.store, digest)
         score = report.scores[0]
         finished = event_pb2.EvaluationFinished(
             report_digest=digest,

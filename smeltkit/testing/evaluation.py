@@ -42,6 +42,10 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     asked: Counter[str] = field(default_factory=Counter)
     """Generations by request id."""
     loaded: set[str] = field(default_factory=set)
+    logprob: float = -3.0
+    """Log-probability of each token that is scored."""
+    scored: int = 0
+    """Calls of Score."""
     loads: int = 0
     """Times that a model was asked to be loaded."""
     most_running: int = 0
@@ -61,6 +65,11 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.TokenizeRequest, context: RpcContext
     ) -> inference_pb2.TokenizeResponse:
         return inference_pb2.TokenizeResponse(ids=range(len(_text(request).split())))
+
+    async def Score(self, request: inference_pb2.ScoreRequest, context: RpcContext) -> inference_pb2.ScoreResponse:
+        ids = request.tokens.ids
+        self.scored += 1
+        return inference_pb2.ScoreResponse(ids=ids, logprobs=[0.0, *(self.logprob for _ in ids[1:])])
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: RpcContext

@@ -68,7 +68,11 @@ class EvaluatorRig:
         data = uuid4().bytes
         blob = self.store.put_bytes(data)
         layers = tuple(Descriptor(media_type="x", digest=blob, size_bytes=len(data), path=path) for path in paths)
-        config = {"scheme": "BF16", "contract": {"context_tokens": 2048, "thinking": None}}
+        config = {
+            "scheme": "BF16",
+            "contract": {"context_tokens": 2048, "thinking": None},
+            "architecture": {"vocab_size": 8192},
+        }
         manifest = Manifest(artifact_type=BUNDLE_TYPE, config=config, layers=layers)
         digest = self.store.put_manifest(manifest)
         await self.catalog.set("tested", digest, BUNDLE_TYPE, manifest.size_bytes)

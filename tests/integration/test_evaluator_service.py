@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from smeltkit.errors import (
     UnknownBlob,
     UnknownModel,
     UnknownSuite,
+    UnsupportedOption,
 )
 from smeltkit.ids import digest_bytes
 from smeltkit.manifest import REFERENCE_TYPE, REPORT_TYPE
@@ -43,6 +45,7 @@ ROWS = [
     json.loads(line)
     for line in (Path(__file__).parents[2] / "examples" / "data" / "basic.jsonl").read_text().splitlines()
 ]
+DATA_DIR = Path(__file__).parents[3] / "shared" / "data"
 ANSWERS = {" ".join(row["prompt"].split()): row["canonical_solution"] for row in ROWS[:150]}
 """What the model of these tests knows: 150 of 200."""
 
@@ -282,6 +285,33 @@ async def test_stored_completions_are_judged_like_a_models(rig: Rig) -> None:
         clauses=["basic pass@1 >= 0.1"],
     )
     assert not reply.is_met
+
+
+async def test_a_perplexity_is_a_report_with_window_and_stride(rig: Rig) -> None:
+    """R-097: and the same measurement again is the stored one (R-096)."""
+    rig.evaluator.store.put_bytes((DATA_DIR / "wiki.test.raw").read_bytes())
+    job = await rig.evaluator.start(suite="wikitext2")
+    report = (await rig.evaluator.report(job)).report
+    token, byte = report.scores
+    assert (token.metric, byte.metric) == ("token_perplexity", "byte_perplexity")
+    assert token.value == pytest.approx(math.exp(3), rel=1e-5)
+    known = json.loads(report.provenance_json)
+    assert (known["text"]["window_tokens"], known["text"]["stride_tokens"]) == (1024, 512)
+    assert known["text"]["tokens"] >= 100_000
+    assert rig.inference.scored == token.problems
+    assert (await rig.evaluator.start(suite="wikitext2")).is_cached
+    with pytest.raises(ReportMismatch, match="no problems to pair"):
+        await rig.evaluator.ask("Compare", baseline=report.digest, candidate=report.digest)
+    with pytest.raises(UnsupportedOption, match="limit has no effect"):
+        await rig.evaluator.start(suite="wikitext2", limit=5)
+
+
+async def test_a_perplexity_of_guessing_fails_the_job(rig: Rig) -> None:
+    """R-097: more than half the vocabulary is no score, and nothing is stored."""
+    rig.evaluator.store.put_bytes((DATA_DIR / "wiki.test.raw").read_bytes())
+    rig.inference.logprob = -math.log(5000)
+    job = await rig.evaluator.end(await rig.evaluator.start(suite="wikitext2"))
+    assert (job.error.reason, job.result_digest) == ("ABSURD_PERPLEXITY", "")
 
 
 async def test_an_evaluator_killed_in_the_middle_goes_on_after_its_restart(rig: Rig) -> None:

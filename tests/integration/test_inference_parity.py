@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from inference_files import SMALL, basic_prompts, complete_folder, f16_file, q8_file
 from transformers import AutoModelForCausalLM
 
+from services.evaluator.perplexity import measure, perplexity_of
 from services.inference.config import InferenceConfig
 from services.inference.language import Language
 from services.inference.model import GenerateOptions, Model, open_engine
@@ -26,6 +28,7 @@ from smeltkit.ml.gguf_convert import read_config
 from smeltkit.ml.sampling import SamplingParams
 
 PROMPTS = basic_prompts(50)
+TEXT = Path(__file__).parents[3] / "shared" / "data" / "wiki.test.raw"
 TOKENS = 64
 THREADS = 1
 """One is enough for a small model, and neighbours on the same cores disturb it least."""
@@ -160,6 +163,43 @@ async def test_logprobs_and_scores_agree_with_transformers(files: Files, transfo
             for offset, detail in enumerate(piece.details):
                 assert detail.logprob == pytest.approx(wanted[len(ids) + offset], abs=0.15)
                 assert detail.top[0][0] == int(expected[len(ids) + offset - 1].argmax())
+
+
+def _reference_nats(transformer: Any, ids: list[int], window: int, stride: int) -> float:
+    """The sum over a strided window as the documentation of transformers computes it: labels of -100 do not count."""
+    total, previous = 0.0, 1
+    for begin in range(0, len(ids), stride):
+        end = min(begin + window, len(ids))
+        tokens = torch.tensor([ids[begin:end]])
+        labels = tokens.clone()
+        labels[:, : -(end - previous)] = -100
+        with torch.no_grad():
+            total += float(transformer(tokens, labels=labels).loss) * (end - previous)
+        previous = end
+        if end == len(ids):
+            return total
+    return total
+
+
+async def test_perplexity_agrees_with_transformers(files: Files, transformer: Any) -> None:
+    """R-097: the same tokens, windows and stride, on a piece too small to be a result."""
+    window, stride = 256, 128
+    text = TEXT.read_bytes()[:6000].decode(errors="ignore")
+    async with opened(files, files.f16) as model:
+        ids = model.language.encode_text(text).ids
+
+        async def score(part: Sequence[int]) -> Sequence[float]:
+            return await model.score(model.language.check_ids(part)).result()
+
+        async def progress(done: int, total: int) -> None:
+            return None
+
+        windows = await measure(score, ids, window=window, stride=stride, concurrency=4, progress=progress)
+    ours = perplexity_of(windows, len(text.encode()))
+    assert ours.tokens == len(ids) - 1 > 2000
+    assert ours.token.value == pytest.approx(
+        math.exp(_reference_nats(transformer, ids, window, stride) / ours.tokens), rel=2e-3
+    )
 
 
 async def test_the_same_seed_gives_the_same_tokens(files: Files) -> None:

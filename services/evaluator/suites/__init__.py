@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,21 @@ REPOSITORY = "repository:"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """The file a suite is made of: its digest decides, wherever the bytes come from."""
+class DataFile:
+    """A file: its digest decides, wherever the bytes come from."""
 
     file: str
     digest: str
-    rows: int
-    format: str
     url: str
     licence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(DataFile):
+    """The file of rows that a suite is made of."""
+
+    rows: int
+    format: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +86,38 @@ def find_suite(name: str) -> Suite:
 
 def load_suite(path: Path) -> Suite:
     """The suite of one YAML file; BadSuite names the file, the field and what is wrong."""
-    try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise BadSuite(f"{path.name}: no valid YAML: {' '.join(str(error).split())[:200]}") from error
+    value = read_yaml(path)
     suite = _read_suite(Fields(path.name, value), value)
     if suite.name != path.stem:
         raise BadSuite(f"{path.name}: field 'name' is {suite.name!r}, must be the file's name {path.stem!r}")
     return suite
+
+
+def read_yaml(path: Path) -> Any:
+    """The values of a YAML file; BadSuite if it is none, or if a key occurs twice."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise BadSuite(f"{path.name}: no valid YAML: {' '.join(str(error).split())[:200]}") from error
+
+
+def read_data_file(fields: Fields) -> DataFile:
+    """The fields that every data file has; BadSuite names the one that is wrong."""
+    data = DataFile(
+        file=fields.text("file"),
+        digest=fields.text("digest"),
+        url=fields.text("url"),
+        licence=fields.text("licence"),
+    )
+    try:
+        check_digest(data.digest)
+    except BadDigest as error:
+        raise BadSuite(f"{fields.place}: field 'digest': {error}") from error
+    if "/" in data.file or "\\" in data.file or data.file.startswith("."):
+        fields.fail("file", f"is {data.file!r}, must be a plain file name")
+    if not data.url.startswith(("https://", REPOSITORY)):
+        fields.fail("url", f"is {data.url!r}, must begin with https:// or {REPOSITORY}")
+    return data
 
 
 @cache
@@ -140,22 +170,11 @@ def _check_lists(suite: Suite, extraction: Fields, generation: Fields) -> None:
 
 def _read_data(fields: Fields) -> Data:
     data = Data(
-        file=fields.text("file"),
-        digest=fields.text("digest"),
+        **asdict(read_data_file(fields)),
         rows=fields.integer("rows", 1, limits.SUITE_ROWS_MAX),
         format=fields.choice("format", FORMATS),
-        url=fields.text("url"),
-        licence=fields.text("licence"),
     )
     fields.close()
-    try:
-        check_digest(data.digest)
-    except BadDigest as error:
-        raise BadSuite(f"{fields.place}: field 'digest': {error}") from error
-    if "/" in data.file or "\\" in data.file or data.file.startswith("."):
-        fields.fail("file", f"is {data.file!r}, must be a plain file name")
-    if not data.url.startswith(("https://", REPOSITORY)):
-        fields.fail("url", f"is {data.url!r}, must begin with https:// or {REPOSITORY}")
     return data
 
 
