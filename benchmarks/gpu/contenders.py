@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.gpu.shapes import SHAPES
 from services.trainer.adapters.lora import LoraConfig, attach
@@ -38,7 +38,7 @@ def random_state(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def ours(shape: str, *, is_lora: bool, recomputes: bool, kernels: str, adapters: Any = None) -> Step:
+def ours(shape: str, *, is_lora: bool, recomputes: bool, kernels: str) -> Step:
     """Our decoder and step; `kernels` is triton, or compile: torch.compile over each layer with the torch reference."""
     config = ModelConfig.from_hf(SHAPES[shape])
     with torch.device("meta"):
@@ -66,10 +66,18 @@ def ours(shape: str, *, is_lora: bool, recomputes: bool, kernels: str, adapters:
     return step
 
 
-def peer(shape: str, *, is_lora: bool, recomputes: bool, is_compiled: bool = False) -> Step:
-    """transformers with SDPA: full in float32 under bf16 autocast, LoRA by peft on a bf16 base under autocast."""
+def peer(shape: str, *, is_lora: bool, recomputes: bool, with_liger: bool = False) -> Step:
+    """transformers with SDPA: full in float32 under bf16 autocast, LoRA by peft on a bf16 base under autocast.
+
+    Liger patches transformers for the rest of the process, so the peer without it must have run before.
+    """
     import peft
     import transformers
+
+    if with_liger:
+        from liger_kernel.transformers import apply_liger_kernel_to_qwen2
+
+        apply_liger_kernel_to_qwen2()
 
     transformers.logging.set_verbosity_error()
     config = transformers.AutoConfig.for_model(**SHAPES[shape])
@@ -91,17 +99,16 @@ def peer(shape: str, *, is_lora: bool, recomputes: bool, is_compiled: bool = Fal
         settings = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, settings)
     model.train()
-    called: nn.Module = torch.compile(model) if is_compiled else model  # type: ignore[assignment]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adamw = torch.optim.AdamW(trainable, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
     def step(tokens: Tensor) -> float:
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = called(input_ids=tokens, labels=tokens, use_cache=False).loss
+            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     return step

@@ -14,6 +14,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -75,9 +76,9 @@ def cross_entropy(rate: float) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"case": f"cross-entropy {'frozen head' if is_frozen else 'trained head'}"}
         for name, forward in (("ours", fused), ("plain", plain)):
             took = seconds(lambda forward=forward: forward().backward(), repeats=8)
+            x.grad = w.grad = None
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            x.grad = w.grad = None
             forward().backward()
             outputs = x.numel() * 2 + (0 if is_frozen else w.numel() * 2)
             flops = (4 if is_frozen else 6) * tokens * vocab * hidden
@@ -104,6 +105,10 @@ def train(case: str, rate: float, kernels: list[str]) -> list[dict[str, Any]]:
         for kind in kernels
     }
     makers["peer"] = lambda: contenders.peer(shape, is_lora=is_lora, recomputes=recomputes)
+    if find_spec("liger_kernel"):
+        makers["peer with Liger"] = lambda: contenders.peer(
+            shape, is_lora=is_lora, recomputes=recomputes, with_liger=True
+        )
     rows = []
     for name, make in makers.items():
         try:
@@ -112,7 +117,7 @@ def train(case: str, rate: float, kernels: list[str]) -> list[dict[str, Any]]:
             rows.append({"case": case, "contender": name, "error": f"out of memory: {str(error)[:120]}"})
         clear()
         print({key: value for key, value in rows[-1].items() if key != "losses"}, flush=True)
-    theirs = rows[-1]
+    theirs = next(row for row in rows if row["contender"] == "peer")
     for row in rows:
         if "error" not in row and "error" not in theirs:
             row["speed_ratio"] = row["tokens_per_second"] / theirs["tokens_per_second"]

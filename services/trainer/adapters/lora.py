@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +61,43 @@ class LoraLinear(nn.Module):
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, outputs] of x [T, inputs]: the adapter's product is added where the base's result is written."""
-        dropped = functional.dropout(x, self.dropout, self.training) if self.dropout else x
-        inner = functional.linear(dropped, self.a.to(x.dtype))
-        return torch.addmm(self.base(x), inner, self.b.to(x.dtype).T, alpha=self.scale)
+        """[T, outputs] of x [T, inputs]."""
+        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        if self.dropout and self.training:
+            inner = functional.linear(functional.dropout(x, self.dropout), a)
+            return torch.addmm(self.base(x), inner, b.T, alpha=self.scale)
+        out: Tensor = _Adapted.apply(x, self.base.weight, self.base.bias, a, b, self.scale)  # type: ignore[no-untyped-call]
+        return out
 
     def delta(self) -> Tensor:
         """scale B A [outputs, inputs] in float32."""
         return self.scale * (self.b.float() @ self.a.float())
+
+
+class _Adapted(torch.autograd.Function):
+    """x W^T + bias + scale (x A^T) B^T for a frozen W, with both products added where the other's result stands.
+
+    Autograd alone would write the sums of outputs and of gradients by x as tensors of their own, once more through
+    memory for each adapter.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """Keeps x, which the layer's neighbours keep as well, and the [T, r] product."""
+        inner = functional.linear(x, a)
+        ctx.save_for_backward(x, weight, a, b, inner)
+        ctx.scale = scale
+        return functional.linear(x, weight, bias).addmm_(inner, b.T, alpha=scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients by x, A and B."""
+        x, weight, a, b, inner = ctx.saved_tensors
+        by_inner = upstream @ b * ctx.scale
+        by_b = upstream.T @ inner * ctx.scale
+        by_x = (upstream @ weight).addmm_(by_inner, a) if ctx.needs_input_grad[0] else None
+        return by_x, None, None, by_inner.T @ x, by_b, None
 
 
 def linear_names(config: ModelConfig) -> tuple[str, ...]:

@@ -75,6 +75,6 @@ def _kernel(
     tl.store(target + index, first * c - second * s, mask=inside)
     tl.store(target + half + index, second * c + first * s, mask=inside)
     if rest > 0:
-        index = tl.arange(0, REST)[None, :]
-        inside = (head < heads) & (index < rest)
-        tl.store(target + 2 * half + index, tl.load(source + 2 * half + index, mask=inside), mask=inside)
+        beyond = 2 * half + tl.arange(0, REST)[None, :]
+        kept = (head < heads) & (beyond < 2 * half + rest)
+        tl.store(target + beyond, tl.load(source + beyond, mask=kept), mask=kept)

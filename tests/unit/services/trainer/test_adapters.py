@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.trainer.adapters.lora import LoraConfig, adapters, attach, linear_names, merged_state
+from services.trainer.adapters.lora import LoraConfig, LoraLinear, adapters, attach, linear_names, merged_state
 from services.trainer.adapters.peft_folder import load_adapter, save_adapter
 from smeltkit.errors import BadConfig, BadFile, TensorMismatch
 from smeltkit.ml.arch import ModelConfig
@@ -86,6 +86,19 @@ def test_merged_weights_are_base_plus_scaled_product(tmp_path: Path) -> None:
     plain.load_state_dict(state)
     batch = Packed.of([torch.randint(0, 380, (40,)).tolist()])
     torch.testing.assert_close(plain(batch), ours(batch), rtol=1e-4, atol=1e-4)
+
+
+def test_backward_pass_of_an_adapted_layer_is_right() -> None:
+    """R-054: numeric gradients in float64, and the same values as with dropout's path at a rate of nearly nothing."""
+    torch.manual_seed(0)
+    layer = LoraLinear(torch.nn.Linear(6, 5), LoraConfig(rank=2)).double().requires_grad_(True)
+    layer.base.requires_grad_(False)
+    torch.nn.init.normal_(layer.b)
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, a, b: layer(x), (x, layer.a, layer.b))
+    plain = layer(x)
+    layer.dropout = 1e-12
+    torch.testing.assert_close(layer(x), plain)
 
 
 def test_an_untrained_adapter_is_not_merged() -> None:
