@@ -69,11 +69,12 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeInfo:
-    """The judge: digest of its sources and policy, isolation level, runs at once."""
+    """The judge: digest of its sources and policy, isolation level, runs at once, model of its CPU."""
 
     digest: str
     level: str
     slots: int
+    cpu: str
 
 
 @dataclass(frozen=True, kw_only=True)

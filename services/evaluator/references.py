@@ -35,6 +35,8 @@ class References:
     data_digest: str
     judge_digest: str
     level: str
+    cpu: str
+    """Model of the CPU that `cpu_s` was measured on."""
     passed: int
     total: int
     failed: Mapping[str, str]
@@ -62,7 +64,7 @@ class References:
         return {
             "suite": {"name": self.suite, "digest": self.suite_digest},
             "data": self.data_digest,
-            "judge": {"digest": self.judge_digest, "level": self.level},
+            "judge": {"digest": self.judge_digest, "level": self.level, "cpu": self.cpu},
             "passed": self.passed,
             "total": self.total,
             "failed": dict(self.failed),
@@ -81,6 +83,7 @@ class References:
             data_digest=value["data"],
             judge_digest=value["judge"]["digest"],
             level=value["judge"]["level"],
+            cpu=value["judge"]["cpu"],
             passed=value["passed"],
             total=value["total"],
             failed=value["failed"],
@@ -140,6 +143,7 @@ async def run_references(
         data_digest=suite.data.digest,
         judge_digest=info.digest,
         level=info.level,
+        cpu=info.cpu,
         passed=len(problems) - len(failed),
         total=len(problems),
         failed=failed,

@@ -63,6 +63,6 @@ def evaluation_key(
 
 
 def references_key(stages: StageCache, suite: Suite, judge: JudgeInfo) -> str:
-    """The key of a suite's references under one judge."""
-    parameters = {"suite": suite.digest, "judge": judge.digest, "level": judge.level}
+    """The key of a suite's references under one judge on one kind of CPU: their times become limits of candidates."""
+    parameters = {"suite": suite.digest, "judge": judge.digest, "level": judge.level, "cpu": judge.cpu}
     return stages.key("references", parameters, [suite.data.digest])

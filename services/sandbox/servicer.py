@@ -20,6 +20,7 @@ from services.sandbox.messages import (
     to_layers,
     to_program_job,
 )
+from services.sandbox.node import cpu_model
 from services.sandbox.policy import Limits
 from services.sandbox.repeats import Repeats
 from services.sandbox.sandbox import Sandbox
@@ -70,6 +71,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
             default_limits=from_limits(Limits()),
             slots=self._sandbox.pool.slots,
             judge_digest=await asyncio.to_thread(judge_digest),
+            cpu=cpu_model(),
         )
 
     async def _judge(self, candidate: pb.Candidate, *, judge_key: str, can_wait: bool) -> Record:

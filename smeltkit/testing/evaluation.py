@@ -121,6 +121,7 @@ class FakeSandbox(sandbox_pb2_grpc.SandboxServiceServicer):
 
     slots: int = 2
     judge_digest: str = JUDGE_DIGEST
+    cpu: str = "a CPU"
     cpu_s: float = 0.01
     forced: list[sandbox_pb2.Verdict.ValueType] = field(default_factory=list)
     broken_on: str = ""
@@ -129,7 +130,9 @@ class FakeSandbox(sandbox_pb2_grpc.SandboxServiceServicer):
     """Every candidate, in order of arrival."""
 
     async def Describe(self, request: sandbox_pb2.DescribeRequest, context: RpcContext) -> sandbox_pb2.DescribeResponse:
-        return sandbox_pb2.DescribeResponse(level="jail", slots=self.slots, judge_digest=self.judge_digest)
+        return sandbox_pb2.DescribeResponse(
+            level="jail", slots=self.slots, judge_digest=self.judge_digest, cpu=self.cpu
+        )
 
     async def JudgeBatch(
         self, request_iterator: AsyncIterator[sandbox_pb2.JudgeBatchRequest], context: RpcContext

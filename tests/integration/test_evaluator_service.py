@@ -184,6 +184,22 @@ async def test_references_give_a_record_that_is_no_score(rig: Rig) -> None:
         await rig.evaluator.ask("GetReport", digest=job.result_digest)
 
 
+async def test_references_are_judged_anew_on_another_cpu(rig: Rig) -> None:
+    """R-085: times of one node set no limits on another; on the same one they are judged once."""
+    first = await rig.evaluator.end(await rig.evaluator.start(limit=1))
+    judged = len(rig.sandbox.judged)
+    await rig.evaluator.end(await rig.evaluator.start(limit=2))
+    assert len(rig.sandbox.judged) == judged + 2
+    rig.sandbox.cpu = "another CPU"
+    report = await rig.evaluator.report(await rig.evaluator.start(limit=3))
+    assert len(rig.sandbox.judged) == 2 * judged + 2 + 2
+    named = [json.loads(report.report.provenance_json), rig.evaluator.store.get_manifest(first.result_digest).config]
+    records = [
+        rig.evaluator.store.get_manifest(one["provenance"]["references"]).config["judge"]["cpu"] for one in named
+    ]
+    assert records == ["another CPU", "a CPU"]
+
+
 async def test_references_that_fail_refuse_the_evaluation(rig: Rig) -> None:
     """R-086, R-105: the job fails with its reason; nothing was generated."""
     rig.sandbox.forced = [4] * 3

@@ -718,6 +718,7 @@ class DescribeResponse(_message.Message):
     DEFAULT_LIMITS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     JUDGE_DIGEST_FIELD_NUMBER: _builtins.int
+    CPU_FIELD_NUMBER: _builtins.int
     level: _builtins.str
     """Level reached."""
     required_level: _builtins.str
@@ -726,6 +727,8 @@ class DescribeResponse(_message.Message):
     """Slots that run at once."""
     judge_digest: _builtins.str
     """Digest of the judge."""
+    cpu: _builtins.str
+    """Model of the CPU that runs candidates: times measured on one say little of another."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layer]:
         """Layers."""
@@ -748,10 +751,11 @@ class DescribeResponse(_message.Message):
         default_limits: Global___Limits | None = ...,
         slots: _builtins.int = ...,
         judge_digest: _builtins.str = ...,
+        cpu: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_limits", b"default_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_limits", b"default_limits", "judge_digest", b"judge_digest", "layers", b"layers", "level", b"level", "profiles", b"profiles", "required_level", b"required_level", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "default_limits", b"default_limits", "judge_digest", b"judge_digest", "layers", b"layers", "level", b"level", "profiles", b"profiles", "required_level", b"required_level", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
