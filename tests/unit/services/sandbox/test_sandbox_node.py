@@ -8,7 +8,7 @@ import pytest
 
 from services.sandbox.node import cpu_model
 
-INTEL = "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Xeon(R) 8481C\nstepping\t: 8\ncpu MHz\t: {mhz}\n"
+INTEL = "cpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Xeon(R) 8481C\nstepping\t: 8\ncpu MHz\t\t: {mhz}\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 50\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n"
 
 
