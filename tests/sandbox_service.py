@@ -65,6 +65,15 @@ def sandbox_service(**environment: str) -> Iterator[Service]:
             process.kill()
 
 
+def children_of(pid: int) -> list[int]:
+    """Pids of the process's children, whichever thread started them."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
+
+
 def humaneval_references() -> dict[str, pb.Candidate]:
     """Task id to the reference solution as a candidate: the prompt's other functions are the preamble."""
     return {row["task_id"]: _humaneval_candidate(row, row["canonical_solution"]) for row in read_humaneval()}

@@ -18,7 +18,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from sandbox_service import REPOSITORY, Service, sandbox_service
+from sandbox_service import REPOSITORY, Service, children_of, sandbox_service
 from smelt.sandbox.v1 import sandbox_pb2 as pb
 
 TIMEOUT_S = 60
@@ -246,9 +246,9 @@ def test_killed_process_of_a_slot_costs_no_verdict(service: Service, victim: str
     with ThreadPoolExecutor(1) as threads:
         future = threads.submit(_judge, service, slow)
         time.sleep(0.5)
-        for supervisor in _children(service.pid):
+        for supervisor in children_of(service.pid):
             if _is_running(supervisor):
-                os.kill(supervisor if victim == "supervisor" else _children(supervisor)[0], signal.SIGKILL)
+                os.kill(supervisor if victim == "supervisor" else children_of(supervisor)[0], signal.SIGKILL)
                 break
         record = future.result(timeout=TIMEOUT_S)
     assert (record.verdict, record.attempts) == (pb.VERDICT_PASSED, 2)
@@ -274,23 +274,15 @@ def test_service_refuses_to_start_below_its_level() -> None:
 
 def test_ended_service_leaves_no_process_and_no_group() -> None:
     with sandbox_service(slots="1") as service:
-        tree = [*_children(service.pid)]
-        tree += [pid for child in tree for pid in _children(child)]
+        tree = [*children_of(service.pid)]
+        tree += [pid for child in tree for pid in children_of(child)]
         assert len(tree) >= 3
         os.kill(service.pid, signal.SIGKILL)
         _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in tree))
 
 
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, path.read_text().split())
-    return found
-
-
 def _tree(pid: int) -> list[int]:
-    return [inner for child in _children(pid) for inner in (child, *_tree(child))]
+    return [inner for child in children_of(pid) for inner in (child, *_tree(child))]
 
 
 def _is_running(supervisor: int) -> bool:

@@ -79,6 +79,7 @@ class Case:
     """One hostile candidate and what may be said of it at each level."""
 
     name: str
+    file: str
     code: str
     tests: str
     mode: str
@@ -120,12 +121,26 @@ class Canary:
 
 def load_cases(canary: Canary | None = None) -> list[Case]:
     """Every case of the corpus; names are unique."""
-    rows = [row for path in sorted(CORPUS.glob("*.toml")) for row in tomllib.loads(path.read_text())["case"]]
+    paths = sorted(CORPUS.glob("*.toml"))
+    rows = [{"file": path.stem, **row} for path in paths for row in tomllib.loads(path.read_text())["case"]]
     return [_case(row, canary or Canary("/nowhere", 1, "none")) for row in rows]
 
 
 def run_all(level: Level, canary: Canary) -> Iterator[Outcome]:
     """Runs every case on one slot at `level`, with a look at what is left after each."""
+    with open_slot(level) as (slot, cancel):
+        usual = _present(slot)
+        for case in load_cases(canary):
+            record = slot.run(case.to_job(), cancel)
+            healthy = slot.run(SELF_TEST, cancel).verdict is Verdict.PASSED
+            slot.prepare_next()
+            left = _left_behind(usual, _present(slot)) + ([] if healthy else ["a slot that does not judge"])
+            yield Outcome(case.name, str(record.verdict), record.detail, left)
+
+
+@contextlib.contextmanager
+def open_slot(level: Level) -> Iterator[tuple[Slot, int]]:
+    """One slot at `level` that has judged, and a descriptor that cancels nothing."""
     config = SandboxConfig(level=str(level), ceiling=str(level), slots=1)
     isolation = doctor.probe(config.uid_base, level)
     spec = slot_specs(config, isolation, doctor.require(isolation, level))[0]
@@ -135,13 +150,7 @@ def run_all(level: Level, canary: Canary) -> Iterator[Outcome]:
     try:
         slot.run(SELF_TEST, cancel)
         slot.prepare_next()
-        usual = _present(slot)
-        for case in load_cases(canary):
-            record = slot.run(case.to_job(), cancel)
-            healthy = slot.run(SELF_TEST, cancel).verdict is Verdict.PASSED
-            slot.prepare_next()
-            left = _left_behind(usual, _present(slot)) + ([] if healthy else ["a slot that does not judge"])
-            yield Outcome(case.name, str(record.verdict), record.detail, left)
+        yield slot, cancel
     finally:
         slot.close()
         os.close(keep_open)
@@ -182,6 +191,7 @@ def _case(row: dict[str, object], canary: Canary) -> Case:
     expected = _words(row["expected"])
     return Case(
         name=str(row["name"]),
+        file=str(row["file"]),
         code=_code(row, canary),
         tests=str(row.get("tests", INSIDE_TESTS if mode == "inside" else TESTS)),
         mode=mode,
