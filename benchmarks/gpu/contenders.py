@@ -16,7 +16,7 @@ from smeltkit.ml import names
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_packing import Packed
-from smeltkit.ml.kernels import REFERENCE, triton_kernels
+from smeltkit.ml.kernels import triton_kernels
 from smeltkit.ml.kernels.reference import IGNORED
 
 Step = Callable[[Tensor], float]
@@ -38,19 +38,15 @@ def random_state(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def ours(shape: str, *, is_lora: bool, recomputes: bool, kernels: str) -> Step:
-    """Our decoder and step; `kernels` is triton, or compile: torch.compile over each layer with the torch reference."""
+def ours(shape: str, *, is_lora: bool) -> Step:
+    """Our decoder and step."""
     config = ModelConfig.from_hf(SHAPES[shape])
     with torch.device("meta"):
-        decoder = Decoder(config, kernels=REFERENCE if kernels == "compile" else triton_kernels())
+        decoder = Decoder(config, kernels=triton_kernels())
     decoder.load_state_dict(random_state(config, 0), assign=True)
-    decoder.kernels, decoder.recomputes = triton_kernels(), recomputes
     if is_lora:
         torch.manual_seed(1)
         attach(decoder, LoraConfig(rank=RANK, alpha=2 * RANK))
-    if kernels == "compile":
-        for index, layer in enumerate(decoder.layers):
-            decoder.layers[index] = torch.compile(layer)  # type: ignore[assignment]
     optimizer = Optimizer(decoder.named_parameters(), OptimizerConfig())
 
     def step(tokens: Tensor) -> float:
@@ -66,7 +62,7 @@ def ours(shape: str, *, is_lora: bool, recomputes: bool, kernels: str) -> Step:
     return step
 
 
-def peer(shape: str, *, is_lora: bool, recomputes: bool, with_liger: bool = False) -> Step:
+def peer(shape: str, *, is_lora: bool, with_liger: bool = False) -> Step:
     """transformers with SDPA: full in float32 under bf16 autocast, LoRA by peft on a bf16 base under autocast.
 
     Liger patches transformers for the rest of the process, so the peer without it must have run before.
@@ -92,9 +88,6 @@ def peer(shape: str, *, is_lora: bool, recomputes: bool, with_liger: bool = Fals
     }
     model.load_state_dict(found, strict=False, assign=True)
     model.tie_weights()
-    if recomputes:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
     if is_lora:
         settings = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, settings)

@@ -10,11 +10,12 @@ losses of the first steps are compared before anything is timed.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "1.5B-lora": {"shape": "1.5B", "is_lora": True, "sequences": 8},
     "7B-lora": {"shape": "7B", "is_lora": True, "sequences": 4},
 }
-WARM_STEPS, COMPARED_STEPS, TIMED_STEPS = 3, 12, 8
+WARM_STEPS, COMPARED_STEPS, TIMED_STEPS = 3, 50, 8
 
 
 def matrix_tflops(size: int = 8192) -> float:
@@ -88,36 +89,20 @@ def cross_entropy(rate: float) -> list[dict[str, Any]]:
                 f"{name}_extra_mib": (torch.cuda.max_memory_allocated() - before - outputs) / 2**20,
             }
         rows.append(row | {"ratio": row["plain_ms"] / row["ours_ms"]})
-        clear()
+        del x, w, fused, plain
+        torch.cuda.empty_cache()
     return rows
 
 
-def train(case: str, rate: float, kernels: list[str]) -> list[dict[str, Any]]:
-    """One row a contender of a case: ours with each kind of kernels, then the peer."""
-    facts = CASES[case]
-    shape, is_lora = facts["shape"], facts["is_lora"]
-    recomputes = facts.get("recomputes", False)
-    flops = flops_per_token(ModelConfig.from_hf(SHAPES[shape]), is_lora=is_lora)
-    makers: dict[str, Callable[[], contenders.Step]] = {
-        f"ours {kind}": lambda kind=kind: contenders.ours(  # type: ignore[misc]
-            shape, is_lora=is_lora, recomputes=recomputes, kernels=kind
-        )
-        for kind in kernels
-    }
-    makers["peer"] = lambda: contenders.peer(shape, is_lora=is_lora, recomputes=recomputes)
-    if find_spec("liger_kernel"):
-        makers["peer with Liger"] = lambda: contenders.peer(
-            shape, is_lora=is_lora, recomputes=recomputes, with_liger=True
-        )
+def train(case: str, rate: float) -> list[dict[str, Any]]:
+    """One row a contender of a case, each measured in a process of its own: Liger patches what it finds."""
+    names = ["ours", "peer"] + (["peer with Liger"] if find_spec("liger_kernel") else [])
     rows = []
-    for name, make in makers.items():
-        try:
-            rows.append({"case": case, "contender": name, **measure(make, facts["sequences"], flops, rate)})
-        except torch.cuda.OutOfMemoryError as error:
-            rows.append({"case": case, "contender": name, "error": f"out of memory: {str(error)[:120]}"})
-        clear()
+    for name in names:
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+            rows.append({"case": case, "contender": name, **pool.submit(contend, case, name, rate).result()})
         print({key: value for key, value in rows[-1].items() if key != "losses"}, flush=True)
-    theirs = next(row for row in rows if row["contender"] == "peer")
+    theirs = rows[1]
     for row in rows:
         if "error" not in row and "error" not in theirs:
             row["speed_ratio"] = row["tokens_per_second"] / theirs["tokens_per_second"]
@@ -125,6 +110,23 @@ def train(case: str, rate: float, kernels: list[str]) -> list[dict[str, Any]]:
             pairs = zip(row["losses"], theirs["losses"], strict=True)
             row["largest_loss_difference"] = max(abs(a - b) / b for a, b in pairs)
     return rows
+
+
+def contend(case: str, name: str, rate: float) -> dict[str, Any]:
+    """What one contender of a case measures."""
+    facts = CASES[case]
+    shape, is_lora = facts["shape"], facts["is_lora"]
+    flops = flops_per_token(ModelConfig.from_hf(SHAPES[shape]), is_lora=is_lora)
+
+    def make() -> contenders.Step:
+        if name == "ours":
+            return contenders.ours(shape, is_lora=is_lora)
+        return contenders.peer(shape, is_lora=is_lora, with_liger=name.endswith("Liger"))
+
+    try:
+        return measure(make, facts["sequences"], flops, rate)
+    except torch.cuda.OutOfMemoryError as error:
+        return {"error": f"out of memory: {str(error)[:120]}"}
 
 
 def measure(make: Callable[[], contenders.Step], sequences: int, flops: float, rate: float) -> dict[str, Any]:
@@ -158,18 +160,10 @@ def measure(make: Callable[[], contenders.Step], sequences: int, flops: float, r
     }
 
 
-def clear() -> None:
-    """Gives all cached device memory back."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch._dynamo.reset()
-
-
 def main() -> None:
     """Runs the named cases, or all, and saves what was measured."""
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*", default=["cross-entropy", *CASES])
-    parser.add_argument("--kernels", nargs="+", default=["triton"], choices=["triton", "compile"])
     parser.add_argument("--save", default="train_gpu")
     options = parser.parse_args()
     rate = matrix_tflops()
@@ -178,7 +172,7 @@ def main() -> None:
     )
     rows: list[dict[str, Any]] = []
     for case in options.cases:
-        rows += cross_entropy(rate) if case == "cross-entropy" else train(case, rate, options.kernels)
+        rows += cross_entropy(rate) if case == "cross-entropy" else train(case, rate)
         facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "matrix_tflops": rate}
         results.save(options.save, rows, **facts)
     for row in rows:

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
+_FASTEST_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""On Hopper cuDNN's attention is far ahead, but torch asks for it last; its backward pass is not deterministic."""
 _TAKES_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
@@ -66,7 +75,10 @@ def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of [batch, tokens, heads, D]."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     is_grouped = q.shape[1] != k.shape[1]
-    return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped).transpose(1, 2)
+    is_fast = q.is_cuda and not torch.are_deterministic_algorithms_enabled()
+    with sdpa_kernel(_FASTEST_FIRST, set_priority=True) if is_fast else nullcontext():
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
+    return out.transpose(1, 2)
 
 
 def _variable(q: Tensor, k: Tensor, v: Tensor, batch: Packed) -> Tensor:

@@ -46,15 +46,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """See `linear_cross_entropy`."""
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         by_hidden = torch.empty_like(hidden) if needs_hidden else None
-        by_weight = torch.zeros_like(weight) if needs_weight else None
-        losses = []
-        for part in _chunks(hidden, weight, chunk_bytes):
-            scores = hidden[part] @ weight.T
+        by_weight = torch.empty_like(weight) if needs_weight else None
+        parts, losses = _chunks(hidden, weight, chunk_bytes), []
+        buffer = hidden.new_empty(parts[0].stop, weight.shape[0])
+        for part in parts:
+            scores = torch.mm(hidden[part], weight.T, out=buffer[: part.stop - part.start])
             losses.append(kernels.softmax_gradient(scores, targets[part]))
             if by_hidden is not None:
                 torch.mm(scores, weight, out=by_hidden[part])
             if by_weight is not None:
-                by_weight.addmm_(scores.T, hidden[part])
+                torch.addmm(by_weight, scores.T, hidden[part], beta=0 if part.start == 0 else 1, out=by_weight)
         ctx.found = (by_hidden, by_weight)
         return torch.cat(losses).sum()
 

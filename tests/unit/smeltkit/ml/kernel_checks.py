@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from smeltkit.ml.decoder_packing import Packed, packed_attention
 from smeltkit.ml.kernels import REFERENCE, triton_kernels
 from smeltkit.ml.kernels.cross_entropy import linear_cross_entropy
 from smeltkit.ml.kernels.reference import IGNORED
@@ -64,6 +65,23 @@ def cross_entropy_error(tokens: int, hidden: int, vocab: int, device: str, dtype
     (found / 7).backward()
     (expected / 7).backward()
     pairs = [(found, expected), *((a.grad, b.grad) for a, b in zip(leaves, doubles, strict=True))]
+    return max(relative(a, b) for a, b in pairs)  # type: ignore[arg-type]
+
+
+def packing_error(lengths: tuple[int, ...], heads: int, kv_heads: int) -> float:
+    """Largest error of bf16 attention and its gradients over packed samples, against each sample alone in float64."""
+    batch = Packed.of([[0] * length for length in lengths], "cuda")
+    leaves = [
+        torch.randn(len(batch), n, 64, device="cuda").bfloat16().requires_grad_() for n in (heads, kv_heads, kv_heads)
+    ]
+    doubles = [value.detach().double().requires_grad_() for value in leaves]
+    out = packed_attention(leaves[0], leaves[1], leaves[2], batch)
+    parts = zip(*(value.split(lengths) for value in doubles), strict=True)
+    alone = [packed_attention(q, k, v, Packed.of([[0] * len(q)], "cuda")) for q, k, v in parts]
+    above = torch.randn_like(out)
+    out.backward(above)
+    torch.cat(alone).backward(above.double())
+    pairs = [(out, torch.cat(alone)), *((a.grad, b.grad) for a, b in zip(leaves, doubles, strict=True))]
     return max(relative(a, b) for a, b in pairs)  # type: ignore[arg-type]
 
 
@@ -133,7 +151,15 @@ def main(device: str) -> int:
     torch.manual_seed(torch.seed() % 2**31)
     is_real = device == "cuda"
     lines = check_all(device, [torch.float32, torch.bfloat16] if is_real else [torch.float64])
-    lines += [] if is_real else gradcheck()
+    if is_real:
+        packs = [((5, 300, 1, 77), 12, 2), ((128, 128), 12, 2), ((64, 3), 4, 4)]
+        errors = [packing_error(*pack) for pack in packs]
+        lines += [
+            f"{'ok' if e < BOUNDS[torch.bfloat16] else 'WRONG':6}packing {p}  {e:.2e}"
+            for p, e in zip(packs, errors, strict=True)
+        ]
+    else:
+        lines += gradcheck()
     sys.stdout.write("\n".join([f"seed {torch.initial_seed()}", *lines, ""]))
     return int(any(line.startswith("WRONG") for line in lines))
 
