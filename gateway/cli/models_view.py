@@ -52,10 +52,12 @@ def artifact_view(artifact: artifact_pb2.Artifact) -> RenderableType:
     )
 
 
-def check_view(report: artifact_pb2.Artifact) -> RenderableType:
-    """What a check found."""
+def check_view(report: artifact_pb2.Artifact) -> list[RenderableType]:
+    """What a check found, a line each."""
     config: dict[str, Any] = json.loads(report.config_json or "{}")
-    return facts([("report", report.digest), *((key, _compact(value)) for key, value in sorted(config.items()))])
+    found = [(entry["check"], entry["found"]) for entry in config.pop("checks", [])]
+    known = ((key, _compact(value)) for key, value in sorted(config.items()))
+    return [facts(found), facts([("report", report.digest), *known])]
 
 
 def inspect_view(answer: importer_pb2.InspectResponse, *, with_tensors: bool) -> list[RenderableType]:

@@ -27,15 +27,15 @@ class Smelt:
 
     home: Path
 
-    def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """The finished command."""
+    def run(self, *arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+        """The finished command; `stdin` is what it reads."""
         command = [sys.executable, "-m", "gateway.cli.main", *arguments]
         env = {**os.environ, "SMELT_HOME": str(self.home), **environ}
-        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=240)
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, cwd=ROOT, timeout=240)
 
-    def __call__(self, *arguments: str, **environ: str) -> dict[str, Any]:
+    def __call__(self, *arguments: str, stdin: str = "", **environ: str) -> dict[str, Any]:
         """The JSON document of a command that must succeed."""
-        done = self.run(*arguments, "--json", **environ)
+        done = self.run(*arguments, "--json", stdin=stdin, **environ)
         assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stderr}"
         document: dict[str, Any] = json.loads(done.stdout)
         return document

@@ -96,7 +96,7 @@ def check(reference: Reference, wait: Wait = True, as_json: Json = False) -> Non
             return
         job = await session.finish(job)
         report = await session.artifact(job.result_digest)
-        session.output.show({"job": to_document(job), "report": to_document(report)}, check_view(report))
+        session.output.show({"job": to_document(job), "report": to_document(report)}, *check_view(report))
 
     run("check", work, as_json=as_json)
 

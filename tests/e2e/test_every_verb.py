@@ -1,0 +1,277 @@
+"""R-107: every verb of the command line is run from end to end on the shipped model, and what it brought about is seen.
+
+The verbs come from the parser itself: one without a case here fails.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from smelt.artifact.v1 import artifact_pb2, artifact_pb2_grpc
+
+from gateway import stack
+from gateway.cli import main
+from tests.e2e.conftest import BASIC, MODEL, Smelt
+
+SMALL = "ore-11m:q8_0"
+SUITE = ("--suite", "basic", "--data", str(BASIC))
+CASES: dict[str, Callable[..., None]] = {}
+
+
+def verbs() -> Iterator[str]:
+    """Every command and sub-command that the parser knows, e.g. "jobs ls"."""
+    for name in main._COMMANDS:
+        below = getattr(main._load(name), "commands", {})
+        yield from (f"{name} {verb}" for verb in below) if below else (name,)
+
+
+def case(verb: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Declares what is done with a verb, and what must come of it."""
+
+    def declare(function: Callable[..., None]) -> Callable[..., None]:
+        CASES[verb] = function
+        return function
+
+    return declare
+
+
+@pytest.fixture(scope="module")
+def reports(smelt: Smelt) -> list[dict[str, Any]]:
+    """Two evaluations of four problems each."""
+    return [smelt("eval", *SUITE, "--limit", "4", "--seed", str(seed), SMALL) for seed in (201, 202)]
+
+
+@pytest.mark.parametrize("verb", list(verbs()))
+def test_verb_does_what_it_says(verb: str, smelt: Smelt, reports: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Not that it ends with 0: that its effect is there."""
+    assert verb in CASES, f"`smelt {verb}` has no case here; add one that shows its effect"
+    CASES[verb](smelt, reports, tmp_path)
+
+
+def pids(smelt: Smelt) -> dict[str, int]:
+    """Process ids by name, 0 for what does not run."""
+    return {item.name: item.pid for item in stack.status(smelt.home).components}
+
+
+def started(smelt: Smelt) -> str:
+    """The id of a fresh evaluation that is under way."""
+    seed = str(secrets.randbelow(1 << 30))
+    return str(smelt("eval", *SUITE, "--seed", seed, "--concurrency", "1", SMALL, "--no-wait")["id"])
+
+
+@case("up")
+def up(smelt: Smelt, *_: Any) -> None:
+    before = pids(smelt)
+    smelt.kill("trainer")
+    assert smelt("up")["is_up"]
+    after = pids(smelt)
+    assert after["trainer"] not in (0, before.pop("trainer")) and before.items() <= after.items()
+
+
+@case("down")
+def down(smelt: Smelt, *_: Any) -> None:
+    stopped = smelt("down")
+    assert {item["health"] for item in stopped["components"]} == {"stopped"} and not any(pids(smelt).values())
+    assert smelt("up")["is_up"]
+    assert "ore-11m:latest" in [model["name"] for model in smelt("models")["models"]], "data must outlive it"
+
+
+@case("status")
+def status(smelt: Smelt, *_: Any) -> None:
+    found = smelt("status")
+    assert found["is_up"] and {item["name"]: item["pid"] for item in found["components"]} == pids(smelt)
+
+
+@case("doctor")
+def doctor(smelt: Smelt, *_: Any) -> None:
+    findings = {item["subject"]: item for item in smelt("doctor")["findings"]}
+    assert Path(findings["nats-server"]["detail"]).is_file() and all(item["is_ok"] for item in findings.values())
+
+
+@case("logs")
+def logs(smelt: Smelt, *_: Any) -> None:
+    lines = smelt.run("logs", "gateway", "--lines", "200").stdout.splitlines()
+    assert any(json.loads(line)["message"] == "serving HTTP" for line in lines)
+
+
+@case("import")
+def import_(smelt: Smelt, _: Any, folder: Path) -> None:
+    shutil.copytree(MODEL, folder / "other")
+    with (folder / "other" / "README.md").open("a") as card:
+        card.write("Another card makes another bundle.\n")
+    made = smelt("import", str(folder / "other"), "--name", "other:v1")
+    assert not made["job"]["is_cached"]
+    named = {model["name"]: model for model in smelt("models")["models"]}
+    assert named["other:v1"]["digest"] == made["artifact"]["digest"] != named["ore-11m:latest"]["digest"]
+
+
+@case("models")
+def models(smelt: Smelt, *_: Any) -> None:
+    listed = {model["name"]: model["size_bytes"] for model in smelt("models")["models"]}
+    assert listed[SMALL] == smelt("inspect", SMALL)["artifact"]["size_bytes"] < listed["ore-11m:latest"]
+
+
+@case("inspect")
+def inspect(smelt: Smelt, *_: Any) -> None:
+    found = smelt("inspect", "ore-11m")
+    count = sum(tensor["size_bytes"] for tensor in found["tensors"]) // 2
+    assert count == found["parameters"] > 10**7, "every parameter takes two bytes in bf16"
+
+
+@case("check")
+def check(smelt: Smelt, *_: Any) -> None:
+    done = smelt("check", SMALL)
+    assert {"bytes", "tensors", "contract"} <= {entry["check"] for entry in done["report"]["config"]["checks"]}
+    assert done["report"]["digest"] == done["job"]["result_digest"]
+
+
+@case("quantize")
+def quantize(smelt: Smelt, *_: Any) -> None:
+    """The plan is held against what comes of it: size and name."""
+    plan = smelt("quantize", "ore-11m", "--scheme", "Q4_0", "--plan")
+    made = smelt("quantize", "ore-11m", "--scheme", "Q4_0")
+    size_bytes = made["artifact"]["size_bytes"]
+    assert not made["job"]["is_cached"] and not plan["refusals"] and made["artifact"]["config"]["scheme"] == "Q4_0"
+    assert abs(plan["write_bytes"] - size_bytes) < 0.02 * size_bytes
+
+
+@case("run")
+def run(smelt: Smelt, *_: Any) -> None:
+    reply = smelt("run", SMALL, "-", "--max-tokens", "8", stdin="Write a function that adds two numbers.")
+    assert reply["text"] and (reply["completion_tokens"], reply["finish_reason"]) == (8, "length")
+
+
+@case("chat")
+def chat(smelt: Smelt, *_: Any) -> None:
+    ask = "Write a function that adds two numbers."
+    said = smelt.run("chat", SMALL, stdin=f"{ask}\n")
+    assert (said.returncode, said.stdout.strip()) == (0, smelt("run", SMALL, ask)["text"].strip()) and said.stdout
+
+
+@case("eval")
+def eval_(_: Smelt, reports: list[dict[str, Any]], *__: Any) -> None:
+    assert [sum(report["verdicts"].values()) for report in reports] == [4, 4]
+    assert len({report["digest"] for report in reports}) == 2
+
+
+@case("judge")
+def judge(smelt: Smelt, _: Any, folder: Path) -> None:
+    """A right answer and a wrong one."""
+    rows = [json.loads(line) for line in BASIC.read_text().splitlines()[:2]]
+    texts = (rows[0]["canonical_solution"], "    return None\n")
+    lines = (json.dumps({"task_id": row["task_id"], "completion": text}) for row, text in zip(rows, texts, strict=True))
+    (folder / "completions.jsonl").write_text("\n".join(lines))
+    judged = smelt("judge", *SUITE, "--completions", str(folder / "completions.jsonl"))
+    assert (judged["passed"], judged["total"]) == (1, 200)
+    assert [entry["passed"] for entry in judged["problems"][:2]] == [True, False]
+
+
+@case("suites")
+def suites(smelt: Smelt, *_: Any) -> None:
+    assert {"basic": 200, "humaneval": 164}.items() <= {
+        s["name"]: s["problems"] for s in smelt("suites")["suites"]
+    }.items()
+
+
+@case("references")
+def references(smelt: Smelt, *_: Any) -> None:
+    config = smelt("references", *SUITE)["record"]["config"]
+    assert config["passed"] == config["total"] == 200
+
+
+@case("report")
+def report(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
+    """R-122: the numbers shown are those in the store."""
+    shown = smelt("report", reports[0]["digest"], "--samples")
+    with grpc.insecure_channel(stack.status(smelt.home).gateway_grpc) as channel:
+        request = artifact_pb2.GetArtifactRequest(reference=reports[0]["digest"])
+        reply = artifact_pb2_grpc.ArtifactServiceStub(channel).GetArtifact(request, timeout=10)
+    stored = json.loads(reply.artifact.config_json)
+    assert {name: stored["scores"][0][name] for name in shown["scores"][0]} == shown["scores"][0]
+    assert (shown["verdicts"], shown["completion_tokens"]) == (stored["verdicts"], stored["completion_tokens"])
+    assert sum(sample["completion_tokens"] for sample in shown["samples"]) == stored["completion_tokens"]
+
+
+@case("results")
+def results(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
+    listed = {entry["digest"]: entry["scores"] for entry in smelt("results")["results"]}
+    assert [listed[report["digest"]] for report in reports] == [report["scores"] for report in reports]
+
+
+@case("compare")
+def compare(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
+    """By the digits that tables show."""
+    baseline, candidate = (report["digest"].removeprefix("sha256:")[:12] for report in reports)
+    found = smelt("compare", baseline, candidate)
+    assert found["difference"] == reports[1]["scores"][0]["value"] - reports[0]["scores"][0]["value"]
+    assert found["verdict"] == "no difference shown"
+
+
+@case("gate")
+def gate(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
+    """A partial score meets no gate."""
+    done = smelt.run("gate", SMALL, "--clause", "basic pass@1 >= 0", "--report", reports[0]["digest"], "--json")
+    (clause,) = json.loads(done.stdout)["clauses"]
+    assert done.returncode == 1 and not clause["is_met"] and "partial" in clause["measured"]
+
+
+@case("jobs ls")
+def jobs_ls(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
+    listed = {job["id"]: job["create_time"] for job in smelt("jobs", "ls", "--service", "evaluator")["jobs"]}
+    assert {report["job"] for report in reports} <= listed.keys()
+    assert list(listed.values()) == sorted(listed.values(), reverse=True)
+
+
+@case("jobs get")
+def jobs_get(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
+    job = smelt("jobs", "get", reports[0]["job"])
+    assert (job["state"], job["result_digest"]) == ("succeeded", reports[0]["digest"])
+
+
+@case("jobs watch")
+def jobs_watch(smelt: Smelt, *_: Any) -> None:
+    begun = smelt("eval", *SUITE, "--limit", "2", "--seed", "203", SMALL, "--no-wait")
+    watched = smelt("jobs", "watch", begun["id"])
+    assert (watched["id"], watched["state"]) == (begun["id"], "succeeded") and watched["result_digest"]
+
+
+@case("jobs cancel")
+def jobs_cancel(smelt: Smelt, *_: Any) -> None:
+    job_id = started(smelt)
+    smelt("jobs", "cancel", job_id)
+    assert smelt.run("jobs", "watch", job_id).returncode == 1
+    assert smelt("jobs", "get", job_id)["state"] == "cancelled"
+
+
+@case("jobs trace")
+def jobs_trace(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
+    trace = smelt("jobs", "trace", reports[0]["job"])
+    assert trace["trace_id"] == smelt("jobs", "get", reports[0]["job"])["trace_id"]
+    assert {"cli", "gateway", "evaluator", "inference", "sandbox"} <= {span["service"] for span in trace["spans"]}
+
+
+@case("sandbox run")
+def sandbox_run(smelt: Smelt, *_: Any) -> None:
+    done = smelt("sandbox", "run", "-", stdin="print(6 * 7)")
+    assert (done["verdict"], done["stdout"], done["exit_status"]) == ("passed", "42\n", 0)
+    failed = smelt.run("sandbox", "run", "-", stdin="raise SystemExit(3)")
+    assert failed.returncode == 1
+
+
+@case("sandbox doctor")
+def sandbox_doctor(smelt: Smelt, *_: Any) -> None:
+    found = smelt("sandbox", "doctor")
+    assert found["judge_digest"].startswith("sha256:") and any(layer["is_present"] for layer in found["layers"])
+
+
+@case("config explain")
+def config_explain(smelt: Smelt, *_: Any) -> None:
+    (home,) = smelt("config", "explain", "SMELT_HOME")["settings"]
+    assert (home["value"], home["source"]) == (str(smelt.home), "environment")
