@@ -179,11 +179,16 @@ def without_amx(features: frozenset[str]) -> tuple[str, ...]:
 
 
 def compiler_version() -> str:
-    """First line of the C++ compiler's `--version`; SystemExit if there is none."""
+    """First line of the C++ compiler's `--version`; SystemExit if there is none, or it does not work."""
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     if shutil.which(compiler[0]) is None:
         raise SystemExit(f"no C++ compiler: {compiler[0]} is not found; install one (Debian: apt install g++)")
-    return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    told = subprocess.run([*compiler, "--version"], capture_output=True, text=True)
+    if told.returncode or not told.stdout:
+        raise SystemExit(
+            f"`{shlex.join(compiler)} --version` ended with {told.returncode}: {told.stderr.strip()[-400:]}"
+        )
+    return told.stdout.splitlines()[0]
 
 
 def is_installed() -> bool:
@@ -194,8 +199,9 @@ def is_installed() -> bool:
 
 def pip(*arguments: str) -> None:
     """Runs pip of this Python; SystemExit if it fails."""
-    if subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]).returncode != 0:
-        raise SystemExit(f"pip {' '.join(arguments)} failed")
+    status = subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]).returncode
+    if status:
+        raise SystemExit(f"pip {' '.join(arguments)} ended with {status}; its message above says why")
 
 
 @contextmanager

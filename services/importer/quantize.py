@@ -11,6 +11,7 @@ from pathlib import Path
 
 from smeltkit import limits
 from smeltkit.errors import DiskFull, QuantizationMismatch, Timeout
+from smeltkit.exits import REFUSED, check_exit
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.gguf_io import GgufFile
 from smeltkit.ml.quantization import planned_size_bytes, planned_types, scheme_of
@@ -70,11 +71,10 @@ def _run(source: Path, target: Path, file_type: int, threads: int, progress: Cal
         finally:
             process.kill()
             process.wait()
-    if process.returncode:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        if "no space" in last[0].lower() or _is_full(target.parent):
-            raise DiskFull(f"no space is left for the quantized file: {last[0]}")
-        raise QuantizationMismatch(f"llama.cpp's quantizer ended with {process.returncode}: {last[0]}")
+    said = log.read_text(errors="replace")
+    if process.returncode and ("no space" in said.lower() or _is_full(target.parent)):
+        raise DiskFull(f"no space is left for the quantized file {target.name}; free some and try again")
+    check_exit("llama.cpp's quantizer", process.returncode, {REFUSED: QuantizationMismatch}, said)
 
 
 def _is_full(folder: Path) -> bool:

@@ -8,16 +8,19 @@ from __future__ import annotations
 import ctypes
 import sys
 
+from smeltkit.exits import REFUSED
+
 
 def main(source: str, target: str, file_type: str, threads: str) -> None:
-    """Quantizes; exits with 1 and llama.cpp's message on standard error if it refuses."""
+    """Quantizes; exits with REFUSED and llama.cpp's message on standard error if it refuses."""
     import llama_cpp
 
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = int(file_type)
     parameters.nthread = int(threads)
     parameters.allow_requantize = False
-    sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters)))
+    status = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters))
+    sys.exit(REFUSED if status else 0)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from smeltkit import limits
 from smeltkit.errors import BadTokenizer, Timeout
+from smeltkit.exits import REFUSED, check_exit
 
 
 def encode(path: Path, texts: Sequence[str]) -> list[list[int]]:
@@ -29,9 +30,8 @@ def encode(path: Path, texts: Sequence[str]) -> list[list[int]]:
         )
     except subprocess.TimeoutExpired as error:
         raise Timeout(f"llama.cpp needed more than {limits.VOCABULARY_CHECK_TIMEOUT_S:g} s for a vocabulary") from error
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise BadTokenizer(f"llama.cpp refuses the vocabulary made from tokenizer.json: {last[0]}")
+    program = "llama.cpp's reader of the vocabulary made from tokenizer.json"
+    check_exit(program, done.returncode, {REFUSED: BadTokenizer}, done.stderr)
     ids: list[list[int]] = json.loads(done.stdout)
     return ids
 
@@ -44,7 +44,8 @@ def main(path: str) -> None:
     parameters.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(path.encode(), parameters)
     if not model:
-        sys.exit("llama.cpp could not load the vocabulary")
+        sys.stderr.write("it could not be loaded\n")
+        sys.exit(REFUSED)
     vocabulary = llama_cpp.llama_model_get_vocab(model)
     result = []
     for text in json.load(sys.stdin):

@@ -81,6 +81,29 @@ def test_another_cpu_or_compiler_makes_another_key(monkeypatch: pytest.MonkeyPat
     assert install_llama.build_key(install_llama.NATIVE) != before
 
 
+@pytest.mark.parametrize("status", [1, 2, 23])
+def test_any_status_of_pip_and_of_the_build_but_0_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int
+) -> None:
+    """R-108: no status of these programs is a success but 0; the message names it."""
+    failing = tmp_path / "python"
+    failing.write_text(f"#!/bin/sh\necho 'no compiler'\nexit {status}\n")
+    failing.chmod(0o755)
+    monkeypatch.setattr(install_llama.sys, "executable", str(failing))
+    with pytest.raises(SystemExit, match=f"pip install x ended with {status}"):
+        install_llama.pip("install", "x")
+    with pytest.raises(SystemExit, match="no compiler"):
+        install_llama.build_wheel(tmp_path, ())
+
+
+@pytest.mark.parametrize(("compiler", "match"), [("no-such-compiler -m64", "is not found"), ("false", "ended with 1")])
+def test_compiler_that_is_absent_or_broken_is_named(monkeypatch: pytest.MonkeyPatch, compiler: str, match: str) -> None:
+    """R-108: before minutes of building."""
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(SystemExit, match=match):
+        install_llama.compiler_version()
+
+
 def test_the_installed_build_computes_many_rows_at_once() -> None:
     """The proof that the installer runs, on what is installed now."""
     script = HEADER.parent / "prove_decode.py"

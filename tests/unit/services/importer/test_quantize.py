@@ -49,9 +49,9 @@ def test_size_that_differs_by_more_than_five_percent_is_refused(model: Path) -> 
 
 
 def test_source_that_llama_refuses_is_a_typed_error(model: Path, tmp_path: Path) -> None:
-    """The process's last words are the message."""
+    """R-108: the process tells a refusal from a crash, and its last words are the message."""
     (tmp_path / "broken.gguf").write_bytes((model / "model.gguf").read_bytes()[:5000])
-    with pytest.raises(QuantizationMismatch, match="ended with"):
+    with pytest.raises(QuantizationMismatch, match="quantizer refuses: "):
         quantize(
             tmp_path / "broken.gguf",
             tmp_path / "q.gguf",
