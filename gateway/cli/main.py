@@ -37,6 +37,7 @@ _COMMANDS = {
     "gate": _Entry("reports", "Check conditions on reports of one model."),
     "jobs": _Entry("jobs", "List, follow, cancel and trace jobs."),
     "sandbox": _Entry("sandbox", "Run a program in the sandbox, or see how it isolates."),
+    "gc": _Entry("gc", "Show, or delete, what in the store nothing leads to."),
     "config": _Entry("settings", "Show where each setting comes from."),
 }
 

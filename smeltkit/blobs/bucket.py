@@ -125,20 +125,21 @@ class Bucket:
             response.close()
             response.release_conn()
 
-    def size(self, key: str) -> int | None:
-        """Size of the object in bytes, None if there is none."""
+    def stat(self, key: str) -> tuple[int, float] | None:
+        """Size in bytes of the object and when it was written, by the server's clock in Unix time; None without it."""
         try:
             with self._errors():
-                return int(self._client.stat_object(self._name, key).size)
+                found = self._client.stat_object(self._name, key)
+                return int(found.size), float(found.last_modified.timestamp())
         except Missing:
             return None
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """Keys that start with `prefix`, sorted."""
+    def entries(self, prefix: str) -> Iterator[tuple[str, int, float]]:
+        """Key, size in bytes and time of writing of every object whose key starts with `prefix`, sorted by key."""
         with self._errors():
             for item in self._client.list_objects(self._name, prefix=prefix, recursive=True):
                 if not item.is_dir:
-                    yield str(item.object_name)
+                    yield str(item.object_name), int(item.size), float(item.last_modified.timestamp())
 
     def delete(self, key: str) -> None:
         """Deletes the object if it is there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,16 +49,20 @@ class LocalStore(ObjectStore):
             file.flush()
             yield offset + len(block)
 
-    def _size(self, key: str) -> int | None:
+    def _entries(self, prefix: str) -> Iterator[tuple[str, int, float]]:
+        files = (path for path in (self._folder / prefix.rpartition("/")[0]).rglob("*") if path.is_file())
+        kept = ((str(path.relative_to(self._folder)), path) for path in files if not path.name.endswith(".partial"))
+        for key, path in sorted(item for item in kept if item[0].startswith(prefix)):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                yield key, found.st_size, found.st_mtime
+
+    def _stat(self, key: str) -> tuple[int, float] | None:
         try:
-            return (self._folder / key).stat().st_size
+            found = (self._folder / key).stat()
         except FileNotFoundError:
             return None
-
-    def _keys(self, prefix: str) -> Iterator[str]:
-        files = (path for path in (self._folder / prefix.rpartition("/")[0]).rglob("*") if path.is_file())
-        keys = (str(path.relative_to(self._folder)) for path in files if not path.name.endswith(".partial"))
-        return iter(sorted(key for key in keys if key.startswith(prefix)))
+        return found.st_size, found.st_mtime
 
     def _delete(self, key: str) -> None:
         (self._folder / key).unlink(missing_ok=True)

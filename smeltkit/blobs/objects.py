@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,28 @@ from typing import BinaryIO
 
 from smeltkit import limits
 from smeltkit.blobs.source import Source
-from smeltkit.blobs.store import BLOBS, MANIFESTS, REFS, Progress, blob_key, digest_of_key, manifest_key, ref_key
-from smeltkit.errors import BadFile, BadRequest, DigestMismatch, DiskFull, UnknownArtifact, UnknownBlob
+from smeltkit.blobs.store import (
+    BLOBS,
+    DOOMED,
+    MANIFESTS,
+    REFS,
+    TOUCHED,
+    Progress,
+    StoredObject,
+    blob_key,
+    digest_of_key,
+    manifest_key,
+    ref_key,
+)
+from smeltkit.errors import (
+    BadFile,
+    BadRequest,
+    DigestMismatch,
+    DiskFull,
+    StoreUnavailable,
+    UnknownArtifact,
+    UnknownBlob,
+)
 from smeltkit.ids import check_digest, digest_bytes
 from smeltkit.manifest import Manifest
 
@@ -41,11 +62,12 @@ class ObjectStore(ABC):
         """Writes the object to `file` and yields how many bytes from its beginning are there, growing to the size."""
 
     @abstractmethod
-    def _size(self, key: str) -> int | None: ...
+    def _stat(self, key: str) -> tuple[int, float] | None:
+        """Size in bytes of the object, and Unix time of its writing by the store's clock; None if there is none."""
 
     @abstractmethod
-    def _keys(self, prefix: str) -> Iterator[str]:
-        """All keys that start with `prefix`, sorted."""
+    def _entries(self, prefix: str) -> Iterator[tuple[str, int, float]]:
+        """Key, size in bytes and Unix time of writing of all objects whose key starts with `prefix`, sorted by key."""
 
     @abstractmethod
     def _delete(self, key: str) -> None: ...
@@ -54,7 +76,7 @@ class ObjectStore(ABC):
         """See `Store.put_bytes`."""
         digest = digest_bytes(data)
         key = blob_key(digest)
-        if self._size(key) != len(data):
+        if not self._keep(key, len(data)):
             self._write(key, data)
         return digest
 
@@ -63,7 +85,7 @@ class ObjectStore(ABC):
         report = progress or _ignore
         with Source.open(path) as source:
             key = blob_key(source.digest)
-            if self._size(key) != source.size_bytes:
+            if not self._keep(key, source.size_bytes):
                 self._upload(key, source, report)
             report(source.size_bytes)
             return source.digest, source.size_bytes
@@ -116,8 +138,8 @@ class ObjectStore(ABC):
     def put_manifest(self, manifest: Manifest) -> str:
         """See `Store.put_manifest`."""
         for layer in manifest.layers:
-            stored_bytes = self.size(layer.digest)
-            if stored_bytes != layer.size_bytes:
+            if not self._keep(blob_key(layer.digest), layer.size_bytes):
+                stored_bytes = self.size(layer.digest)
                 what = "is not stored" if stored_bytes is None else f"is stored with {stored_bytes} bytes"
                 raise UnknownBlob(
                     f"{layer.path}: blob {layer.digest} of {layer.size_bytes} bytes {what}; store it first"
@@ -127,7 +149,7 @@ class ObjectStore(ABC):
             raise BadFile(f"manifest has {len(data)} bytes; at most {limits.MANIFEST_MAX_BYTES} are allowed")
         digest = digest_bytes(data)
         key = manifest_key(digest)
-        if self._size(key) != len(data):
+        if not self._keep(key, len(data)):
             self._write(key, data)
         return digest
 
@@ -165,6 +187,59 @@ class ObjectStore(ABC):
     def delete_blob(self, digest: str) -> None:
         """See `Store.delete_blob`."""
         self._delete(blob_key(digest))
+
+    def list_objects(self, kind: str) -> Iterator[StoredObject]:
+        """Every object of a kind (BLOBS, MANIFESTS, REFS or TOUCHED) with its size and age, sorted by key."""
+        for key, size_bytes, modified_s in self._entries(f"{kind}/"):
+            yield StoredObject(key=key, size_bytes=size_bytes, modified_s=modified_s)
+
+    def discard(self, key: str, cut_off_s: float) -> bool:
+        """Deletes an object that was neither written nor stored again since `cut_off_s`; whether it did.
+
+        It says so first (`doomed/<key>`), then looks at the object's age, then deletes; whoever stores it again makes
+        it young first and then looks whether it is doomed. So one of the two sees the other, and nothing is lost.
+        """
+        doomed, began = f"{DOOMED}/{key}", time.monotonic()
+        self._write(doomed, b"")
+        used_s = self._used_s(key)
+        is_old = used_s is not None and used_s < cut_off_s
+        is_quick = time.monotonic() - began < limits.GARBAGE_DOOM_MAX_S
+        if is_old and is_quick:
+            self._delete(key)
+            self._delete(f"{TOUCHED}/{key}")
+        self._delete(doomed)
+        return is_old and is_quick
+
+    def _keep(self, key: str, size_bytes: int) -> bool:
+        """Whether an object of that size is stored; then it is young now, and no clean-up at work deletes it.
+
+        S3 keeps no time of use, so an old object gets a mark beside it. StoreUnavailable if a clean-up does not let go.
+        """
+        found = self._stat(key)
+        if found is None or found[0] != size_bytes:
+            return False
+        if time.time() - found[1] < limits.STORE_TOUCH_AFTER_S:
+            return True
+        self._write(f"{TOUCHED}/{key}", b"")
+        deadline = time.monotonic() + 2 * limits.GARBAGE_DOOM_MAX_S
+        while (doom := self._stat(f"{DOOMED}/{key}")) is not None:
+            if time.time() - doom[1] > 2 * limits.GARBAGE_DOOM_MAX_S:
+                break
+            if time.monotonic() > deadline:
+                raise StoreUnavailable(f"a clean-up does not let go of {key}; try again")
+            time.sleep(limits.GARBAGE_POLL_S)
+        return self._size(key) == size_bytes
+
+    def _used_s(self, key: str) -> float | None:
+        written, touched = self._stat(key), self._stat(f"{TOUCHED}/{key}")
+        return None if written is None else max(written[1], touched[1] if touched else 0.0)
+
+    def _size(self, key: str) -> int | None:
+        found = self._stat(key)
+        return None if found is None else found[0]
+
+    def _keys(self, prefix: str) -> Iterator[str]:
+        return (key for key, _, _ in self._entries(prefix))
 
     def _verified(self, key: str, digest: str, max_bytes: int, unknown: type[UnknownBlob | UnknownArtifact]) -> bytes:
         data = self._read(key, 0, max_bytes + 1)

@@ -69,7 +69,7 @@ class S3Store(ObjectStore):
             raise BadRequest(f"size_bytes={size_bytes} must be 0 or more")
         if digest == digest_bytes(b""):
             self.put_bytes(b"")
-        if self._size(key) == size_bytes:
+        if self._keep(key, size_bytes):
             return UploadPlan(is_stored=True)
         pending = self._bucket.pending(key)
         upload_id = pending[-1] if pending else self._bucket.begin(key, is_checked=False)
@@ -172,11 +172,11 @@ class S3Store(ObjectStore):
                 for future in futures:
                     future.cancel()
 
-    def _size(self, key: str) -> int | None:
-        return self._bucket.size(key)
+    def _entries(self, prefix: str) -> Iterator[tuple[str, int, float]]:
+        return self._bucket.entries(prefix)
 
-    def _keys(self, prefix: str) -> Iterator[str]:
-        return self._bucket.keys(prefix)
+    def _stat(self, key: str) -> tuple[int, float] | None:
+        return self._bucket.stat(key)
 
     def _delete(self, key: str) -> None:
         self._bucket.delete(key)

@@ -3,6 +3,8 @@
     blobs/sha256/ab/cdef...       bytes, named by their digest; written once, verified on every full read
     manifests/sha256/ab/cdef...   canonical manifests; written last, so a stored manifest has all its blobs
     refs/<name>                   a digest; the one kind of object that may be overwritten
+    touched/<key>                 nothing; its time says when a blob or manifest that was there was stored again
+    doomed/<key>                  nothing; a clean-up is about to delete the object
 
 Human names live in the catalogue. Everything here is synchronous and thread-safe: call it through `asyncio.to_thread`.
 """
@@ -23,6 +25,17 @@ Progress = Callable[[int], None]
 """Called with the bytes done so far, never from two threads at a time."""
 
 BLOBS, MANIFESTS, REFS = "blobs", "manifests", "refs"
+TOUCHED, DOOMED = "touched", "doomed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """A blob, manifest or reference as the store holds it."""
+
+    key: str
+    size_bytes: int
+    modified_s: float
+    """When it was written, by the store's clock in Unix time."""
 
 
 class Store(Protocol):
