@@ -24,7 +24,15 @@ from gateway.http.schemas import ChatRequest, CompletionRequest, GenerationReque
 from gateway.http.shapes import ChatShape, Part, Shape, TextShape, usage_of, used_by
 from gateway.http.streaming import until_gone, with_pauses
 from smeltkit import telemetry
-from smeltkit.errors import BadRequest, EngineUnavailable, InternalError, InvalidInput, SmeltError, UnknownModel
+from smeltkit.errors import (
+    BadRequest,
+    EngineUnavailable,
+    InternalError,
+    InvalidInput,
+    SmeltError,
+    UnknownArtifact,
+    UnknownModel,
+)
 from smeltkit.rpc.channel import stream
 from smeltkit.telemetry import names
 
@@ -204,12 +212,15 @@ class Exchange:
     async def _noted(
         self, replies: AsyncIterator[inference_pb2.GenerateResponse]
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
-        async for reply in replies:
-            if reply.HasField("effective"):
-                self._effective = reply.effective
-            self._completion_tokens = max(self._completion_tokens, reply.completion_tokens)
-            self._finish = self._finish or reply.finish_reason
-            yield reply
+        try:
+            async for reply in replies:
+                if reply.HasField("effective"):
+                    self._effective = reply.effective
+                self._completion_tokens = max(self._completion_tokens, reply.completion_tokens)
+                self._finish = self._finish or reply.finish_reason
+                yield reply
+        except UnknownArtifact as error:
+            raise unknown_model(self._body.model) from error
 
     def _check_finished(self) -> None:
         """Every completion carries a finish reason; one without is an error, not a short answer."""

@@ -231,7 +231,7 @@ def _checked(id: str) -> str:
 
 
 def _unknown(id: str) -> UnknownJob:
-    return UnknownJob(f"no job {id!r}; `smelt jobs` lists those that exist")
+    return UnknownJob(f"no job {id!r}; `smelt jobs ls` lists those that exist")
 
 
 def _parse(entry: Entry) -> job_pb2.JobRecord:

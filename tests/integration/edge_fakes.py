@@ -14,7 +14,7 @@ from smelt.inference.v1 import inference_pb2, inference_pb2_grpc
 from gateway.http.app import build_app
 from gateway.http.config import HttpConfig
 from smeltkit.catalog import Catalog
-from smeltkit.errors import BadSampling, EngineUnavailable, TooManyRequests
+from smeltkit.errors import BadSampling, EngineUnavailable, TooManyRequests, UnknownArtifact
 from smeltkit.ids import digest_bytes
 from smeltkit.manifest import BUNDLE_TYPE, REPORT_TYPE
 from smeltkit.rpc.channel import open_channel
@@ -23,6 +23,7 @@ from smeltkit.rpc.server import RpcConfig, ServiceHost
 from smeltkit.testing.bus import MemoryBus
 
 MODEL = digest_bytes(b"bundle")
+ABSENT = digest_bytes(b"another bundle")
 WORDS = ("def ", "f", "(x):", "\n\treturn ", "h\u00e9", "\U0001f600")
 
 
@@ -41,6 +42,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         prompt = request.text or " ".join(message.content for message in request.chat.messages)
         if "full" in prompt:
             raise TooManyRequests("the queue is full; try again later", retry_after_s=6.2)
+        if request.model == ABSENT:
+            raise UnknownArtifact(f"{ABSENT} is not stored")
         if request.sampling.temperature > 10:
             raise BadSampling("temperature=11 is out of range; allowed: 0 to 10", details={"field": "temperature"})
         if "bug" in prompt:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from edge_fakes import MODEL, WORDS, Served, served_edge
+from edge_fakes import ABSENT, MODEL, WORDS, Served, served_edge
 
 from gateway.http.keys import hash_key
 from smeltkit.testing.spans import captured_spans
@@ -146,9 +146,11 @@ async def test_models_are_listed_and_found_by_name(client: openai.AsyncOpenAI) -
         assert raised.value.code == "UNKNOWN_MODEL"
 
 
-async def test_unknown_model_is_a_typed_error_with_our_reason(client: openai.AsyncOpenAI) -> None:
+@pytest.mark.parametrize("model", ["nope", ABSENT])
+async def test_unknown_model_is_a_typed_error_with_our_reason(client: openai.AsyncOpenAI, model: str) -> None:
+    """By name or by digest."""
     with pytest.raises(openai.NotFoundError) as raised:
-        await client.chat.completions.create(model="nope", messages=HELLO)
+        await client.chat.completions.create(model=model, messages=HELLO)
     assert (raised.value.code, raised.value.type) == ("UNKNOWN_MODEL", "not_found_error")
     assert raised.value.param == "model" and "GET /v1/models" in raised.value.message
     assert raised.value.request_id

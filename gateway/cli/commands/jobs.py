@@ -14,7 +14,7 @@ from gateway.cli.jobs_view import job_view, jobs_view
 from gateway.cli.options import JobId, Json
 from gateway.cli.runner import run
 from smeltkit.config import environment, smelt_home
-from smeltkit.errors import UnknownJob
+from smeltkit.errors import BadRequest, UnknownJob
 
 if TYPE_CHECKING:
     from gateway.cli.session import Session
@@ -35,6 +35,10 @@ def list_(
     """Lists jobs, newest first."""
 
     async def work(session: Session) -> None:
+        from gateway.stack.state import SERVICES
+
+        if service and service not in SERVICES:
+            raise BadRequest(f"--service {service}: there is no such service; there are {', '.join(SERVICES)}")
         reply = await session.call(session.jobs.ListJobs, job_pb2.ListJobsRequest(service=service, limit=limit))
         session.output.show({"jobs": [to_document(job) for job in reply.jobs]}, jobs_view(reply.jobs))
 

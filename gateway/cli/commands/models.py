@@ -64,6 +64,8 @@ def models(as_json: Json = False) -> None:
         request = artifact_pb2.ListNamesRequest(artifact_type=BUNDLE_TYPE)
         reply = await session.call(session.artifacts.ListNames, request)
         session.output.show({"models": [to_document(name) for name in reply.names]}, names_view(reply.names))
+        if not reply.names:
+            session.output.note("no models yet; `smelt import` adds one")
 
     run("models", work, as_json=as_json)
 

@@ -21,6 +21,7 @@ from gateway.cli.reports_view import (
 )
 from gateway.cli.runner import run
 from smeltkit.errors import GateFailed, JobFailed, UnknownArtifact
+from smeltkit.ids import digest_digits, is_digest
 
 if TYPE_CHECKING:
     from gateway.cli.session import Session
@@ -66,6 +67,8 @@ def results(
             found.append((job.id, (await session.call(session.evaluator.GetReport, asked)).report))
         document = {"results": [{**report_document(report), "job": job_id} for job_id, report in found]}
         session.output.show(document, results_view(found))
+        if not found:
+            session.output.note("no finished evaluations; `smelt eval` makes one")
 
     run("results", work, as_json=as_json)
 
@@ -113,8 +116,13 @@ def gate(
 
 async def _digest(session: Session, reference: str) -> str:
     """The report's digest: that of `reference`, or the result of the job that it names."""
-    if not reference.startswith("job-"):
+    if is_digest(reference) or digest_digits(reference):
         return await session.whole(reference)
+    if not reference.startswith("job-"):
+        raise UnknownArtifact(
+            f"{reference!r} is no report; give its digest, the first digits of it, or the job that made it; "
+            "`smelt results` lists them"
+        )
     job = (await session.call(session.jobs.GetJob, job_pb2.GetJobRequest(id=reference))).job
     if job.error.reason:
         raise JobFailed(f"{job.error.reason}: {job.error.message}")

@@ -116,6 +116,14 @@ async def test_comparison_names_what_was_gained_and_lost() -> None:
     assert "no difference shown" in ended.out and "t/1" in ended.out and "+10.0 points" in ended.out
 
 
+async def test_word_that_is_no_report_says_what_a_report_is_called_by() -> None:
+    """Nothing is asked of the gateway."""
+    async with gateway({}) as running:
+        ended = await running.smelt("compare", "nope", DIGEST)
+        assert not running.requests
+    assert ended.code == 3 and "`smelt results` lists them" in ended.err
+
+
 async def test_unmet_gate_ends_with_1() -> None:
     """A clause without a measurement counts as not met. R-009"""
     clauses = [evaluator_pb2.ClauseResult(clause="mbpp pass@1 >= 0.5", measured="no report of mbpp")]

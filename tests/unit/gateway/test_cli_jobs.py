@@ -30,6 +30,13 @@ async def test_jobs_are_listed_with_state_and_result() -> None:
     assert [entry["state"] for entry in document["jobs"]] == ["succeeded", "failed"]
 
 
+async def test_jobs_of_a_service_that_is_not_there_are_refused() -> None:
+    """R-006: an empty list would look as if there were none."""
+    async with gateway({}) as running:
+        ended = await running.smelt("jobs", "ls", "--service", "importr")
+    assert ended.code == 2 and "importer, trainer" in ended.err
+
+
 async def test_cancel_shows_the_state_after_it() -> None:
     """The job that is asked to stop is cancelling."""
     answers = {"JobService.CancelJob": lambda request: job_pb2.CancelJobResponse(job=job("CANCELLING"))}
