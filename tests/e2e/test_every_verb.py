@@ -271,6 +271,15 @@ def sandbox_doctor(smelt: Smelt, *_: Any) -> None:
     assert found["judge_digest"].startswith("sha256:") and any(layer["is_present"] for layer in found["layers"])
 
 
+@case("gc")
+def gc(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
+    """Of a store of today nothing may go; what goes from an older one is for tests that can set its clock."""
+    files = {layer["digest"] for layer in smelt("inspect", SMALL)["artifact"]["layers"]}
+    done = smelt("gc", "--apply")
+    assert done["is_applied"] and done["objects"] == [] and done["kept"] > len(files)
+    assert len(smelt("report", reports[0]["digest"], "--samples")["samples"]) == 4, "its records must still be there"
+
+
 @case("config explain")
 def config_explain(smelt: Smelt, *_: Any) -> None:
     (home,) = smelt("config", "explain", "SMELT_HOME")["settings"]
