@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.shapes import SHAPES
-from services.trainer.adapters.lora import LoraConfig, attach
-from services.trainer.optimizer import Optimizer, OptimizerConfig
+from services.trainer.adapters.lora import attach
+from services.trainer.optimizer import Optimizer
+from services.trainer.settings import AdamSettings, LoraSettings
 from services.trainer.step import Pack, train_step
 from smeltkit.ml import names
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_packing import Packed
+from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.kernels import triton_kernels
-from smeltkit.ml.kernels.reference import IGNORED
 
 Step = Callable[[Tensor], float]
 """Tokens [sequences, length] of one step to its loss."""
@@ -46,8 +47,8 @@ def ours(shape: str, *, is_lora: bool) -> Step:
     decoder.load_state_dict(random_state(config, 0), assign=True)
     if is_lora:
         torch.manual_seed(1)
-        attach(decoder, LoraConfig(rank=RANK, alpha=2 * RANK))
-    optimizer = Optimizer(decoder.named_parameters(), OptimizerConfig())
+        attach(decoder, LoraSettings(rank=RANK, alpha=2 * RANK))
+    optimizer = Optimizer(decoder.named_parameters(), AdamSettings())
 
     def step(tokens: Tensor) -> float:
         count, length = tokens.shape

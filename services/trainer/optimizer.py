@@ -6,42 +6,21 @@ rounded afterwards. What the optimizer really uses can be read back and is compa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from smeltkit.errors import BadConfig, SettingsDiffer
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """Hyper-parameters of AdamW (Loshchilov and Hutter, arXiv:1711.05101)."""
-
-    beta1: float = 0.9
-    """Decay of the mean of gradients, 0 to below 1."""
-    beta2: float = 0.999
-    """Decay of the mean of squared gradients, 0 to below 1."""
-    eps: float = 1e-8
-    """Added to the root of that mean, above 0."""
-    weight_decay: float = 0.0
-    """Decoupled decay of matrices; vectors (norms, biases) never decay."""
-
-    def __post_init__(self) -> None:
-        for name, value, high in (("beta1", self.beta1, 1.0), ("beta2", self.beta2, 1.0)):
-            if not 0 <= value < high:
-                raise BadConfig(f"optimizer.{name}={value} must be 0 to below 1")
-        if not (self.eps > 0 and math.isfinite(self.eps)) or not 0 <= self.weight_decay <= 1:
-            raise BadConfig(f"optimizer.eps={self.eps} must be above 0 and weight_decay={self.weight_decay} 0 to 1")
+from services.trainer.settings import AdamSettings
+from smeltkit.errors import SettingsDiffer
 
 
 class Optimizer:
     """Updates parameters from their gradients. The learning rate comes with every step: nothing else sets it."""
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> None:
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], config: AdamSettings) -> None:
         """Takes over the parameters that require a gradient, by name; SettingsDiffer if AdamW does not obey."""
         named = [(name, value) for name, value in parameters if value.requires_grad]
         self.names = [name for name, _ in named]

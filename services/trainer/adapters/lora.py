@@ -8,51 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from services.trainer.settings import LoraSettings
 from smeltkit.errors import BadConfig, TensorMismatch
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Shape of an adapter."""
-
-    rank: int = 16
-    """Inner dimension r, 1 to 1024."""
-    alpha: float = 32.0
-    """Numerator of the scale."""
-    dropout: float = 0.0
-    """Share of inputs of A dropped in training, 0 to below 1."""
-    rank_stabilized: bool = False
-    """Whether the scale is alpha / sqrt(r) instead of alpha / r."""
-    targets: tuple[str, ...] = ()
-    """Linear layers of every block, e.g. `attn.q`; empty for all of them."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.rank <= 1024:
-            raise BadConfig(f"lora.rank={self.rank} must be 1 to 1024")
-        if not 0 <= self.dropout < 1:
-            raise BadConfig(f"lora.dropout={self.dropout} must be 0 to below 1")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise BadConfig(f"lora.alpha={self.alpha} must be a number above 0")
-
-    @property
-    def scale(self) -> float:
-        """What B A is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
-
-
 class LoraLinear(nn.Module):
     """A frozen linear layer and its adapter. A [r, inputs] and B [outputs, r] are float32, whatever the base is."""
 
-    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+    def __init__(self, base: nn.Linear, config: LoraSettings) -> None:
         super().__init__()
         self.base, self.scale, self.dropout = base, config.scale, config.dropout
         device = base.weight.device
@@ -106,7 +77,7 @@ def linear_names(config: ModelConfig) -> tuple[str, ...]:
     return tuple(name.removesuffix(".weight") for name in found if name.endswith(".weight") and "norm" not in name)
 
 
-def attach(decoder: Decoder, config: LoraConfig) -> list[str]:
+def attach(decoder: Decoder, config: LoraSettings) -> list[str]:
     """Puts an adapter on every target of every layer and freezes the rest; the names of what carries one.
 
     BadConfig names a target that the architecture does not have.

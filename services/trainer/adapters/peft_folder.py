@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import torch
 
-from services.trainer.adapters.lora import LoraConfig, adapters, attach
+from services.trainer.adapters.lora import adapters, attach
+from services.trainer.settings import LoraSettings
 from smeltkit.errors import BadFile, TensorMismatch
 from smeltkit.ml import names
 from smeltkit.ml.decoder import Decoder
@@ -30,7 +31,7 @@ _NEUTRAL: Final[dict[str, Any]] = {
 """Settings of PEFT and the value that each must have, since another would change what the adapter computes."""
 
 
-def save_adapter(decoder: Decoder, config: LoraConfig, folder: Path, *, base: str = "") -> list[Path]:
+def save_adapter(decoder: Decoder, config: LoraSettings, folder: Path, *, base: str = "") -> list[Path]:
     """Writes the adapters of `decoder`, made under `config`, to `folder`; `base` names the model that they are for."""
     architecture = decoder.config.architecture
     rows, leaves = [], set()
@@ -56,7 +57,7 @@ def save_adapter(decoder: Decoder, config: LoraConfig, folder: Path, *, base: st
     return [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
 
 
-def load_adapter(decoder: Decoder, folder: Path) -> LoraConfig:
+def load_adapter(decoder: Decoder, folder: Path) -> LoraSettings:
     """Attaches the adapters stored in `folder` to `decoder`; their config.
 
     BadFile for what this trainer cannot do, TensorMismatch for tensors missing, extra or of another shape: an adapter
@@ -91,14 +92,14 @@ def _target(name: str) -> str:
     return ".".join(name.split(".")[2:-1])
 
 
-def _config_of(declared: dict[str, Any], targets: set[str]) -> LoraConfig:
+def _config_of(declared: dict[str, Any], targets: set[str]) -> LoraSettings:
     if declared.get("peft_type") != "LORA":
         raise BadFile(f"{CONFIG_FILE}: peft_type is {declared.get('peft_type')!r}; only LORA is supported")
     for key, neutral in _NEUTRAL.items():
         if declared.get(key) not in (neutral, None):
             raise BadFile(f"{CONFIG_FILE}: {key}={declared[key]!r} is not supported; it must be {neutral!r}")
     try:
-        return LoraConfig(
+        return LoraSettings(
             rank=int(declared["r"]),
             alpha=float(declared["lora_alpha"]),
             dropout=float(declared.get("lora_dropout", 0.0)),

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED = -100
-"""Target of a token that takes no part in the loss."""
+from smeltkit.ml.decoder_targets import IGNORED
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

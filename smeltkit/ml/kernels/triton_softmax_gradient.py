@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smeltkit.ml.kernels.reference import IGNORED
+from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.kernels.triton_launch import block_of, exact_type
 
 _BLOCK = 8192

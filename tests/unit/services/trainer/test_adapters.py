@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.trainer.adapters.lora import LoraConfig, LoraLinear, adapters, attach, linear_names, merged_state
+from services.trainer.adapters.lora import LoraLinear, adapters, attach, linear_names, merged_state
 from services.trainer.adapters.peft_folder import load_adapter, save_adapter
+from services.trainer.settings import LoraSettings
 from smeltkit.errors import BadConfig, BadFile, TensorMismatch
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # between PEFT
 IDS = list(range(3, 60, 2))
 
 
-def _adapted(folder: Path, architecture: str, lora: LoraConfig) -> Decoder:
+def _adapted(folder: Path, architecture: str, lora: LoraSettings) -> Decoder:
     """A tiny model with random adapters on it."""
     torch.manual_seed(0)
     decoder = load_decoder(folder, write_tiny_model(folder, architecture, dtype="F32"))
@@ -37,7 +38,7 @@ def _adapted(folder: Path, architecture: str, lora: LoraConfig) -> Decoder:
 @pytest.mark.parametrize("rank_stabilized", [False, True])
 def test_peft_computes_the_same_from_our_folder(tmp_path: Path, architecture: str, rank_stabilized: bool) -> None:
     """Logits through transformers and PEFT equal ours in fp32, and so do the gradients of A and B."""
-    lora = LoraConfig(rank=4, alpha=12, rank_stabilized=rank_stabilized)
+    lora = LoraSettings(rank=4, alpha=12, rank_stabilized=rank_stabilized)
     ours = _adapted(tmp_path / "base", architecture, lora)
     (tmp_path / "adapter").mkdir()
     save_adapter(ours, lora, tmp_path / "adapter")
@@ -65,14 +66,14 @@ def test_we_compute_the_same_from_pefts_folder(tmp_path: Path) -> None:
     theirs.save_pretrained(str(tmp_path / "adapter"))
     ours = load_decoder(tmp_path, config)
     found = load_adapter(ours, tmp_path / "adapter")
-    assert found == LoraConfig(rank=3, alpha=5, rank_stabilized=True, targets=("attn.q", "mlp.down"))
+    assert found == LoraSettings(rank=3, alpha=5, rank_stabilized=True, targets=("attn.q", "mlp.down"))
     expected = theirs(torch.tensor([IDS])).logits[0]
     torch.testing.assert_close(ours(Packed.of([IDS])), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_merged_weights_are_base_plus_scaled_product(tmp_path: Path) -> None:
     """R-001: every declared layer is changed, by scale B A and by nothing else, and generates the same logits."""
-    lora = LoraConfig(rank=4, alpha=12)
+    lora = LoraSettings(rank=4, alpha=12)
     ours = _adapted(tmp_path, "phi3", lora)
     base = load_decoder(tmp_path, ours.config).state_dict()
     state = merged_state(ours)
@@ -91,7 +92,7 @@ def test_merged_weights_are_base_plus_scaled_product(tmp_path: Path) -> None:
 def test_backward_pass_of_an_adapted_layer_is_right() -> None:
     """R-054: numeric gradients in float64, and the same values as with dropout's path at a rate of nearly nothing."""
     torch.manual_seed(0)
-    layer = LoraLinear(torch.nn.Linear(6, 5), LoraConfig(rank=2)).double().requires_grad_(True)
+    layer = LoraLinear(torch.nn.Linear(6, 5), LoraSettings(rank=2)).double().requires_grad_(True)
     layer.base.requires_grad_(False)
     torch.nn.init.normal_(layer.b)
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
@@ -106,7 +107,7 @@ def test_an_untrained_adapter_is_not_merged() -> None:
     decoder = Decoder(ModelConfig.from_hf(tiny_config("qwen2")))
     with pytest.raises(TensorMismatch, match="no adapter"):
         merged_state(decoder)
-    attach(decoder, LoraConfig())
+    attach(decoder, LoraSettings())
     with pytest.raises(TensorMismatch, match="changes nothing"):
         merged_state(decoder)
 
@@ -115,8 +116,8 @@ def test_targets_that_the_model_does_not_have_are_refused(tmp_path: Path) -> Non
     """R-002: an adapter for other modules is an error, not an adapter on fewer layers."""
     decoder = Decoder(ModelConfig.from_hf(tiny_config("phi3")))
     with pytest.raises(BadConfig, match="attn.qkv"):
-        attach(decoder, LoraConfig(targets=("attn.q",)))
-    lora = LoraConfig(rank=2)
+        attach(decoder, LoraSettings(targets=("attn.q",)))
+    lora = LoraSettings(rank=2)
     save_adapter(_adapted(tmp_path, "llama", lora), lora, tmp_path)
     with pytest.raises(TensorMismatch):
         load_adapter(decoder, tmp_path)
@@ -125,7 +126,7 @@ def test_targets_that_the_model_does_not_have_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2})])
 def test_settings_of_peft_that_we_do_not_honour_are_refused(tmp_path: Path, key: str, value: object) -> None:
     """An ignored setting would give another model than the one that was trained."""
-    lora = LoraConfig(rank=2)
+    lora = LoraSettings(rank=2)
     save_adapter(_adapted(tmp_path, "llama", lora), lora, tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))

@@ -7,16 +7,17 @@ import copy
 import pytest
 import torch
 
-from services.trainer.optimizer import Optimizer, OptimizerConfig
+from services.trainer.optimizer import Optimizer
+from services.trainer.settings import AdamSettings
 from services.trainer.step import Pack, StepResult, check_numbers, clip_, train_step
 from smeltkit.errors import SettingsDiffer, TrainingDiverged
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_packing import Packed
-from smeltkit.ml.kernels.reference import IGNORED
+from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.testing.tiny_models import tiny_config
 
-CONFIG = OptimizerConfig(beta1=0.8, beta2=0.95, eps=1e-7, weight_decay=0.1)
+CONFIG = AdamSettings(beta1=0.8, beta2=0.95, eps=1e-7, weight_decay=0.1)
 
 
 def _decoder() -> Decoder:
@@ -122,7 +123,7 @@ def test_optimizer_state_of_another_model_is_refused() -> None:
 def test_numbers_that_are_not_finite_stop_the_run_before_the_update(poison: float) -> None:
     """R-049, R-050: with the weakest settings there are, the weights stay as they were."""
     decoder = _decoder()
-    optimizer = Optimizer(decoder.named_parameters(), OptimizerConfig())
+    optimizer = Optimizer(decoder.named_parameters(), AdamSettings())
     with torch.no_grad():
         decoder.norm.weight[0] = poison
     before = [parameter.detach().clone() for parameter in decoder.parameters()]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from smeltkit.ml.decoder_packing import Packed, packed_attention
+from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.kernels import REFERENCE, triton_kernels
 from smeltkit.ml.kernels.cross_entropy import linear_cross_entropy
-from smeltkit.ml.kernels.reference import IGNORED
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 

@@ -14,8 +14,8 @@ from smeltkit.ml import names
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_packing import Packed
+from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.decoder_weights import load_decoder, save_weights
-from smeltkit.ml.kernels.reference import IGNORED
 from smeltkit.testing.tiny_models import write_tiny_model
 
 LLAMA3 = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.kernels.cross_entropy import linear_cross_entropy, token_losses
-from smeltkit.ml.kernels.reference import IGNORED
 
 ROOT = Path(__file__).parents[4]
 

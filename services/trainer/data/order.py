@@ -1,0 +1,73 @@
+"""Which samples go into which step: one global shuffle an epoch, packed in that order. Nothing but numbers is kept.
+
+The order follows from seed and epoch alone, so a run resumes at any step by computing it again, to the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from smeltkit.errors import BadSchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The order of a whole run over samples of known lengths."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each sample."""
+    sequence_tokens: int
+    """Tokens that a pack may hold."""
+    packs_per_step: int
+    """Packs of one optimizer step."""
+    seed: int
+    """What the shuffles derive from."""
+
+    def __post_init__(self) -> None:
+        if not self.lengths or max(self.lengths) > self.sequence_tokens:
+            raise BadSchedule(f"samples of {max(self.lengths, default=0)} tokens do not fit {self.sequence_tokens}")
+
+    def packs(self, epoch: int) -> Sequence[tuple[int, ...]]:
+        """Sample numbers of every pack of an epoch, from 0; each sample occurs once."""
+        return _packs(self, epoch)
+
+    def steps(self, epoch: int) -> int:
+        """Optimizer steps of an epoch; the last may have fewer packs."""
+        return -(-len(self.packs(epoch)) // self.packs_per_step)
+
+    def steps_in(self, epochs: int) -> int:
+        """Optimizer steps of that many epochs."""
+        return sum(self.steps(epoch) for epoch in range(epochs))
+
+    def at(self, step: int) -> list[tuple[int, ...]]:
+        """The packs of a step, counted from 0 over all epochs."""
+        epoch = 0
+        while step >= self.steps(epoch):
+            step -= self.steps(epoch)
+            epoch += 1
+        return list(self.packs(epoch)[step * self.packs_per_step : (step + 1) * self.packs_per_step])
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the first epoch's places that hold tokens, if every pack were as long as allowed."""
+        return sum(self.lengths) / (len(self.packs(0)) * self.sequence_tokens)
+
+
+@lru_cache(maxsize=4)
+def _packs(order: Order, epoch: int) -> tuple[tuple[int, ...], ...]:
+    """Next-fit over the shuffled samples: the order of samples is the shuffle itself, whatever fits together."""
+    shuffled = np.random.Generator(np.random.PCG64([order.seed, epoch])).permutation(len(order.lengths))
+    packs: list[tuple[int, ...]] = []
+    held: list[int] = []
+    room = order.sequence_tokens
+    for number in shuffled.tolist():
+        if order.lengths[number] > room:
+            packs.append(tuple(held))
+            held, room = [], order.sequence_tokens
+        held.append(number)
+        room -= order.lengths[number]
+    return (*packs, tuple(held))

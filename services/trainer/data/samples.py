@@ -1,0 +1,135 @@
+"""Rows become token ids and targets, through the tokenizer and the chat template that the bundle is served with.
+
+    {"messages": [{"role": ..., "content": ...}, ...]}    every answer is learnt, with the stop token that ends it
+    {"text": ...}                                         every token is learnt, with a stop token at the end
+
+What is learnt is decoded again and compared with the answer, row by row: a mask that is off by one token teaches the
+model to forget its stop token, and no loss curve shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smeltkit.errors import BadDataset, BadRequest
+from smeltkit.ml.chat import ChatTemplate
+from smeltkit.ml.contract import GenerationContract
+from smeltkit.ml.decoder_targets import IGNORED
+from smeltkit.ml.model_files import template_of
+from smeltkit.ml.tokenizer import Tokenizer
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One row, tokenized."""
+
+    ids: Tokens
+    """Token ids [T]."""
+    targets: Tokens
+    """For each token the next one, or IGNORED where that is not to be learnt [T]."""
+
+    @property
+    def counted(self) -> int:
+        """Targets that are learnt."""
+        return int((self.targets != IGNORED).sum())
+
+
+class Encoder:
+    """Turns rows into samples for one bundle."""
+
+    def __init__(self, folder: Path, contract: GenerationContract) -> None:
+        """Reads tokenizer and template of the bundle in `folder`; BadTokenizer, BadTemplate."""
+        self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+        source = template_of(folder)
+        self._template = ChatTemplate(source, contract.bos_text, contract.eos_text) if source else None
+        self._contract = contract
+        end = self.tokenizer.token_id(contract.eos_text) if contract.eos_text else None
+        self._text_end = end if end is not None else contract.stop_ids[0]
+
+    def encode(self, row: Mapping[str, Any], where: str) -> Sample:
+        """The sample of a row; BadDataset, naming `where`, for a row that is malformed or holds nothing to learn."""
+        if isinstance(row.get("messages"), list) and set(row) == {"messages"}:
+            return self._conversation(row["messages"], where)
+        if isinstance(row.get("text"), str) and set(row) == {"text"}:
+            begin = [self._contract.bos_id] if self._contract.add_bos and self._contract.bos_id is not None else []
+            ids = [*begin, *self.tokenizer.encode(row["text"]), self._text_end]
+            return _sample([(ids[:1], False), (ids[1:], True)], where)
+        raise BadDataset(f"{where} has the keys {sorted(row)[:5]}; a row has either messages or text")
+
+    def preview(self, sample: Sample) -> str:
+        """The sample as text, with what is learnt between double angle brackets."""
+        text, is_open = "", False
+        learnt = np.concatenate([[False], sample.targets[:-1] != IGNORED])
+        for id, is_learnt in zip(sample.ids.tolist(), learnt.tolist(), strict=True):
+            text += ("<<" if is_learnt else ">>") if is_learnt != is_open else ""
+            text, is_open = text + self.tokenizer.token_bytes(id).decode(errors="replace"), is_learnt
+        return text + (">>" if is_open else "")
+
+    def _conversation(self, messages: Sequence[Any], where: str) -> Sample:
+        if self._template is None:
+            raise BadDataset(f"{where} is a conversation, but the bundle has no chat template; train on text rows")
+        if not messages or not all(_is_message(message) for message in messages):
+            raise BadDataset(f"{where}: each message needs a role and a content, both text")
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        if not answers:
+            raise BadDataset(f"{where} has no message of the assistant, so there is nothing to learn")
+        parts: list[tuple[list[int], bool]] = []
+        seen = ""
+        for index in answers:
+            prompt, answer = self._turn(messages[: index + 1], where)
+            if not prompt.startswith(seen):  # the template rewrites earlier turns; then only this answer is certain
+                parts, seen = [], ""
+            ids = self._answer_ids(answer, messages[index]["content"], where)
+            parts += [(self.tokenizer.encode(prompt[len(seen) :]), False), (ids, True)]
+            seen = prompt + self.tokenizer.decode(ids)
+        return _sample(parts, where)
+
+    def _turn(self, messages: Sequence[Mapping[str, str]], where: str) -> tuple[str, str]:
+        """Prompt of the last message as it is served, and what the template writes after it."""
+        assert self._template is not None
+        try:
+            prompt = self._template.render(messages[:-1], add_generation_prompt=True)
+            whole = self._template.render(messages, add_generation_prompt=False)
+        except BadRequest as error:
+            raise BadDataset(f"{where}: {error.message}") from error
+        if not whole.startswith(prompt):
+            raise BadDataset(f"{where}: the chat template does not put the answer where it asks for it when serving")
+        return prompt, whole[len(prompt) :]
+
+    def _answer_ids(self, rendered: str, content: str, where: str) -> list[int]:
+        """Ids of an answer up to its stop token, proven by decoding them."""
+        ids, stops = self.tokenizer.encode(rendered), set(self._contract.stop_ids)
+        end = next((position for position, id in enumerate(ids) if id in stops), None)
+        if end is None:
+            raise BadDataset(f"{where}: the chat template ends the answer with none of the stop tokens")
+        text = self.tokenizer.decode(ids[:end])
+        if text not in (content, content.strip()) or not text:
+            raise BadDataset(f"{where}: what would be learnt is {text[:60]!r}, but the answer is {content[:60]!r}")
+        return ids[: end + 1]
+
+
+def _sample(parts: Sequence[tuple[list[int], bool]], where: str) -> Sample:
+    """Parts of a row, each learnt or not, as ids and targets one place on."""
+    ids = np.array([id for part, _ in parts for id in part], dtype=np.int32)
+    learnt = np.array([is_learnt for part, is_learnt in parts for _ in part])
+    if len(ids) < 2 or not learnt[1:].any():
+        raise BadDataset(f"{where} holds no token to learn")
+    targets = np.full(len(ids), IGNORED, dtype=np.int32)
+    targets[:-1] = np.where(learnt[1:], ids[1:], IGNORED)
+    return Sample(ids=ids, targets=targets)
+
+
+def _is_message(message: Any) -> bool:
+    return (
+        isinstance(message, dict)
+        and set(message) == {"role", "content"}
+        and all(isinstance(value, str) for value in message.values())
+    )

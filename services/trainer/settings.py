@@ -1,0 +1,203 @@
+"""A training's settings: strict, in human numbers, each key known or refused with the nearest one that is.
+
+method: lora                       # lora or full
+epochs: 2
+sequence_tokens: 1K
+learning_rate: 2e-3
+lora: {rank: 16, alpha: 32}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from services.trainer.schedule import KINDS
+from smeltkit import limits
+from smeltkit.errors import BadConfig, UnsupportedOption
+
+T = TypeVar("T")
+_NUMBER: Final = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)([KMG]?)", re.IGNORECASE)
+_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Shape of an adapter; only with method lora."""
+
+    rank: int = 16
+    """Inner dimension r, 1 to 1024."""
+    alpha: float = 32.0
+    """Numerator of the scale."""
+    dropout: float = 0.0
+    """Share of inputs of A dropped in training, 0 to below 1."""
+    rank_stabilized: bool = False
+    """Whether the scale is alpha / sqrt(r) instead of alpha / r."""
+    targets: tuple[str, ...] = ()
+    """Linear layers of every block, e.g. attn.q; empty for all of them."""
+
+    def __post_init__(self) -> None:
+        _within("lora.rank", self.rank, 1, 1024)
+        _within("lora.alpha", self.alpha, 1e-6, 1e6)
+        _below_one("lora.dropout", self.dropout)
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamSettings:
+    """Hyper-parameters of AdamW (Loshchilov and Hutter, arXiv:1711.05101)."""
+
+    beta1: float = 0.9
+    """Decay of the mean of gradients, 0 to below 1."""
+    beta2: float = 0.999
+    """Decay of the mean of squared gradients, 0 to below 1."""
+    eps: float = 1e-8
+    """Added to the root of that mean, above 0."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices; vectors (norms, biases) never decay."""
+
+    def __post_init__(self) -> None:
+        _below_one("optimizer.beta1", self.beta1)
+        _below_one("optimizer.beta2", self.beta2)
+        _within("optimizer.eps", self.eps, 1e-16, 1.0)
+        _within("optimizer.weight_decay", self.weight_decay, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Everything about a training but its model and its data."""
+
+    method: str = "lora"
+    """`lora` or `full`."""
+    epochs: int = 1
+    """Passes over the data, 1 to 1000."""
+    max_steps: int = 0
+    """Optimizer steps after which the run ends; 0 for all that the epochs have."""
+    sequence_tokens: int = 1024
+    """Longest sample, and size of a pack in tokens."""
+    packs_per_step: int = 4
+    """Packs whose gradients are added up in one step."""
+    learning_rate: float = 1e-3
+    """Highest learning rate."""
+    schedule: str = "cosine"
+    """cosine, linear, constant or wsd."""
+    warmup_steps: int = 0
+    """Steps until the full rate, at most a tenth of all."""
+    horizon_steps: int = 0
+    """What the caller believes the number of steps to be; refused if it is another. 0 for no belief."""
+    final_share: float = 0.1
+    """Last learning rate by the highest."""
+    clip_norm: float = 1.0
+    """Bound of the global gradient norm."""
+    min_tokens: int = 0
+    """Tokens that the run must see at least."""
+    seed: int = 0
+    """Decides shuffles, dropout and adapters."""
+    dtype: str = "float32"
+    """Type of the weights while training: float32 or bfloat16."""
+    recompute: bool = False
+    """Whether activations are computed again in the backward pass, to save memory."""
+    checkpoint_steps: int = 50
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, the newest."""
+    stuck_steps: int = 50
+    """Steps of one and the same loss after which the run ends, 2 to 1000."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    optimizer: AdamSettings = field(default_factory=AdamSettings)
+
+    def __post_init__(self) -> None:
+        _among("method", self.method, ("lora", "full"))
+        _among("schedule", self.schedule, KINDS)
+        _among("dtype", self.dtype, ("float32", "bfloat16"))
+        whole = {"epochs": (1, 1000), "max_steps": (0, 10**9), "sequence_tokens": (8, 1 << 20), "seed": (0, 2**63 - 1),
+                 "packs_per_step": (1, 65536), "warmup_steps": (0, 10**9), "min_tokens": (0, 10**15),
+                 "checkpoint_steps": (1, 10**9), "keep_checkpoints": (1, 1000), "stuck_steps": (2, 1000),
+                 "horizon_steps": (0, 10**9)}  # fmt: skip
+        for name, (low, high) in whole.items():
+            _within(name, getattr(self, name), low, high)
+        _within("learning_rate", self.learning_rate, 1e-12, 1.0)
+        _within("final_share", self.final_share, 0.0, 1.0)
+        _within("clip_norm", self.clip_norm, 1e-6, 1e6)
+        if self.method == "full" and self.lora != LoraSettings():
+            raise UnsupportedOption("lora settings have no effect with method full; remove them, or choose method lora")
+        if self.schedule == "constant" and self.final_share != TrainSettings.final_share:
+            raise UnsupportedOption("final_share has no effect with schedule constant; remove it")
+
+
+def parse_settings(text: str) -> TrainSettings:
+    """The settings in canonical JSON; BadConfig or UnsupportedOption name the key, its value and what is allowed."""
+    if len(text.encode()) > limits.TRAIN_SETTINGS_MAX_BYTES:
+        raise BadConfig(f"the settings exceed {limits.TRAIN_SETTINGS_MAX_BYTES} bytes")
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise BadConfig(f"the settings are no JSON: {error}") from error
+    return read_settings(TrainSettings, value)
+
+
+def read_settings(kind: type[T], value: Any, where: str = "") -> T:
+    """A settings class from plain values; numbers may be written 32K, 1e-4 or 1_000."""
+    if not isinstance(value, Mapping):
+        raise BadConfig(f"{where.rstrip('.') or 'settings'} must be a mapping of keys, not {value!r}")
+    types_of = typing.get_type_hints(kind)
+    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(known)}"
+            raise BadConfig(f"{where}{key} is no setting; {hint}")
+    return kind(**{key: _read(types_of[key], item, where + key) for key, item in value.items()})
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return read_settings(kind, value, f"{where}.")  # type: ignore[arg-type]
+    if isinstance(kind, types.GenericAlias):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise BadConfig(f"{where}={value!r} must be a list of names")
+        return tuple(value)
+    if kind is bool or kind is str:
+        if not isinstance(value, kind):
+            raise BadConfig(f"{where}={value!r} must be {'true or false' if kind is bool else 'text'}")
+        return value
+    return _number(kind, value, where)
+
+
+def _number(kind: type[int] | type[float], value: Any, where: str) -> int | float:
+    """A number, also of a text such as 32K (1,024 each) or 1e-4; a whole one where `kind` is int."""
+    found: float | None = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        found = value
+    elif isinstance(value, str) and (match := _NUMBER.fullmatch(value.strip())):
+        found = float(match[1].replace("_", "")) * _UNITS[match[2].upper()]
+    if found is None or not math.isfinite(found) or (kind is int and found != int(found)):
+        raise BadConfig(f"{where}={value!r} must be a {'whole ' if kind is int else ''}number such as 32K or 1e-4")
+    return kind(found)
+
+
+def _among(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise BadConfig(f"{name}={value!r} must be one of {', '.join(known)}")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise BadConfig(f"{name}={value} must be {low:g} to {high:g}")
+
+
+def _below_one(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise BadConfig(f"{name}={value} must be 0 to below 1")
