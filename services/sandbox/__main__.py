@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 from smelt.sandbox.v1 import sandbox_pb2_grpc
 
@@ -23,6 +24,8 @@ async def serve() -> None:
         add = sandbox_pb2_grpc.add_SandboxServiceServicer_to_server
         host.add("smelt.sandbox.v1.SandboxService", add, SandboxServicer(sandbox))
         host.set_ready(True)
+        gc.collect()
+        gc.freeze()
         await host.run(lambda stopping: sandbox.watch(stopping, host.set_ready))
     finally:
         await sandbox.close()

@@ -31,12 +31,15 @@ def admit(job: Job, mode: str = "", profile: Profile = _BARE) -> Job:
     for name in ("tests", "preamble", "setup"):
         _check_size(name, len(getattr(job, name).encode("utf-8", "surrogatepass")), TESTS_MAX_BYTES)
     _check_size("seed", len(job.seed), SEED_MAX_CHARS)
-    job = dataclasses.replace(job, profile=profile.name)
     if job.is_program:
         _admit_program(job, mode)
+        chosen = job.mode
+    else:
+        _admit_tests(job)
+        chosen = _mode(job, mode, profile)
+    if (chosen, profile.name) == (job.mode, job.profile):
         return job
-    _admit_tests(job)
-    return dataclasses.replace(job, mode=_mode(job, mode, profile))
+    return dataclasses.replace(job, mode=chosen, profile=profile.name)
 
 
 def check_level(min_level: str, reached: Level) -> None:

@@ -64,8 +64,8 @@ class Job:
 
 def to_wire(job: Job) -> dict[str, Any]:
     """The job as JSON; bytes as latin-1 text."""
-    fields = dataclasses.asdict(job)
-    return {**fields, **{name: fields[name].decode("latin-1") for name in _BYTES}}
+    fields = vars(job)
+    return {**fields, **{name: fields[name].decode("latin-1") for name in _BYTES}, "limits": vars(job.limits)}
 
 
 def from_wire(fields: dict[str, Any]) -> Job:

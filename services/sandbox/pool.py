@@ -6,7 +6,6 @@ An infrastructure failure is retried once on another slot and never counted agai
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -97,7 +96,8 @@ class Pool:
             _LOG.warning("slot lost", extra={"slot": client.spec.index, "error": str(error)})
             record = Record(verdict=Verdict.INFRA, detail=str(error), level=client.spec.level, limits=job.limits)
         client.is_sound = record.verdict is not Verdict.INFRA
-        return dataclasses.replace(record, load=load)
+        record.load = load
+        return record
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[SlotClient]:

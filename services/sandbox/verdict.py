@@ -168,8 +168,13 @@ def escaped(text: str) -> str:
 
 def to_wire(record: Record) -> dict[str, Any]:
     """The record as JSON for the supervisor's socket; bytes as latin-1 text."""
-    fields = dataclasses.asdict(record)
-    return {**fields, "stdout": record.stdout.decode("latin-1"), "stderr": record.stderr.decode("latin-1")}
+    return {
+        **vars(record),
+        "limits": vars(record.limits),
+        "earlier": [vars(attempt) for attempt in record.earlier],
+        "stdout": record.stdout.decode("latin-1"),
+        "stderr": record.stderr.decode("latin-1"),
+    }
 
 
 def from_wire(fields: dict[str, Any]) -> Record:

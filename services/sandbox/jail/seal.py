@@ -14,6 +14,8 @@ from services.sandbox.kernel import landlock, libc
 STACK_BYTES: Final = 8 * 1024 * 1024
 DESCRIPTORS: Final = 256
 _ALL_CAPABILITIES: Final = 64
+_KEPT_CAPABILITIES: Final = (1 << 6) | (1 << 7) | (1 << 21)
+"""SETGID, SETUID and SYS_ADMIN within the jail's own user namespace: what sealing a child needs."""
 
 
 def drop_bounding_set() -> None:
@@ -46,10 +48,24 @@ def prepare_ruleset(spec: JailSpec) -> int:
     return landlock.build_ruleset(_allowed_paths(spec), spec.landlock_abi) if spec.landlock_abi else -1
 
 
-def seal(spec: JailSpec, ruleset: int) -> None:
-    """Own session, own uid, no capability, not traceable, Landlock; without namespaces the filter too.
+def seal_zygote(spec: JailSpec) -> None:
+    """What a zygote with namespaces gives up for itself and all children, so that none pays for it again: capabilities
+    but those that `seal` needs, files, calls. Its broom must be running: behind Landlock nobody mounts."""
+    drop_bounding_set()
+    set_constant_limits()
+    libc.capset(_KEPT_CAPABILITIES)
+    libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
+    ruleset = prepare_ruleset(spec)
+    if ruleset >= 0:
+        landlock.restrict(ruleset)
+        os.close(ruleset)
+    libc.install_filter(bytes.fromhex(spec.filter_hex))
 
-    With namespaces the zygote has set no_new_privs and the filter already, and its death ends the child's.
+
+def seal(spec: JailSpec, ruleset: int) -> None:
+    """Own session, own uid, no capability, not traceable; without namespaces Landlock and the filter too.
+
+    With namespaces the zygote's own seal is inherited, and its death ends the child's.
     """
     os.setsid()
     if spec.own_uids:
@@ -61,9 +77,8 @@ def seal(spec: JailSpec, ruleset: int) -> None:
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
         drop_bounding_set()
         libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
-    if ruleset >= 0:
-        landlock.restrict(ruleset)
-    if not spec.namespaces:
+        if ruleset >= 0:
+            landlock.restrict(ruleset)
         libc.install_filter(bytes.fromhex(spec.filter_hex))
 
 

@@ -33,8 +33,6 @@ NAMESPACES: Final = (
     | libc.CLONE_NEWUTS
     | libc.CLONE_NEWCGROUP
 )
-_KEPT_CAPABILITIES: Final = (1 << 6) | (1 << 7) | (1 << 21)
-"""SETGID, SETUID and SYS_ADMIN within the jail's own user namespace: what sealing a child needs."""
 _MESSAGE_MAX_BYTES: Final = 4096
 _CHILD_FAILED: Final = 70
 _ROLES: Final = {"candidate": "services.sandbox.guest.runner", "judge": "services.sandbox.judge.process"}
@@ -53,18 +51,14 @@ def main() -> None:
     for name in spec.preload:
         importlib.import_module(name)
     random.seed(0)
-    slot_pid_namespace = -1
+    slot_pid_namespace = ruleset = -1
     try:
         if spec.namespaces:
             slot_pid_namespace = _enter_namespaces(spec, control)
-            seal.drop_bounding_set()
-            seal.set_constant_limits()
-            libc.capset(_KEPT_CAPABILITIES)
-            libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
-            libc.install_filter(bytes.fromhex(spec.filter_hex))
+            seal.seal_zygote(spec)
         else:
             seal.set_constant_limits()
-        ruleset = seal.prepare_ruleset(spec)
+            ruleset = seal.prepare_ruleset(spec)
     except OSError as error:
         control.send(json.dumps({"errno": error.errno, "error": str(error)}).encode())
         os._exit(1)
@@ -131,6 +125,7 @@ def _forget_ourselves() -> None:
     for path in [path for path in sys.path_importer_cache if path.startswith(root)]:
         del sys.path_importer_cache[path]
     sys.argv[:] = [""]
+    os.environ.pop("LD_BIND_NOW", None)
     gc.collect()
     gc.freeze()
     gc.disable()

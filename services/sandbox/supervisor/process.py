@@ -7,6 +7,7 @@ away, and with it everything in its slot.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -48,6 +49,8 @@ def _serve(service: Channel, cancels: socket.socket) -> None:
         service.send({"refused": str(error), "errno": getattr(error, "number", getattr(error, "errno", 0)) or 0})
         return
     service.send({"ready": True})
+    gc.collect()
+    gc.freeze()
     try:
         while True:
             service.send(_run(slot, service.receive(), cancels))

@@ -41,7 +41,6 @@ class Run:
         self._meter = meter
         self._cancel = cancel
         self._started_s = time.monotonic()
-        self._start_waited_s = waited_s(candidate.pid)
         self._judge_start_s = process_cpu_s(judge.child.pid) if judge else 0.0
         self.stop: Stop | None = None
         self.answer: dict[str, Any] = {}
@@ -74,7 +73,7 @@ class Run:
                 next_check_s = self._next_check_s()
             if not self._is_over and self.wall_s >= self._job.limits.wall_s:
                 self._end(Stop.WALL)
-        self.waited_s = max(0.0, waited_s(self._candidate.pid) - self._start_waited_s)
+        self.waited_s = waited_s(self._candidate.pid)
 
     def judge_s(self) -> float:
         """CPU seconds of the judge in this run, while it lives."""

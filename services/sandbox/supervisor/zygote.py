@@ -22,8 +22,9 @@ REPLY_TIMEOUT_S: Final = 10.0
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[2]); from services.sandbox.jail.zygote import main; main()"
 _ROOT: Final = str(Path(__file__).resolve().parents[3])
 _HIGH: Final = 64
-_ENVIRONMENT: Final = {
+_ENVIRONMENT: Final = {  # symbols are bound at start, not once more in every fork
     "PYTHONHASHSEED": "0",
+    "LD_BIND_NOW": "1",
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
