@@ -28,7 +28,9 @@ def report_document(report: evaluator_pb2.Report) -> dict[str, Any]:
     """A report for machines."""
     document = to_document(report)
     if not _is_generated(report):
-        document |= {"bundle_digest": None, "completion_tokens": None, "generate_s": None}
+        document |= {"completion_tokens": None, "generate_s": None}
+    if not report.bundle_digest:
+        document["bundle_digest"] = None
     for score, entry in zip(report.scores, document["scores"], strict=True):
         entry |= {} if _is_share(score) else {"passed": None}
     return document
@@ -40,8 +42,8 @@ def sample_document(report: evaluator_pb2.Report, sample: evaluator_pb2.SampleRe
 
 
 def _is_generated(report: evaluator_pb2.Report) -> bool:
-    """Whether a bundle generated what was judged; of completions made elsewhere neither tokens nor time are known."""
-    return bool(report.bundle_digest)
+    """Whether a bundle generated what was judged; no perplexity and no completion made elsewhere has tokens or time."""
+    return bool(report.bundle_digest) and not _text(report)
 
 
 def _is_share(score: evaluator_pb2.Score) -> bool:
@@ -81,12 +83,21 @@ def report_view(report: evaluator_pb2.Report) -> list[RenderableType]:
             ("verdicts", verdicts),
             ("generation", f"{report.completion_tokens} tokens{speed}" if _is_generated(report) else "-"),
             ("took", human_time(report.total_s)),
+            ("text", _text(report)),
             ("batching", _batching(report)),
             ("model", measured(report.bundle_digest)),
             ("report", report.digest),
         ]
     )
     return [scores_view(report.scores), known]
+
+
+def _text(report: evaluator_pb2.Report) -> str:
+    """What a perplexity was measured on and how; empty for any other score (R-097)."""
+    text = json.loads(report.provenance_json or "{}").get("text")
+    if text is None:
+        return ""
+    return f"{text['tokens']:,} tokens in windows of {text['window_tokens']}, stride {text['stride_tokens']}"
 
 
 def _batching(report: evaluator_pb2.Report) -> str:

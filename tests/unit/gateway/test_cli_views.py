@@ -69,6 +69,16 @@ def test_perplexity_is_a_plain_number_without_a_count_of_passes(capsys: pytest.C
     assert (score["value"], score["passed"]) == (7.123456789, None)
 
 
+def test_perplexity_states_its_windows_and_no_generation(capsys: pytest.CaptureFixture[str]) -> None:
+    """R-097, R-122: nothing was generated, so no tokens are counted, not 0 of them."""
+    known = '{"text": {"tokens": 462799, "bytes": 1290547, "window_tokens": 1024, "stride_tokens": 512}}'
+    report = evaluator_pb2.Report(digest=DIGEST, bundle_digest=DIGEST, scores=[PERPLEXITY], provenance_json=known)
+    text = shown(capsys, *report_view(report))
+    assert "462,799 tokens in windows of 1024, stride 512" in text and "generation -" in text
+    document = report_document(report)
+    assert (document["completion_tokens"], document["bundle_digest"]) == (None, DIGEST)
+
+
 def test_completions_made_elsewhere_have_no_tokens_no_speed_and_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody counted them: a dash and null, not 0."""
     document = report_document(JUDGEMENT)
