@@ -19,8 +19,8 @@ class SandboxConfig:
     """How many candidates run at once, and how isolated they must be."""
 
     level: str = "rootless"
-    """Least isolation accepted: confined, rootless or jail. Below it the service refuses to start."""
-    ceiling: str = "jail"
+    """Least isolation accepted: confined, rootless, jail or guest-kernel. Below it the service refuses to start."""
+    ceiling: str = "guest-kernel"
     """Best isolation used, for hosts that could do more; what it leaves out is on every verdict."""
     slots: int = 0
     """Candidates at once; 0 for one per core."""

@@ -18,12 +18,13 @@ from services.sandbox.supervisor.spec import SlotSpec
 
 def slot_specs(config: SandboxConfig, isolation: Isolation, level: Level) -> list[SlotSpec]:
     """One spec a slot at `level`; also removes control groups that earlier lives left."""
-    hierarchy = _hierarchy(level)
+    hierarchy = _hierarchy(_built_as(isolation, level))
     return [_slot_spec(index, config, isolation, level, hierarchy) for index in range(config.slot_count)]
 
 
 def missing_layers(isolation: Isolation, level: Level) -> tuple[str, ...]:
     """Layers that the best level has and a slot at `level` lacks."""
+    level = _built_as(isolation, level)
     left_out = {
         Level.JAIL: (),
         Level.ROOTLESS: ("own-uids", "cgroup"),
@@ -61,6 +62,7 @@ def _interpreter(profile: Profile) -> Interpreter:
 
 def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int, profile: Profile) -> JailSpec:
     interpreter = _interpreter(profile)
+    level = _built_as(isolation, level)
     has_root = level > Level.CONFINED
     policy = FilterPolicy(can_fork=has_root, can_socket=has_root, can_memfd=level is Level.JAIL)
     return JailSpec(
@@ -76,6 +78,10 @@ def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int, pr
         preload=profile.preload,
         packages=profile.folder,
     )
+
+
+def _built_as(isolation: Isolation, level: Level) -> Level:
+    return isolation.built_as if level is Level.GUEST_KERNEL else level
 
 
 def _hierarchy(level: Level) -> Hierarchy | None:

@@ -25,17 +25,19 @@ class Level(enum.IntEnum):
     """All namespaces, a root of its own, seccomp; one host uid; memory bounded by rlimits and sampling."""
     JAIL = 3
     """As rootless, with host uids of the slot's own and cgroups around the whole tree."""
+    GUEST_KERNEL = 4
+    """The best of the others that works there, under a kernel that is not the node's (gVisor, Kata)."""
 
     @classmethod
     def named(cls, name: str) -> Level:
         """The level called `name`; BadConfig otherwise."""
         try:
-            return cls[name.upper()]
+            return cls[name.upper().replace("-", "_")]
         except KeyError:
             raise BadConfig(f"isolation level {name!r} is unknown; choose one of {', '.join(LEVELS)}") from None
 
     def __str__(self) -> str:
-        return self.name.lower()
+        return self.name.lower().replace("_", "-")
 
 
 LEVELS: Final = tuple(str(level) for level in Level)

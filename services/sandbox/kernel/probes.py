@@ -21,6 +21,7 @@ from services.sandbox.kernel.cgroups import Group, find_hierarchy
 from services.sandbox.kernel.numbers import numbers
 from services.sandbox.kernel.seccomp import FilterPolicy, build_filter
 
+_GUEST_KERNELS: Final = ("gvisor", "kata")
 _PROBE_MEMORY_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -92,6 +93,10 @@ def _landlock(uid_base: int) -> None:
     _must_fail(lambda: os.listdir("/"), "the ruleset lets files pass")
 
 
+def _pidfd(uid_base: int) -> None:
+    os.close(os.pidfd_open(os.getpid()))
+
+
 def _own_uids(uid_base: int) -> None:
     if os.geteuid():
         raise OSError(errno.EPERM, "only root may map uids that are not its own")
@@ -128,16 +133,26 @@ def _capabilities(uid_base: int) -> None:
     _must_fail(lambda: libc.unshare(libc.CLONE_NEWNET), "a capability is left")
 
 
+def _guest_kernel(uid_base: int) -> None:
+    """gVisor and Kata name themselves in the command line of the kernel that they give to a pod."""
+    words = Path("/proc/cmdline").read_text(encoding="utf-8", errors="replace")
+    if any(name in words for name in _GUEST_KERNELS):
+        return
+    raise OSError(errno.ENOSYS, "system calls are served by the node's own kernel, as far as can be seen")
+
+
 PROBES: Final[dict[str, Callable[[int], None]]] = {
     "user-namespace": _user_namespace,
     "namespaces": _namespaces,
     "nested-pid-namespace": _nested_pid_namespace,
     "root": _root,
     "seccomp": _seccomp,
+    "pidfd": _pidfd,
     "landlock": _landlock,
     "capabilities": _capabilities,
     "own-uids": _own_uids,
     "cgroup": _cgroup,
+    "guest-kernel": _guest_kernel,
 }
 
 

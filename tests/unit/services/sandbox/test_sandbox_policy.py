@@ -173,3 +173,26 @@ def test_only_a_failure_near_a_limit_is_run_again(
 ) -> None:
     """R-085: a sleeper buys no second run, a starved candidate gets one."""
     assert is_worth_a_rerun(Record(verdict=verdict, cpu_s=cpu_s, waited_share=waited_share)) is again
+
+
+@pytest.mark.parametrize(
+    ("absent", "ceiling", "level", "built_as"),
+    [
+        ((), Level.GUEST_KERNEL, Level.GUEST_KERNEL, Level.JAIL),
+        (("landlock", "namespaces", "cgroup"), Level.GUEST_KERNEL, Level.GUEST_KERNEL, Level.CONFINED),
+        (("cgroup",), Level.GUEST_KERNEL, Level.GUEST_KERNEL, Level.ROOTLESS),
+        (("guest-kernel",), Level.GUEST_KERNEL, Level.JAIL, Level.JAIL),
+        (("guest-kernel", "landlock", "namespaces"), Level.GUEST_KERNEL, None, Level.CONFINED),
+        (("pidfd",), Level.GUEST_KERNEL, None, Level.CONFINED),
+        ((), Level.ROOTLESS, Level.ROOTLESS, Level.ROOTLESS),
+    ],
+)
+def test_guest_kernel_is_a_level_above_the_best_that_works_inside(
+    absent: tuple[str, ...], ceiling: Level, level: Level | None, built_as: Level
+) -> None:
+    """R-084: a kernel that is not the node's is named, and slots are built as well as it allows."""
+    answers: dict[str, list[object] | None] = dict.fromkeys((*ALL_PRESENT, "guest-kernel"))
+    isolation = assess({**answers, **{name: [38, "no"] for name in absent}}, ceiling)
+    assert (isolation.level, isolation.built_as) == (level, built_as)
+    assert "guest-kernel" not in isolation.missing
+    assert str(Level.GUEST_KERNEL) == "guest-kernel" and Level.named("guest-kernel") is Level.GUEST_KERNEL
