@@ -77,7 +77,7 @@ class _JobView:
     def __init__(self, output: Output) -> None:
         self._output = output
         self._phase = ""
-        self._noted_s = 0.0
+        self._noted, self._noted_s = "", 0.0
         self._bar: TaskID | None = None
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
         self._progress = Progress(*columns, TimeElapsedColumn(), console=output.err, transient=True)
@@ -108,9 +108,10 @@ class _JobView:
     def _note(self, job: job_pb2.Job, phase: str) -> None:
         is_due = time.monotonic() - self._noted_s >= limits.PROGRESS_LINE_PERIOD_S
         amount = _amount(job.progress) if job.state == job_pb2.JOB_STATE_RUNNING else ""
-        if phase != self._phase or (amount and is_due):
-            self._output.note(f"{job.id}  {phase}  {amount}".rstrip())
-            self._phase, self._noted_s = phase, time.monotonic()
+        line = f"{job.id}  {phase}  {amount}".rstrip()
+        if phase != self._phase or (is_due and amount and line != self._noted):
+            self._output.note(line)
+            self._phase, self._noted, self._noted_s = phase, line, time.monotonic()
 
 
 def _phase(job: job_pb2.Job) -> str:

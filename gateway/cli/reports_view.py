@@ -20,8 +20,13 @@ from gateway.cli.output import facts, human_time, measured, short_digest, table
 
 def suites_view(suites: Iterable[evaluator_pb2.Suite]) -> RenderableType:
     """A line a suite."""
-    rows = ((suite.name, suite.problems, suite.data_file, suite.licence, suite.description) for suite in suites)
+    rows = ((suite.name, suite.problems or "-", suite.data_file, suite.licence, suite.description) for suite in suites)
     return table(("suite", ">problems", "data", "licence", ""), rows)
+
+
+def suite_document(suite: evaluator_pb2.Suite) -> dict[str, Any]:
+    """A suite for machines; a text, whose perplexity is measured, has no problems."""
+    return to_document(suite) | {"problems": suite.problems or None}
 
 
 def report_document(report: evaluator_pb2.Report) -> dict[str, Any]:

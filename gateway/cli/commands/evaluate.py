@@ -17,6 +17,7 @@ from gateway.cli.reports_view import (
     report_document,
     report_view,
     samples_view,
+    suite_document,
     suites_view,
 )
 from gateway.cli.runner import run
@@ -136,7 +137,7 @@ def suites(as_json: Json = False) -> None:
 
     async def work(session: Session) -> None:
         reply = await session.call(session.evaluator.ListSuites, evaluator_pb2.ListSuitesRequest())
-        session.output.show({"suites": [to_document(suite) for suite in reply.suites]}, suites_view(reply.suites))
+        session.output.show({"suites": [suite_document(suite) for suite in reply.suites]}, suites_view(reply.suites))
 
     run("suites", work, as_json=as_json)
 

@@ -24,7 +24,7 @@ def test_long_phase_tells_its_count_now_and_then(
     """Once a period, and once for each phase; a job that ended has no count left."""
     monkeypatch.setattr(limits, "PROGRESS_LINE_PERIOD_S", period_s)
     with _JobView(Output()) as view:
-        for state in (job("QUEUED"), generating(0), generating(7), generating(90), job("SUCCEEDED")):
+        for state in (job("QUEUED"), generating(0), generating(7), generating(7), generating(90), job("SUCCEEDED")):
             view.update(state)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("generate")[1].split()[0] for line in lines if "generate" in line] == counts

@@ -22,6 +22,8 @@ from gateway.cli.reports_view import (
     sample_document,
     samples_view,
     scores_view,
+    suite_document,
+    suites_view,
 )
 from gateway.cli.sandbox_view import outcome_view
 
@@ -90,6 +92,13 @@ def test_completions_made_elsewhere_have_no_tokens_no_speed_and_no_model(capsys:
     assert shown(capsys, samples_view(reply)).split("detail")[1].split() == ["x", "0", "-"]
     made = evaluator_pb2.GetReportResponse(report=REPORT, samples=[SAMPLE])
     assert shown(capsys, samples_view(made)).split("detail")[1].split() == ["basic/0", "0", "passed", "stop", "29"]
+
+
+def test_text_has_no_count_of_problems(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its perplexity is measured; a suite of problems shows how many."""
+    suites = [evaluator_pb2.Suite(name="text"), evaluator_pb2.Suite(name="basic", problems=200)]
+    assert [suite_document(suite)["problems"] for suite in suites] == [None, 200]
+    assert shown(capsys, suites_view(suites)).split("licence")[1].split() == ["text", "-", "basic", "200"]
 
 
 def test_report_without_a_score_shows_none(capsys: pytest.CaptureFixture[str]) -> None:
