@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS) --build-co
 STAMP := pyproject.toml constraints.txt proto/python/pyproject.toml scripts/install_llama.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt proto bench gpu-test contracts up down clean
+.PHONY: help install demo test check fmt manifests proto bench gpu-test contracts up down clean
 
 help: ## lists the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ check: $(VENV)/dev.stamp .venv-proto/proto.stamp ## format, lint, types, import 
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against contracts/interface/smelt.binpb
 	PATH=$(CURDIR)/.venv-proto/bin:$$PATH .venv-proto/bin/python scripts/proto.py --check
+
+manifests: $(VENV)/dev.stamp ## renders and judges everything below deploy/ (needs kubectl)
+	$(BIN)/python -m scripts.alerts --check
+	$(BIN)/python -m scripts.dashboards --check
+	$(BIN)/python -m scripts.manifests
 
 fmt: $(VENV)/dev.stamp ## formats Python and proto files
 	$(BIN)/ruff format .

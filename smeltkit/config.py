@@ -90,6 +90,8 @@ class PlatformConfig:
     """User name for NATS; empty for none."""
     nats_password: str = dataclasses.field(default="", repr=False)
     """Password for NATS."""
+    nats_replicas: int = 1
+    """Copies of each stream and bucket that the topology asks for, 1 to 5; 3 in a cluster of three servers."""
     s3_endpoint: str
     """Host and port of the S3 API, e.g. 127.0.0.1:9000."""
     s3_access_key: str
@@ -104,3 +106,5 @@ class PlatformConfig:
     def __post_init__(self) -> None:
         if not 3 <= len(self.s3_bucket) <= 63:
             raise BadConfig(f"s3_bucket={self.s3_bucket!r} must have 3 to 63 characters")
+        if not 1 <= self.nats_replicas <= 5:
+            raise BadConfig(f"nats_replicas={self.nats_replicas} must be 1 to 5")

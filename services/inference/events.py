@@ -13,6 +13,7 @@ from smeltkit import limits
 from smeltkit.bus.client import Bus
 from smeltkit.config import PlatformConfig
 from smeltkit.errors import BusUnavailable
+from smeltkit.telemetry import counter, names
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class ModelEvents:
 
     def fell_back(self, fallback: Fallback) -> None:
         """Something slower or weaker than asked for is used."""
+        counter(names.FALLBACKS).add(1, {names.SERVICE: "inference"})
         message = event_pb2.FallbackUsed(
             service="inference",
             requested=fallback.requested,

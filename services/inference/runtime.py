@@ -21,6 +21,7 @@ from services.inference.scheduler import Chunk, Scheduler, Sequence, Share, Step
 from services.inference.stream import Detail, Finish, Piece, TokenStream
 from smeltkit.errors import EngineUnavailable, InternalError, SmeltError
 from smeltkit.ml.sampling import Sampler, log_softmax, top_logprobs
+from smeltkit.telemetry import histogram, names
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +202,7 @@ class Runtime:
                 request.marks_ns["prefill"] = time.time_ns()
         rows, started = _rows(step.chunks), time.perf_counter()
         logits = self.engine.decode(rows)[:, : self._vocab_size]
+        histogram(names.BATCH_ROWS).record(len(rows.tokens))
         self._scheduler.prompt_rows = self._pace.measured(len(rows.tokens), time.perf_counter() - started)
         self._scheduler.commit(step)
         self._advance(work, logits)

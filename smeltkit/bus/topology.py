@@ -220,9 +220,10 @@ def _compare(name: str, declared: Any, actual: Any) -> Iterator[Difference]:
 
 
 async def _main() -> None:
-    bus = await Bus.connect(from_environment(PlatformConfig, "SMELT_PLATFORM_"), name="topology")
+    platform = from_environment(PlatformConfig, "SMELT_PLATFORM_")
+    bus = await Bus.connect(platform, name="topology")
     try:
-        for line in await apply(bus) or ["nothing to change"]:
+        for line in await apply(bus, declare(replicas=platform.nats_replicas)) or ["nothing to change"]:
             _log.info("%s", line)
     finally:
         await bus.close()

@@ -113,6 +113,12 @@ GEN_AI_TOKENS: Final = Metric(
 QUEUE_DEPTH: Final = Metric(
     name="smelt.inference.queue.depth", instrument=GAUGE, unit="{request}", meaning="Generation requests that wait"
 )
+RUNNING: Final = Metric(
+    name="smelt.inference.requests.running",
+    instrument=GAUGE,
+    unit="{request}",
+    meaning="Generation requests that have their first token and not their last",
+)
 BATCH_ROWS: Final = Metric(
     name="smelt.inference.batch.rows",
     instrument=HISTOGRAM,

@@ -1,0 +1,169 @@
+"""Policies on who reaches whom: nothing by default, and exactly the pairs that settings name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from scripts.manifests.tree import SERVICES, Tree, Workload, policy, selects
+
+BOTH_WAYS = {"Ingress", "Egress"}
+_ADDRESS = re.compile(r"(?:\w+://+)?((?:[\w-]+\.)+svc):(\d+)")
+
+
+@policy
+def default_deny(tree: Tree) -> Iterator[str]:
+    """In each namespace a policy selects every pod and lets nothing through."""
+    for namespace in tree.of("Namespace"):
+        name = namespace["metadata"]["name"]
+        found = [
+            item
+            for item in _policies(tree, name)
+            if not item["podSelector"] and set(item["policyTypes"]) == BOTH_WAYS and not item.get("ingress")
+        ]
+        if not any(not item.get("egress") for item in found):
+            yield f"namespace {name}: no policy denies everything both ways"
+
+
+@policy
+def own_network_policy(tree: Tree) -> Iterator[str]:
+    """Each workload has a policy of its own for both directions, so that its pairs stand in one place."""
+    for load in tree.workloads:
+        chosen = [item for item in _policies(tree, load.namespace) if _is_chosen(item, load)]
+        named = [item for item in chosen if item["podSelector"]]
+        if not any(set(item["policyTypes"]) == BOTH_WAYS for item in named) and not load.is_job:
+            yield f"{load}: no network policy of its own for both ways"
+        if load.is_job and not named:
+            yield f"{load}: no network policy of its own"
+
+
+@policy
+def reachable(tree: Tree) -> Iterator[str]:
+    """Every address in a service's settings is a Service with pods, and both ends' policies let the call through.
+
+    A job shares the platform's settings and uses one of its addresses: one of them must be reachable.
+    """
+    for load in tree.workloads:
+        blocked: dict[str, list[str]] = {}
+        for name, value in sorted(tree.environment(load).items()):
+            for host, port in _ADDRESS.findall(value):
+                blocked.setdefault(name, []).extend(_blocked(tree, load, host, int(port)))
+        if load.is_job and not all(blocked.values()):
+            continue
+        for name, lines in blocked.items():
+            yield from (f"{load}: {name}: {line}" for line in sorted(set(lines)))
+
+
+@policy
+def names_resolve(tree: Tree) -> Iterator[str]:
+    """Whoever names a host may ask the cluster's DNS, by UDP and TCP."""
+    for load in tree.workloads:
+        if not any(_ADDRESS.search(value) for value in tree.environment(load).values()):
+            continue
+        asked = {
+            port.get("protocol", "TCP")
+            for item in _policies(tree, load.namespace)
+            if _is_chosen(item, load)
+            for rule in item.get("egress", ())
+            for port in rule.get("ports", ())
+            if port["port"] == 53
+        }
+        if asked != {"UDP", "TCP"}:
+            yield f"{load}: may ask no DNS by {' and '.join(sorted({'UDP', 'TCP'} - asked))}"
+
+
+@policy
+def sandbox_is_closed(tree: Tree) -> Iterator[str]:
+    """Foreign code runs where nothing can be sent and nothing is worth taking: no egress, no platform settings."""
+    for load in tree.services:
+        if load.name != "sandbox":
+            continue
+        if load.namespace in {other.namespace for other in tree.workloads if other.name != "sandbox"}:
+            yield f"{load}: shares the namespace {load.namespace} with other workloads"
+        for item in _policies(tree, load.namespace):
+            if item.get("egress"):
+                yield f"{load}: a policy of its namespace lets something out"
+        known = [name for name in tree.environment(load) if name.startswith(("SMELT_PLATFORM_", "OTEL_", "HF_"))]
+        if known:
+            yield f"{load}: must not be told {', '.join(sorted(known))}"
+        volumes = [volume["name"] for volume in load.pod.get("volumes", ()) if "emptyDir" not in volume]
+        if volumes:
+            yield f"{load}: volumes {', '.join(volumes)} must be emptyDir"
+
+
+@policy
+def headless(tree: Tree) -> Iterator[str]:
+    """Services of gRPC are headless, but for the edge; each selects pods and names a port that they have."""
+    for service in tree.of("Service"):
+        name, spec = service["metadata"]["name"], service["spec"]
+        if name in SERVICES and name != "gateway" and spec.get("clusterIP") != "None":
+            yield f"Service {name}: clusterIP must be None, or a connection stays with one pod"
+        chosen = tree.selected({"matchLabels": spec.get("selector", {})}, service["metadata"].get("namespace", ""))
+        if not chosen:
+            yield f"Service {name}: selects no pod"
+        for load in chosen:
+            declared = {port["name"] for port in load.main.get("ports", ())}
+            for port in spec["ports"]:
+                if port.get("targetPort") not in declared:
+                    yield f"Service {name}: port {port.get('targetPort')} is not declared by {load}"
+
+
+@policy
+def namespaces(tree: Tree) -> Iterator[str]:
+    """Every namespace is declared with the restricted standard, and everything that has a namespace says which."""
+    declared = {item["metadata"]["name"]: item["metadata"].get("labels", {}) for item in tree.of("Namespace")}
+    for name, labels in declared.items():
+        if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
+            yield f"Namespace {name}: pod-security.kubernetes.io/enforce must be restricted"
+    for document in tree.documents:
+        if document["kind"] in ("Namespace", "RuntimeClass", "ClusterQueue", "ResourceFlavor"):
+            continue
+        if document["metadata"].get("namespace") not in declared:
+            yield f"{document['kind']} {document['metadata']['name']}: its namespace is not declared here"
+
+
+def _policies(tree: Tree, namespace: str) -> list[Mapping[str, Any]]:
+    return [item["spec"] for item in tree.of("NetworkPolicy") if item["metadata"].get("namespace") == namespace]
+
+
+def _is_chosen(spec: Mapping[str, Any], load: Workload) -> bool:
+    return selects(spec["podSelector"], load.labels)
+
+
+def _blocked(tree: Tree, caller: Workload, host: str, port: int) -> Iterator[str]:
+    parts = host.split(".")
+    service = tree.find("Service", parts[-3], parts[-2])
+    if service is None:
+        yield f"{host} is no Service of this tree"
+        return
+    ports = {item["port"]: item.get("targetPort") for item in service["spec"]["ports"]}
+    if port not in ports:
+        yield f"{host} has no port {port}; it has {sorted(ports)}"
+        return
+    for target in tree.selected({"matchLabels": service["spec"]["selector"]}, parts[-2]):
+        numbers = {item["name"]: item["containerPort"] for item in target.main.get("ports", ())}
+        number = numbers.get(str(ports[port]), port)
+        if not _is_let(tree, caller, target, number, "egress", "to"):
+            yield f"no policy lets {caller.name} out to {target.name}:{number}"
+        if not _is_let(tree, target, caller, number, "ingress", "from"):
+            yield f"no policy of {target.name} lets {caller.name} in at {number}"
+
+
+def _is_let(tree: Tree, owner: Workload, other: Workload, port: int, way: str, end: str) -> bool:
+    rules = [rule for spec in _policies(tree, owner.namespace) if _is_chosen(spec, owner) for rule in spec.get(way, ())]
+    return any(
+        port in [item["port"] for item in rule.get("ports", ())]
+        and (end not in rule or any(_is_peer(peer, owner, other) for peer in rule[end]))
+        for rule in rules
+    )
+
+
+def _is_peer(peer: Mapping[str, Any], owner: Workload, other: Workload) -> bool:
+    if "ipBlock" in peer:
+        return False
+    home = {"kubernetes.io/metadata.name": other.namespace}
+    is_there = owner.namespace == other.namespace
+    if "namespaceSelector" in peer:
+        is_there = selects(peer["namespaceSelector"], home)
+    return is_there and selects(peer.get("podSelector", {}), other.labels)

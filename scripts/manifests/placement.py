@@ -1,0 +1,216 @@
+"""Policies on many pods: how many there are, where they run, what they run, and what they say on the bus."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from scripts.manifests.series import unknown_series
+from scripts.manifests.tree import SERVICES, Tree, Workload, policy, selects
+from smeltkit.bus import topology
+from smeltkit.bus.facts import FACTS
+
+_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
+_TAG = re.compile(r"[^:@\s]+(:\d+/[^:@\s]+)?:(?!latest$)[\w][\w.-]*")
+_GPU = re.compile(r"nvidia\.com/(gpu|mig-.*)")
+
+
+@policy
+def disruption_budgets(tree: Tree) -> Iterator[str]:
+    """Of every running workload at most one pod is taken at a time, and a single one can be moved."""
+    for load in tree.workloads:
+        budgets = [
+            item["spec"]
+            for item in tree.of("PodDisruptionBudget")
+            if load in tree.selected(item["spec"]["selector"], item["metadata"].get("namespace", ""))
+        ]
+        if not load.is_job and [budget.get("maxUnavailable") for budget in budgets] != [1]:
+            yield f"{load}: needs one disruption budget with maxUnavailable 1"
+
+
+@policy
+def spread(tree: Tree) -> Iterator[str]:
+    """Copies of a workload are spread over nodes: one lost node is not a lost service."""
+    for load in tree.workloads:
+        keys = [
+            item["topologyKey"]
+            for item in load.pod.get("topologySpreadConstraints", ())
+            if load in tree.selected(item["labelSelector"], load.namespace)
+        ]
+        if load.document["spec"].get("replicas", 1) > 1 and "kubernetes.io/hostname" not in keys:
+            yield f"{load}: {load.document['spec']['replicas']} copies are not spread over kubernetes.io/hostname"
+
+
+@policy
+def one_owner_of_replicas(tree: Tree) -> Iterator[str]:
+    """A scaled workload is there, has one scaler, and names no number of its own: two owners would fight."""
+    scaled: dict[tuple[str, str], list[str]] = {}
+    for document in tree.of("ScaledObject", "HorizontalPodAutoscaler", "Rollout"):
+        spec = document["spec"]
+        target = spec.get("scaleTargetRef") or spec.get("workloadRef")
+        scaled.setdefault((target["name"], document["metadata"]["namespace"]), []).append(document["kind"])
+    for (name, namespace), kinds in scaled.items():
+        target = tree.find("Deployment", name, namespace)
+        if target is None:
+            yield f"{kinds[0]}: Deployment {name} does not exist in {namespace}"
+        elif "replicas" in target["spec"]:
+            yield f"Deployment {name}: replicas stands beside a {kinds[0]}; remove it"
+        if len(kinds) > 1:
+            yield f"Deployment {name}: scaled by {' and '.join(kinds)}; keep one"
+
+
+@policy
+def gpu_pods(tree: Tree) -> Iterator[str]:
+    """Who has a GPU tolerates its nodes, is drawn to one pool, asks for what it may take, and rolls without a spare."""
+    for load in tree.workloads:
+        sides = [_gpus(load, side) for side in ("requests", "limits")]
+        if not any(sides) and "resourceClaims" not in load.pod:
+            continue
+        if sides[0] != sides[1]:
+            yield f"{load}: requests {sides[0]} and limits {sides[1]} of GPUs must be equal"
+        if not _tolerates_gpus(load):
+            yield f"{load}: no toleration of the taint nvidia.com/gpu"
+        if "smelt.dev/gpu-pool" not in _node_keys(load):
+            yield f"{load}: no required node affinity to smelt.dev/gpu-pool; a toleration alone draws it nowhere"
+        rollout = load.document["spec"].get("strategy", {}).get("rollingUpdate", {})
+        if rollout != {"maxSurge": 0, "maxUnavailable": 1}:
+            yield f"{load}: a rollout must not need a spare GPU: maxSurge 0, maxUnavailable 1"
+
+
+@policy
+def gpu_nodes_are_kept_free(tree: Tree) -> Iterator[str]:
+    """Who has no GPU does not run on nodes that have some."""
+    for load in tree.workloads:
+        if _tolerates_gpus(load) and not _gpus(load, "limits") and "resourceClaims" not in load.pod:
+            yield f"{load}: tolerates nvidia.com/gpu without asking for one"
+
+
+@policy
+def images(tree: Tree) -> Iterator[str]:
+    """Where work counts an image is a digest; elsewhere it is a tag that stays."""
+    for load in tree.workloads:
+        for container in load.containers:
+            image = container["image"]
+            if tree.is_pinned and not _DIGEST.fullmatch(image):
+                yield f"{load}: image {image} must be a digest here"
+            elif not _DIGEST.fullmatch(image) and not _TAG.fullmatch(image):
+                yield f"{load}: image {image} needs a tag other than latest, or a digest"
+
+
+@policy
+def all_services(tree: Tree) -> Iterator[str]:
+    """The five services, the gateway and NATS are all there."""
+    present = {load.name for load in tree.workloads}
+    for name in (*SERVICES, "nats", "topology"):
+        if name not in present:
+            yield f"{name} is missing"
+
+
+@policy
+def nats_cluster(tree: Tree) -> Iterator[str]:
+    """NATS has as many nodes as routes and addresses name, enough for the copies that streams ask for."""
+    server = next((load for load in tree.workloads if load.name == "nats"), None)
+    nodes = server.document["spec"]["replicas"] if server else 0
+    config = _nats_config(tree)
+    routes = len(re.findall(r"\$ROUTE_\d", config.get("cluster.conf", "")))
+    if nodes < 3 or nodes % 2 == 0 or routes != nodes:
+        yield f"StatefulSet nats: {nodes} nodes and {routes} routes; an odd number from 3 on, a route to each"
+    wanted = {f"nats-{index}.nats.smelt.svc:4222" for index in range(nodes)}
+    for load in tree.workloads:
+        environment = tree.environment(load)
+        if "SMELT_PLATFORM_NATS_URL" not in environment:
+            continue
+        named = {address.removeprefix("nats://") for address in environment["SMELT_PLATFORM_NATS_URL"].split(",")}
+        if named != wanted:
+            yield f"{load}: SMELT_PLATFORM_NATS_URL must name {', '.join(sorted(wanted))}"
+        if int(environment.get("SMELT_PLATFORM_NATS_REPLICAS", 1)) != min(nodes, 3):
+            yield f"{load}: SMELT_PLATFORM_NATS_REPLICAS must be {min(nodes, 3)}"
+
+
+@policy
+def bus_users(tree: Tree) -> Iterator[str]:
+    """Each process that meets NATS has a user of its own, with a password, and no user is left over."""
+    users = set(re.findall(r"user: (\w+), password: \$NATS_PASSWORD_", _nats_config(tree).get("users.conf", "")))
+    named = {
+        tree.environment(load)["SMELT_PLATFORM_NATS_USER"]
+        for load in tree.workloads
+        if "SMELT_PLATFORM_NATS_USER" in tree.environment(load)
+    }
+    if users != named:
+        yield f"ConfigMap nats: users.conf has {sorted(users)}, settings name {sorted(named)}"
+    for load in tree.workloads:
+        user = tree.environment(load).get("SMELT_PLATFORM_NATS_USER", load.name)
+        if user != load.name:
+            yield f"{load}: meets NATS as {user}; its user is {load.name}"
+
+
+@policy
+def bus_names(tree: Tree) -> Iterator[str]:
+    """Permissions name streams, buckets, durables and facts of the topology only, and each of them is somebody's."""
+    declared = topology.declare()
+    streams = {str(stream.name) for stream in declared.streams}
+    durables = {str(durable.durable_name) for durable in declared.durables}
+    text = _nats_config(tree).get("users.conf", "")
+    named = set(re.findall(r"\b(KV_\w+|SMELT_[A-Z]+)\b(?!\$)", re.sub(r"NATS_PASSWORD_\w+", "", text)))
+    for name in sorted(named - streams):
+        yield f"ConfigMap nats: users.conf names {name}, which is no stream of the topology"
+    buckets = {stream for stream in streams if stream.startswith("KV_")}
+    for name in sorted(buckets - named):
+        yield f"ConfigMap nats: no user may read {name}"
+    for name in sorted(set(re.findall(r"SMELT_JOBS\.([\w-]+-worker)", text)) - durables):
+        yield f"ConfigMap nats: users.conf names the durable {name}, which the topology does not declare"
+    speakers = {fact.split(".")[0] for fact in FACTS}
+    found = set(re.findall(r"smelt\.evt\.(\w+)\.>", text))
+    if found != speakers:
+        yield f"ConfigMap nats: {sorted(found)} may publish facts, but {sorted(speakers)} have some"
+
+
+@policy
+def series(tree: Tree) -> Iterator[str]:
+    """Scalers, rules and dashboards ask for series that our processes send."""
+    for document in tree.of("ScaledObject", "PrometheusRule", "ConfigMap"):
+        name = document["metadata"]["name"]
+        if document["kind"] == "ConfigMap" and "dashboard" not in name:
+            continue
+        for unknown in unknown_series(document.get("spec") or document["data"]):
+            yield f"{document['kind']} {name}: asks for {unknown}, which no process sends"
+
+
+@policy
+def monitors(tree: Tree) -> Iterator[str]:
+    """Prometheus is told ports that the selected Services have."""
+    for monitor in tree.of("ServiceMonitor"):
+        chosen = [
+            service
+            for service in tree.of("Service")
+            if service["metadata"].get("namespace") == monitor["metadata"]["namespace"]
+            and selects(monitor["spec"]["selector"], service["metadata"].get("labels", {}))
+        ]
+        ports = {port["name"] for service in chosen for port in service["spec"]["ports"]}
+        for endpoint in monitor["spec"]["endpoints"]:
+            if endpoint["port"] not in ports:
+                yield f"ServiceMonitor {monitor['metadata']['name']}: no selected Service has a port {endpoint['port']}"
+
+
+def _nats_config(tree: Tree) -> Mapping[str, str]:
+    for document in tree.of("ConfigMap"):
+        if "users.conf" in document.get("data", {}):
+            found: Mapping[str, str] = document["data"]
+            return found
+    return {}
+
+
+def _gpus(load: Workload, side: str) -> dict[str, Any]:
+    return {name: value for name, value in load.main["resources"].get(side, {}).items() if _GPU.fullmatch(name)}
+
+
+def _tolerates_gpus(load: Workload) -> bool:
+    return any(item.get("key") in (None, "nvidia.com/gpu") for item in load.pod.get("tolerations", ()))
+
+
+def _node_keys(load: Workload) -> set[str]:
+    required = (
+        load.pod.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    )
+    return {test["key"] for term in required.get("nodeSelectorTerms", ()) for test in term.get("matchExpressions", ())}

@@ -1,0 +1,152 @@
+"""Renders overlays and combinations of components, and refuses combinations that exclude each other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from smeltkit.errors import BadConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+TREE = ROOT / "deploy" / "k8s"
+PINNED = ("production", "air-gapped")
+"""Overlays whose images are digests."""
+_RENDER_TIMEOUT_S = 60.0
+_BUILD = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """What a cluster would get: the documents of one overlay or combination."""
+
+    name: str
+    documents: tuple[Document, ...]
+    is_pinned: bool = False
+    """Whether its images must be digests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Components of which at most one may be chosen; `default` is there unless another is."""
+
+    name: str
+    members: tuple[str, ...]
+    default: str = ""
+
+
+class Catalogue:
+    """`deploy/k8s/components.yaml`: which components exclude or need each other, and what is rendered together."""
+
+    def __init__(self, text: str) -> None:
+        read = yaml.safe_load(text)
+        self.groups = [
+            Group(name=name, members=tuple(group["members"]), default=group.get("default", ""))
+            for name, group in read["groups"].items()
+        ]
+        self.needs: Mapping[str, Sequence[str]] = read["needs"]
+        self.combinations: Mapping[str, Sequence[str]] = read["combinations"]
+
+    def complete(self, components: Sequence[str]) -> list[str]:
+        """`components`, what they need, then defaults of groups left open: images are named once all are there."""
+        chosen = list(components)
+        for name in chosen:
+            chosen += [needed for needed in self.needs.get(name, ()) if needed not in chosen]
+        open_groups = [group for group in self.groups if group.default and not set(group.members) & set(chosen)]
+        chosen += [group.default for group in open_groups]
+        return sorted(chosen, key=lambda name: name == "images")
+
+    def check(self, name: str, components: Sequence[str]) -> None:
+        """BadConfig if two of `components` exclude each other, one is unknown, or one that is needed is missing."""
+        known = sorted(path.parent.name for path in TREE.glob("components/*/kustomization.yaml"))
+        for component in components:
+            if component not in known:
+                raise BadConfig(f"{name}: component {component!r} does not exist; known: {', '.join(known)}")
+            for needed in self.needs.get(component, ()):
+                if needed not in components:
+                    raise BadConfig(f"{name}: component {component} needs {needed}; add it")
+        for group in self.groups:
+            both = [component for component in components if component in group.members]
+            if len(both) > 1:
+                raise BadConfig(f"{name}: {' and '.join(both)} exclude each other ({group.name}); keep one")
+
+
+@cache
+def catalogue() -> Catalogue:
+    """The catalogue of this tree."""
+    return Catalogue((TREE / "components.yaml").read_text())
+
+
+def overlays() -> list[str]:
+    """Names of all overlays."""
+    return sorted(path.parent.name for path in TREE.glob("overlays/*/kustomization.yaml"))
+
+
+def render_overlay(name: str) -> Rendering:
+    """The documents of an overlay; BadConfig if it does not render or mixes what excludes each other."""
+    folder = TREE / "overlays" / name
+    if not folder.is_dir():
+        raise BadConfig(f"overlay {name!r} does not exist; known: {', '.join(overlays())}")
+    declared = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    catalogue().check(f"overlay {name}", [Path(path).name for path in declared.get("components", ())])
+    return Rendering(name=name, documents=tuple(_build(folder)), is_pinned=name in PINNED)
+
+
+def render_components(name: str, components: Sequence[str]) -> Rendering:
+    """The documents of the base with `components` and their defaults, under the label `name`."""
+    chosen = catalogue().complete(components)
+    catalogue().check(name, chosen)
+    with tempfile.TemporaryDirectory(prefix="smelt-render-") as folder:
+        up = os.path.relpath(TREE, Path(folder).resolve())
+        build = _BUILD | {"resources": [f"{up}/base"], "components": [f"{up}/components/{part}" for part in chosen]}
+        if "external-s3" in chosen:
+            address = "SMELT_PLATFORM_S3_ENDPOINT=s3.example.com:443"
+            merged = {"name": "platform", "namespace": "smelt", "behavior": "merge", "literals": [address]}
+            build["configMapGenerator"] = [merged]  # type: ignore[assignment]
+        (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(build))
+        return Rendering(name=name, documents=tuple(_build(Path(folder))))
+
+
+def documented() -> Iterator[Rendering]:
+    """Every overlay, every component alone, and every combination of the catalogue."""
+    for name in overlays():
+        yield render_overlay(name)
+    for path in sorted(TREE.glob("components/*/kustomization.yaml")):
+        yield render_components(f"base with {path.parent.name}", [path.parent.name])
+    for name, components in catalogue().combinations.items():
+        yield render_components(name, components)
+
+
+def parse(text: str) -> Iterator[Document]:
+    """The documents of a YAML text. Equal texts are the same object, so that judging one judges all."""
+    for part in text.split("\n---\n"):
+        if part.strip():
+            yield _parse_one(part)
+
+
+def _build(folder: Path) -> Iterator[Document]:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        raise BadConfig("kubectl is not installed; manifests are rendered with kubectl 1.27 or newer (kustomize 5)")
+    command = [kubectl, "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_RENDER_TIMEOUT_S, check=False)
+    if done.returncode:
+        raise BadConfig(f"{folder.name} does not render: {done.stderr.strip()}")
+    return parse(done.stdout)
+
+
+@cache
+def _parse_one(text: str) -> Document:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    document: Document = yaml.load(text, Loader=loader)
+    return document

@@ -1,0 +1,183 @@
+"""Policies on settings: every variable is one that the process reads and accepts, and no secret is in clear."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from scripts.manifests.pods import limit_of
+from scripts.manifests.render import ROOT
+from scripts.manifests.tree import Tree, Workload, amount, policy
+from scripts.settings_table import SECTIONS
+from smeltkit import limits
+from smeltkit.config import from_environment
+from smeltkit.errors import SmeltError
+
+_CLASSES: Mapping[str, type[Any]] = {prefix: config for _, prefix, config in SECTIONS}
+_FOREIGN = re.compile(r"HOME|XDG_CACHE_HOME|OTEL_EXPORTER_OTLP_ENDPOINT|OTEL_METRIC_EXPORT_INTERVAL")
+_HUB = re.compile(r"HF_(HOME|ENDPOINT|HUB_OFFLINE)")
+_SECRETS = {
+    "rpc": {"token"},
+    "s3": {"access-key", "secret-key"},
+    "nats-passwords": {"gateway", "importer", "inference", "evaluator", "topology", "routes"},
+    "api-keys": {"api-keys"},
+    "nats-routes-tls": {"tls.crt", "tls.key", "ca.crt"},
+    "edge-tls": {"tls.crt", "tls.key", "ca.crt"},
+}
+"""Secrets that a cluster must hold, and their keys: docs/deploy.md and the component external-secrets name the same."""
+
+
+@policy
+def settings(tree: Tree) -> Iterator[str]:
+    """The process would start: each of its settings is known, typed and in range, and none that it needs is missing."""
+    for load in tree.workloads:
+        errors = environment_errors(" ".join(load.main.get("command", ())), tree.environment(load))
+        yield from (f"{load}: {line}" for line in errors)
+
+
+def environment_errors(command: str, environment: Mapping[str, str]) -> Iterator[str]:
+    """What a process of ours, started by `command`, would refuse or pass over in `environment`; nothing for others."""
+    prefixes = _prefixes(command)
+    if not prefixes:
+        return
+    for name in sorted(environment):
+        if name.startswith("SMELT_") and not name.startswith(prefixes):
+            yield f"nothing reads {name}; this process reads {', '.join(f'{prefix}*' for prefix in prefixes)}"
+        is_foreign = _FOREIGN.fullmatch(name) or ("importer" in command and _HUB.fullmatch(name))
+        if not name.startswith("SMELT_") and not is_foreign:
+            yield f"{name} is no variable that this process reads"
+    for prefix in prefixes:
+        try:
+            from_environment(_CLASSES[prefix], prefix, environment)
+        except SmeltError as error:
+            yield str(error)
+
+
+@policy
+def secrets_stay_outside(tree: Tree) -> Iterator[str]:
+    """No Secret and no value of a secret setting is in the tree; calls between services need a token."""
+    for document in tree.of("Secret"):
+        yield f"Secret {document['metadata']['name']}: secrets are made in the cluster, never kept beside manifests"
+    names = {
+        prefix + field.name.upper()
+        for prefix, config in _CLASSES.items()
+        for field in dataclasses.fields(config)
+        if not field.repr
+    }
+    for config in tree.of("ConfigMap"):
+        for name in sorted(names & set(config.get("data", {}))):
+            yield f"ConfigMap {config['metadata']['name']}: {name} is given in clear; take it from a Secret"
+    for load in tree.workloads:
+        environment = tree.environment(load)
+        for variable in load.main.get("env", ()):
+            if variable["name"] in names and "value" in variable:
+                yield f"{load}: {variable['name']} is given in clear; take it from a Secret"
+        if load in tree.services and "SMELT_RPC_TOKEN" not in environment:
+            yield f"{load}: SMELT_RPC_TOKEN is not set; anybody could call it"
+        if load in tree.services and environment.get("SMELT_RPC_REFLECTION") != "false":
+            yield f"{load}: SMELT_RPC_REFLECTION must be false in a cluster"
+
+
+@policy
+def references(tree: Tree) -> Iterator[str]:
+    """Every ConfigMap that is named is there, and every Secret is one that a cluster is told to hold."""
+    for load in tree.workloads:
+        for name in _config_maps(load):
+            if tree.find("ConfigMap", name, load.namespace) is None:
+                yield f"{load}: ConfigMap {name} is not in this tree"
+        for name, key in _secret_keys(load):
+            if key not in _SECRETS.get(name, ()):
+                yield f"{load}: Secret {name} with key {key} is none that a cluster is told to hold"
+
+
+@policy
+def external_secrets(tree: Tree) -> Iterator[str]:
+    """Where secrets come from a store, all that workloads name come from there."""
+    filled = {
+        (item["metadata"]["namespace"], item["metadata"]["name"], data["secretKey"])
+        for item in tree.of("ExternalSecret")
+        for data in item["spec"]["data"]
+    }
+    for load in tree.workloads if filled else ():
+        for name, key in _secret_keys(load):
+            if (load.namespace, name, key) not in filled and not name.endswith("-tls"):
+                yield f"{load}: no ExternalSecret fills {name}/{key} in {load.namespace}"
+
+
+@policy
+def memory_fits(tree: Tree) -> Iterator[str]:
+    """What a process allows itself fits its limit: it sees the memory and the cores of the node, not its own."""
+    for load in tree.services:
+        environment = tree.environment(load)
+        memory, cores = limit_of(load, "memory"), limit_of(load, "cpu")
+        if load.name == "inference":
+            allowed = int(environment.get("SMELT_INFERENCE_MEMORY_BYTES", 0))
+            if not 0 < allowed <= memory - limits.GIB:
+                yield f"{load}: SMELT_INFERENCE_MEMORY_BYTES is {allowed}; leave 1 GiB of the limit, {memory:.0f} bytes"
+        if load.name in ("inference", "importer"):
+            threads = int(environment.get(f"SMELT_{load.name.upper()}_THREADS", 0))
+            if threads != cores:
+                yield f"{load}: SMELT_{load.name.upper()}_THREADS is {threads}; it must be the limit of cpu, {cores:g}"
+        if load.name == "sandbox":
+            slots = int(environment.get("SMELT_SANDBOX_SLOTS", 0))
+            if not 0 < slots <= cores or slots * limits.GIB > memory:
+                yield f"{load}: SMELT_SANDBOX_SLOTS is {slots}; each needs a core of {cores:g}, 1 GiB of {memory:.0f} B"
+
+
+@policy
+def cache_fits(tree: Tree) -> Iterator[str]:
+    """A cache is smaller than the volume that holds it, and lies on one."""
+    for load in tree.services:
+        environment = tree.environment(load)
+        own = f"SMELT_{load.name.upper()}_CACHE_"
+        if f"{own}DIR" not in environment:
+            continue
+        mounts = {mount["mountPath"]: mount["name"] for mount in load.main["volumeMounts"]}
+        name = mounts.get(environment[f"{own}DIR"])
+        volume = next((item for item in load.pod["volumes"] if item["name"] == name), None)
+        if volume is None:
+            yield f"{load}: {own}DIR={environment[f'{own}DIR']} is no mounted volume"
+            continue
+        size = _size(volume)
+        if int(environment.get(f"{own}BYTES", 20 * limits.GIB)) > size:
+            yield f"{load}: {own}BYTES exceeds the volume {name} of {size:.0f} bytes"
+
+
+def _size(volume: Mapping[str, Any]) -> float:
+    if "ephemeral" in volume:
+        return amount(volume["ephemeral"]["volumeClaimTemplate"]["spec"]["resources"]["requests"]["storage"])
+    return amount(volume["emptyDir"]["sizeLimit"])
+
+
+@cache
+def _prefixes(command: str) -> tuple[str, ...]:
+    """Prefixes of the settings that the process started by `command` reads, from its own source."""
+    module = command.partition("python -m ")[2]
+    if not module:
+        return ()
+    path = ROOT / module.replace(".", "/")
+    source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    read = re.findall(r'from_environment\(\s*\w+,\s*"(SMELT_\w+_)"', source)
+    return tuple(read + (["SMELT_TELEMETRY_"] if "telemetry.setup(" in source else []))
+
+
+def _config_maps(load: Workload) -> Iterator[str]:
+    for container in load.containers:
+        yield from (
+            source["configMapRef"]["name"] for source in container.get("envFrom", ()) if "configMapRef" in source
+        )
+    yield from (volume["configMap"]["name"] for volume in load.pod.get("volumes", ()) if "configMap" in volume)
+
+
+def _secret_keys(load: Workload) -> Iterator[tuple[str, str]]:
+    for container in load.containers:
+        for variable in container.get("env", ()):
+            if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
+                yield reference["name"], reference["key"]
+    for volume in load.pod.get("volumes", ()):
+        if "secret" in volume:
+            name = volume["secret"]["secretName"]
+            yield from ((name, key) for key in sorted(_SECRETS.get(name, {"unknown"})))

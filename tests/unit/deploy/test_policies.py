@@ -1,0 +1,217 @@
+"""The checker of manifests is checked: each policy catches the mistake that it exists for, and passes what is right."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+
+from scripts.manifests.check import findings
+from scripts.manifests.render import Rendering, render_overlay
+from scripts.manifests.tree import POLICIES
+
+Documents = list[Any]
+Mistake = Callable[[Documents], Any]
+
+
+@cache
+def production() -> Rendering:
+    return render_overlay("production")
+
+
+def get(documents: Documents, kind: str, name: str) -> Any:
+    """The document to spoil; a generated name may be given without its hash."""
+    found = [item for item in documents if item["kind"] == kind and item["metadata"]["name"].startswith(name)]
+    return min(found, key=lambda item: len(item["metadata"]["name"]))
+
+
+def pod(documents: Documents, name: str, kind: str = "Deployment") -> Any:
+    return get(documents, kind, name)["spec"]["template"]["spec"]
+
+
+def container(documents: Documents, name: str, kind: str = "Deployment") -> Any:
+    return pod(documents, name, kind)["containers"][0]
+
+
+def settings(documents: Documents, name: str) -> Any:
+    found = [
+        item for item in documents if item["kind"] == "ConfigMap" and item["metadata"]["name"].startswith(name + "-")
+    ]
+    return found[0]["data"]
+
+
+def remove(documents: Documents, kind: str, name: str) -> None:
+    documents.remove(get(documents, kind, name))
+
+
+def spoil_conf(documents: Documents, old: str, new: str) -> None:
+    data = settings(documents, "nats")
+    assert old in data["users.conf"]
+    data["users.conf"] = data["users.conf"].replace(old, new)
+
+
+def add_secret(documents: Documents) -> None:
+    metadata = {"name": "rpc", "namespace": "smelt"}
+    documents.append({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"token": "abc"}})
+
+
+def let_sandbox_out(documents: Documents) -> None:
+    get(documents, "NetworkPolicy", "sandbox")["spec"]["egress"] = [{"ports": [{"port": 443}]}]
+
+
+MISTAKES: list[tuple[str, str, Mistake]] = [
+    ("bounds", "memory", lambda d: container(d, "gateway")["resources"]["limits"].pop("memory")),
+    ("probes", "no readiness probe", lambda d: container(d, "evaluator").pop("readinessProbe")),
+    ("probes", "liveness kills", lambda d: container(d, "importer")["livenessProbe"].update(failureThreshold=1)),
+    ("grpc-health", "port 50051", lambda d: container(d, "trainer")["readinessProbe"]["grpc"].update(port=50052)),
+    ("restricted-pod", "runAsNonRoot", lambda d: pod(d, "importer")["securityContext"].update(runAsNonRoot=False)),
+    ("restricted-pod", "hostNetwork", lambda d: pod(d, "inference").update(hostNetwork=True)),
+    (
+        "restricted-container",
+        "root file system",
+        lambda d: container(d, "nats", "StatefulSet")["securityContext"].update(readOnlyRootFilesystem=False),
+    ),
+    (
+        "restricted-container",
+        "capabilities",
+        lambda d: container(d, "sandbox")["securityContext"].update(
+            capabilities={"drop": ["ALL"], "add": ["SYS_ADMIN"]}
+        ),
+    ),
+    ("writable-home", "HOME", lambda d: container(d, "inference")["env"][0].update(value="/root")),
+    ("identity", "default", lambda d: pod(d, "gateway").pop("serviceAccountName")),
+    ("identity", "automountServiceAccountToken", lambda d: pod(d, "sandbox").update(automountServiceAccountToken=True)),
+    ("end-of-life", "380", lambda d: settings(d, "inference").update(SMELT_RPC_DRAIN_GRACE_S="130")),
+    ("end-of-life", "preStop", lambda d: container(d, "gateway").pop("lifecycle")),
+    ("disk-fits", "sizeLimit", lambda d: pod(d, "evaluator")["volumes"][0].update(emptyDir={})),
+    ("jobs-end", "backoffLimit", lambda d: get(d, "Job", "topology")["spec"].pop("backoffLimit")),
+    (
+        "default-deny",
+        "smelt-sandbox",
+        lambda d: d.remove(
+            next(
+                i
+                for i in d
+                if i["metadata"]["name"] == "default-deny" and i["metadata"]["namespace"] == "smelt-sandbox"
+            )
+        ),
+    ),
+    ("own-network-policy", "trainer", lambda d: remove(d, "NetworkPolicy", "trainer")),
+    (
+        "reachable",
+        "lets gateway in at 50051",
+        lambda d: get(d, "NetworkPolicy", "inference")["spec"]["ingress"][0]["from"].pop(0),
+    ),
+    (
+        "reachable",
+        "no Service",
+        lambda d: settings(d, "importer").update(SMELT_IMPORTER_INFERENCE_ADDRESS="dns:///inferense.smelt.svc:50051"),
+    ),
+    ("names-resolve", "UDP", lambda d: get(d, "NetworkPolicy", "dns")["spec"]["egress"][0]["ports"].pop(0)),
+    ("sandbox-is-closed", "lets something out", let_sandbox_out),
+    ("headless", "clusterIP", lambda d: get(d, "Service", "inference")["spec"].pop("clusterIP")),
+    ("namespaces", "restricted", lambda d: get(d, "Namespace", "smelt")["metadata"].pop("labels")),
+    (
+        "settings",
+        "did you mean SMELT_INFERENCE_SLOTS",
+        lambda d: settings(d, "inference").update(SMELT_INFERENCE_SLOT="4"),
+    ),
+    (
+        "settings",
+        "SMELT_EVALUATOR_SANDBOX_ADDRESS must be set",
+        lambda d: settings(d, "evaluator").pop("SMELT_EVALUATOR_SANDBOX_ADDRESS"),
+    ),
+    ("settings", "slots=999", lambda d: settings(d, "sandbox").update(SMELT_SANDBOX_SLOTS="999")),
+    ("settings", "HTTP_PROXY", lambda d: container(d, "importer")["env"].append({"name": "HTTP_PROXY", "value": "x"})),
+    ("secrets-stay-outside", "Secret rpc", add_secret),
+    (
+        "secrets-stay-outside",
+        "in clear",
+        lambda d: settings(d, "gateway").update(SMELT_PLATFORM_NATS_PASSWORD="hunter2"),
+    ),
+    (
+        "references",
+        "none that a cluster is told to hold",
+        lambda d: container(d, "inference")["env"][2]["valueFrom"]["secretKeyRef"].update(name="other"),
+    ),
+    (
+        "external-secrets",
+        "rpc/token",
+        lambda d: d.remove(
+            next(i for i in d if i["kind"] == "ExternalSecret" and i["metadata"]["namespace"] == "smelt-sandbox")
+        ),
+    ),
+    (
+        "memory-fits",
+        "SMELT_INFERENCE_MEMORY_BYTES",
+        lambda d: settings(d, "inference").pop("SMELT_INFERENCE_MEMORY_BYTES"),
+    ),
+    (
+        "memory-fits",
+        "SMELT_INFERENCE_THREADS",
+        lambda d: container(d, "inference")["resources"]["limits"].update(cpu="8"),
+    ),
+    ("cache-fits", "exceeds", lambda d: settings(d, "importer").update(SMELT_IMPORTER_CACHE_BYTES=str(1 << 40))),
+    ("disruption-budgets", "nats", lambda d: get(d, "PodDisruptionBudget", "nats")["spec"].update(maxUnavailable=0)),
+    ("spread", "gateway", lambda d: pod(d, "gateway").pop("topologySpreadConstraints")),
+    (
+        "one-owner-of-replicas",
+        "beside a ScaledObject",
+        lambda d: get(d, "Deployment", "inference")["spec"].update(replicas=3),
+    ),
+    ("gpu-pods", "toleration", lambda d: pod(d, "inference").pop("tolerations")),
+    ("gpu-pods", "affinity", lambda d: pod(d, "trainer").pop("affinity")),
+    (
+        "gpu-pods",
+        "spare GPU",
+        lambda d: get(d, "Deployment", "inference")["spec"]["strategy"]["rollingUpdate"].update(maxSurge=1),
+    ),
+    ("gpu-nodes-are-kept-free", "gateway", lambda d: pod(d, "gateway").update(tolerations=[{"operator": "Exists"}])),
+    ("images", "must be a digest", lambda d: container(d, "gateway").update(image="smelt/gateway:0.1.0")),
+    ("all-services", "sandbox is missing", lambda d: remove(d, "Deployment", "sandbox")),
+    ("nats-cluster", "2 nodes", lambda d: get(d, "StatefulSet", "nats")["spec"].update(replicas=2)),
+    (
+        "bus-users",
+        "meets NATS as gateway",
+        lambda d: settings(d, "importer").update(SMELT_PLATFORM_NATS_USER="gateway"),
+    ),
+    ("bus-names", "KV_smelt_job,", lambda d: spoil_conf(d, "KV_smelt_jobs", "KV_smelt_job")),
+    ("bus-names", "may publish facts", lambda d: spoil_conf(d, "smelt.evt.inference.>", "smelt.evt.trainer.>")),
+    (
+        "series",
+        "smelt_inference_queue_dept",
+        lambda d: get(d, "ScaledObject", "inference")["spec"]["triggers"][0]["metadata"].update(
+            query="sum(smelt_inference_queue_dept)"
+        ),
+    ),
+    ("monitors", "port web", lambda d: get(d, "ServiceMonitor", "smelt")["spec"]["endpoints"][0].update(port="web")),
+    (
+        "schema",
+        "startupprobe",
+        lambda d: container(d, "gateway").update(startupprobe=container(d, "gateway")["startupProbe"]),
+    ),
+    ("schema", "replicaCount", lambda d: get(d, "ScaledObject", "inference")["spec"].update(replicaCount=2)),
+    ("schema", "sleep", lambda d: container(d, "gateway")["lifecycle"]["preStop"].update(sleep={"seconds": "10"})),
+]
+
+
+def test_what_is_deployed_breaks_no_policy() -> None:
+    assert list(findings(production())) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "words", "mistake"), MISTAKES, ids=[f"{name}: {words}" for name, words, _ in MISTAKES]
+)
+def test_a_seeded_mistake_is_caught_by_its_policy(policy: str, words: str, mistake: Mistake) -> None:
+    """The finding stands under the policy's name and says what is wrong."""
+    documents: Documents = copy.deepcopy(list(production().documents))
+    mistake(documents)
+    found = list(findings(Rendering(name="spoilt", documents=tuple(documents), is_pinned=True)))
+    assert any(line.startswith(f"{policy}: ") and words in line for line in found), found
+
+
+def test_every_policy_has_a_mistake_that_it_catches() -> None:
+    assert set(POLICIES) | {"schema"} == {name for name, _, _ in MISTAKES}
