@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,13 +43,13 @@ class Service:
 
 
 @contextlib.contextmanager
-def sandbox_service(**environment: str) -> Iterator[Service]:
-    """The service on a free port, ready; settings without their prefix, e.g. slots="1"."""
+def sandbox_service(*, command: Sequence[str] = (), **environment: str) -> Iterator[Service]:
+    """The service on a free port, ready; settings without their prefix, e.g. slots="1". `command` may start it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     settings = {f"SMELT_SANDBOX_{name.upper()}": value for name, value in environment.items()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "services.sandbox"],
+        [*command] or [sys.executable, "-m", "services.sandbox"],
         cwd=REPOSITORY,
         env={**os.environ, "SMELT_RPC_LISTEN": address, **settings},
     )

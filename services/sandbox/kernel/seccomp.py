@@ -69,8 +69,13 @@ def policy_calls(policy: FilterPolicy) -> list[str]:
 @functools.cache
 def allowed_groups() -> Mapping[str, list[str]]:
     """The checked-in allow-list: group to names."""
+    return read_groups("allowed.txt")
+
+
+def read_groups(file: str) -> dict[str, list[str]]:
+    """Group to names of a list beside this file."""
     groups: dict[str, list[str]] = {}
-    for line in Path(__file__).with_name("allowed.txt").read_text(encoding="ascii").splitlines():
+    for line in Path(__file__).with_name(file).read_text(encoding="ascii").splitlines():
         group, *names = line.split()
         if group != "#":
             groups.setdefault(group, []).extend(names)
@@ -96,19 +101,26 @@ def policy_rules(policy: FilterPolicy) -> list[Rule]:
 
 def build_filter(policy: FilterPolicy, architecture: str = "") -> bytes:
     """The program for `architecture` (default: this machine's) as bytes of 8-byte instructions."""
+    return assemble(policy_calls(policy), policy_rules(policy), architecture)
+
+
+def assemble(
+    allowed: Iterable[str], rules: Iterable[Rule], architecture: str = "", *, otherwise: int = ERRNO | errno.EPERM
+) -> bytes:
+    """A program that lets `allowed` pass, then asks `rules`, and answers `otherwise` to all else, ENOSYS to clone3."""
     table = numbers(architecture)
     code = [_load(_OFFSET_ARCHITECTURE)]
     code += [_jump(_JUMP_EQUAL, _architecture_number(architecture), 1, 0), _give(KILL_PROCESS), _load(_OFFSET_NUMBER)]
     code += [_jump(_JUMP_AT_LEAST, X32_BIT, 0, 1), _give(ERRNO | errno.EPERM)]
-    for low, high in _ranges(table[name] for name in policy_calls(policy) if name in table):
+    for low, high in _ranges(table[name] for name in allowed if name in table):
         code += [_jump(_JUMP_AT_LEAST, low, 0, 2), _jump(_JUMP_AT_LEAST, high + 1, 1, 0), _give(ALLOW)]
-    for rule in policy_rules(policy):
+    for rule in rules:
         if rule.name in table:
             body = _rule_body(rule)
             code += [_jump(_JUMP_EQUAL, table[rule.name], 0, len(body)), *body]
     if "clone3" in table:
         code += [_jump(_JUMP_EQUAL, table["clone3"], 0, 1), _give(ERRNO | errno.ENOSYS)]
-    code.append(_give(ERRNO | errno.EPERM))
+    code.append(_give(otherwise))
     return b"".join(code)
 
 
