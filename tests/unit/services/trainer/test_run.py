@@ -1,0 +1,147 @@
+"""Whole runs: resumed to the bit, killed anywhere, stopped when they only look like training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import STEPS, make_run
+
+from services.trainer import checkpoint, watch
+from services.trainer.loop import Run, StepReport
+from services.trainer.optimizer import Optimizer
+from services.trainer.settings import AdamSettings
+from smeltkit.errors import DeadGradient, DigestMismatch, SettingsDiffer, TrainingDiverged
+
+HERE = Path(__file__).parent
+
+
+def _trail(run: Run) -> list[StepReport]:
+    reports: list[StepReport] = []
+    run.run(reports.append)
+    return reports
+
+
+def _same(one: list[StepReport], other: list[StepReport]) -> bool:
+    """Whether steps saw the same samples and gave the same numbers, bit for bit; speed may differ."""
+    keep = [(r.step, r.loss, r.learning_rate, r.grad_norm, r.tokens, r.sample_ids) for r in one]
+    return keep == [(r.step, r.loss, r.learning_rate, r.grad_norm, r.tokens, r.sample_ids) for r in other]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path, method: str) -> None:
+    """R-057: losses, samples, weights and optimizer state, with dropout drawn from the stored generator."""
+    whole = make_run(tmp_path / "whole", method)
+    expected = _trail(whole)
+    seen: list[StepReport] = []
+
+    class Stop(Exception):
+        """Ends a run from outside."""
+
+    def tell(report: StepReport) -> None:
+        seen.append(report)
+        if report.step == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        make_run(tmp_path / "parts", method).run(tell)
+    before = {path: path.read_bytes() for path in (tmp_path / "parts" / "step-00000004").iterdir()}
+    resumed = make_run(tmp_path / "parts", method)
+    assert resumed.step == 4
+    rest = _trail(resumed)
+    assert _same(seen[:4] + rest, expected)
+    assert all(path.read_bytes() == data for path, data in before.items() if path.exists())
+    final = [checkpoint.read(tmp_path / name / f"step-{STEPS:08d}")[1] for name in ("whole", "parts")]
+    assert final[0].keys() == final[1].keys()
+    assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
+
+
+def test_a_run_killed_at_any_step_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """R-056, R-057: kill -9 at a random moment; at most one interval is repeated, and nothing differs."""
+    expected = [(r.step, r.loss, r.sample_ids) for r in _trail(make_run(tmp_path / "whole", "lora"))]
+    command = [sys.executable, str(HERE / "training_runs.py"), str(tmp_path / "killed"), "lora"]
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{Path.cwd()}"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("3 "):
+            time.sleep(float(torch.rand(1)) * 0.05)
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = make_run(tmp_path / "killed", "lora")
+    assert 2 <= resumed.step <= STEPS
+    start = resumed.step
+    assert [(r.step, r.loss, r.sample_ids) for r in _trail(resumed)] == expected[start:]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    """Retention is a number of the settings; what was being written when a process died does not count."""
+    _trail(make_run(tmp_path, "lora"))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000006", "step-00000008"]
+    (tmp_path / ".step-00000010.new").mkdir()
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000008"
+
+
+def test_a_checkpoint_that_is_not_what_was_written_is_refused(tmp_path: Path) -> None:
+    """R-059: by digest, not by size; and a checkpoint of another run is never taken over (R-058)."""
+    _trail(make_run(tmp_path, "lora"))
+    with pytest.raises(SettingsDiffer, match="another run"):
+        make_run(tmp_path, "lora", run_digest="sha256:" + "1" * 64)
+    path = tmp_path / "step-00000008" / checkpoint.STATE_FILE
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DigestMismatch):
+        make_run(tmp_path, "lora")
+
+
+def test_no_checkpoint_holds_a_value_that_is_not_finite(tmp_path: Path) -> None:
+    """R-049: nothing is written, and what was there stays."""
+    run = make_run(tmp_path, "full")
+    with torch.no_grad():
+        run.decoder.norm.weight[0] = float("nan")
+    with pytest.raises(TrainingDiverged, match="norm.weight"):
+        run.save()
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_executed_rates_are_the_planned_curve(tmp_path: Path) -> None:
+    """R-046: every step, as read back from the optimizer."""
+    run = make_run(tmp_path, "full")
+    assert [report.learning_rate for report in _trail(run)] == [run.schedule.rate(step) for step in range(STEPS)]
+
+
+def test_dead_gradients_and_moved_weights_are_found(tmp_path: Path) -> None:
+    """R-048: an adapter's A may be still in the first step only; frozen weights never move by a bit."""
+    run = make_run(tmp_path, "lora")
+    optimizer = Optimizer(run.decoder.named_parameters(), AdamSettings())
+    for parameter in optimizer.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    first = next(i for i, name in enumerate(optimizer.names) if name.endswith(".a"))
+    optimizer.parameters[first].grad = torch.zeros_like(optimizer.parameters[first])
+    optimizer.step(1e-3)
+    watch.check_alive(optimizer, is_first=True)
+    with pytest.raises(DeadGradient, match=r"\.a gets no gradient"):
+        watch.check_alive(optimizer, is_first=False)
+    before = watch.frozen_print(run.decoder)
+    watch.check_frozen(run.decoder, before)
+    with torch.no_grad():
+        weight = run.decoder.embed.weight
+        weight[0, 0], weight[0, 1] = weight[0, 1].clone(), weight[0, 0].clone()
+    with pytest.raises(DeadGradient, match="embed.weight"):
+        watch.check_frozen(run.decoder, before)
+
+
+def test_a_loss_that_never_changes_stops_the_run() -> None:
+    """R-049: constant over so many steps, not merely close."""
+    watch.check_moving([0.7] * 4, 5)
+    watch.check_moving([0.7] * 4 + [0.7000001], 5)
+    with pytest.raises(TrainingDiverged, match="5 steps in a row"):
+        watch.check_moving([1.0] + [0.7] * 5, 5)

@@ -1,0 +1,49 @@
+"""A small training, the same wherever it is made: `training_runs.py FOLDER METHOD` runs it and prints every step."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from services.trainer.adapters.lora import attach
+from services.trainer.data.order import Order
+from services.trainer.data.samples import Sample
+from services.trainer.loop import Run
+from services.trainer.schedule import Schedule
+from services.trainer.settings import LoraSettings, TrainSettings
+from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.decoder import Decoder
+from smeltkit.testing.tiny_models import tiny_config
+
+STEPS = 8
+DIGEST = "sha256:" + "0" * 64
+
+
+def make_run(folder: Path, method: str, *, run_digest: str = DIGEST) -> Run:
+    """A run of eight steps over two epochs, with a checkpoint after every second step."""
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    decoder = Decoder(ModelConfig.from_hf(tiny_config("qwen2")))
+    lora = LoraSettings(rank=4, dropout=0.2) if method == "lora" else LoraSettings()
+    settings = TrainSettings(
+        method=method, lora=lora, epochs=2, sequence_tokens=64, packs_per_step=2, checkpoint_steps=2, stuck_steps=20
+    )
+    if method == "lora":
+        attach(decoder, lora)
+    draw = np.random.default_rng(0)
+    samples = []
+    for _ in range(16):
+        ids = draw.integers(0, 380, draw.integers(10, 30)).astype(np.int32)
+        samples.append(Sample(ids=ids, targets=np.append(ids[1:], np.int32(-100)).astype(np.int32)))
+    order = Order(lengths=tuple(len(sample.ids) for sample in samples), sequence_tokens=64, packs_per_step=2, seed=1)
+    schedule = Schedule(kind="cosine", peak=1e-2, warmup_steps=0, total_steps=STEPS)
+    return Run(decoder, samples, order, schedule, settings, folder=folder, run_digest=run_digest)
+
+
+if __name__ == "__main__":
+    make_run(Path(sys.argv[1]), sys.argv[2]).run(
+        lambda report: print(report.step, report.loss, flush=True)  # noqa: T201
+    )
