@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import RenderableType
 from rich.text import Text
 from smelt.sandbox.v1 import sandbox_pb2
@@ -18,6 +21,7 @@ def outcome_view(reply: sandbox_pb2.ExecuteResponse) -> list[RenderableType]:
         [
             ("verdict", enum_word("Verdict", sandbox_pb2.Verdict.Name(record.verdict))),
             ("detail", record.detail),
+            ("calls", record.calls or ""),
             ("status", record.exit_status if record.HasField("exit_status") else ""),
             ("signal", record.signal or ""),
             ("wall", human_time(record.wall_s)),
@@ -28,6 +32,13 @@ def outcome_view(reply: sandbox_pb2.ExecuteResponse) -> list[RenderableType]:
         ]
     )
     return [*written, known]
+
+
+def bench_view(document: Mapping[str, Any]) -> list[RenderableType]:
+    """Each figure of a measurement with its unit."""
+    figures = {name: value for name, value in document.items() if isinstance(value, float)}
+    known = facts([("level", document["level"]), ("slots", document["slots"])])
+    return [known, table(("figure", "value"), ((name, f"{value:.3g}") for name, value in figures.items()))]
 
 
 def describe_view(reply: sandbox_pb2.DescribeResponse) -> list[RenderableType]:

@@ -271,6 +271,12 @@ def sandbox_doctor(smelt: Smelt, *_: Any) -> None:
     assert found["judge_digest"].startswith("sha256:") and any(layer["is_present"] for layer in found["layers"])
 
 
+@case("sandbox bench")
+def sandbox_bench(smelt: Smelt, *_: Any) -> None:
+    found = smelt("sandbox", "bench", "--starts", "2", "--verdicts", "4")
+    assert found["verdicts_per_second"] > 0 and found["slots"] >= 1
+
+
 @case("gc")
 def gc(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
     """Of a store of today nothing may go; what goes from an older one is for tests that can set its clock."""

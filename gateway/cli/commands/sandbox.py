@@ -1,7 +1,8 @@
-"""Commands about the sandbox: run a program, see how well it isolates."""
+"""Commands about the sandbox: run or judge a program, see how well it isolates and how fast it is."""
 
 from __future__ import annotations
 
+import enum
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,18 +13,29 @@ from smelt.sandbox.v1 import sandbox_pb2
 from gateway.cli.documents import enum_word, to_document
 from gateway.cli.options import Json
 from gateway.cli.runner import run
-from gateway.cli.sandbox_view import describe_view, outcome_view
+from gateway.cli.sandbox_bench import measure_starts, measure_verdicts
+from gateway.cli.sandbox_view import bench_view, describe_view, outcome_view
 from smeltkit import limits
 from smeltkit.errors import UnknownSource
 
 if TYPE_CHECKING:
     from gateway.cli.session import Session
 
+
+class Form(enum.StrEnum):
+    """How tests are written."""
+
+    ASSERTS = "asserts"
+    CHECK = "check"
+    UNITTEST = "unittest"
+    CALLS = "calls"
+
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Run a program in the sandbox, or see how it isolates.",
+    help="Run or judge a program in the sandbox, see how it isolates, or how fast it is.",
 )
 
 
@@ -34,18 +46,44 @@ def run_(
     cpu_s: Annotated[float | None, typer.Option("--cpu-s", help="CPU seconds.")] = None,
     wall_s: Annotated[float | None, typer.Option("--wall-s", help="Wall-clock seconds.")] = None,
     memory_mib: Annotated[int | None, typer.Option("--memory-mib", help="Memory of the whole tree.")] = None,
+    tests: Annotated[str, typer.Option("--tests", metavar="FILE", help="Judge it by these tests.")] = "",
+    form: Annotated[Form, typer.Option("--form", help="How the tests are written.")] = Form.ASSERTS,
+    entry_point: Annotated[str, typer.Option("--entry-point", help="For check and calls: the function.")] = "",
+    exports: Annotated[str, typer.Option("--exports", help="Names that the tests use, separated by commas.")] = "",
+    profile: Annotated[str, typer.Option("--profile", help="Interpreter: see doctor.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Runs a program under the judge's limits; ends with 0 only if it ended with status 0."""
+    """Runs a program under the judge's limits, or judges it; ends with 0 only if it ended with status 0, or passed."""
 
     async def work(session: Session) -> None:
-        request = sandbox_pb2.ExecuteRequest(code=_read(file), stdin=_read(stdin) if stdin else b"")
-        request.limits.CopyFrom(
-            sandbox_pb2.Limits(
-                cpu_s=cpu_s, wall_s=wall_s, memory_bytes=None if memory_mib is None else memory_mib * limits.MIB
-            )
+        bounds = sandbox_pb2.Limits(
+            cpu_s=cpu_s, wall_s=wall_s, memory_bytes=None if memory_mib is None else memory_mib * limits.MIB
         )
-        reply = await session.call(session.sandbox.Execute, request, timeout_s=limits.EXECUTE_TIMEOUT_S)
+        if tests:
+            candidate = sandbox_pb2.Candidate(
+                code=_read(file),
+                form=sandbox_pb2.Form.Value(f"FORM_{form.name}"),
+                tests=_read(tests).decode(),
+                entry_point=entry_point,
+                exports=[name for name in exports.split(",") if name],
+                limits=bounds,
+                profile=profile,
+            )
+            judged = await session.call(
+                session.sandbox.Judge,
+                sandbox_pb2.JudgeRequest(candidate=candidate),
+                timeout_s=limits.EXECUTE_TIMEOUT_S,
+            )
+            reply = sandbox_pb2.ExecuteResponse(
+                record=judged.record,
+                stdout=judged.record.stdout_head.encode(),
+                stderr=judged.record.stderr_head.encode(),
+            )
+        else:
+            request = sandbox_pb2.ExecuteRequest(
+                code=_read(file), stdin=_read(stdin) if stdin else b"", limits=bounds, profile=profile
+            )
+            reply = await session.call(session.sandbox.Execute, request, timeout_s=limits.EXECUTE_TIMEOUT_S)
         record = to_document(reply.record)
         document = {
             **record,
@@ -72,6 +110,27 @@ def doctor(as_json: Json = False) -> None:
         session.output.show(to_document(reply), *describe_view(reply))
 
     run("sandbox doctor", work, as_json=as_json)
+
+
+@app.command("bench")
+def bench(
+    starts: Annotated[int, typer.Option("--starts", min=2, help="Programs to start one after the other.")] = 50,
+    verdicts: Annotated[int, typer.Option("--verdicts", min=1, help="Candidates to judge side by side.")] = 300,
+    as_json: Json = False,
+) -> None:
+    """Measures round trips of an empty program, and verdicts a second on a one-line function."""
+
+    async def work(session: Session) -> None:
+        found = await session.call(session.sandbox.Describe, sandbox_pb2.DescribeRequest())
+        document = {
+            "level": found.level,
+            "slots": found.slots,
+            **await measure_starts(session, starts),
+            **await measure_verdicts(session, verdicts, side_by_side=2 * found.slots),
+        }
+        session.output.show(document, *bench_view(document))
+
+    run("sandbox bench", work, as_json=as_json)
 
 
 def _read(file: str) -> bytes:

@@ -86,6 +86,40 @@ async def test_sandbox_run_prints_what_the_program_wrote_and_ends_as_it_did(tmp_
     assert not request.limits.HasField("cpu_s")
 
 
+async def test_sandbox_run_with_tests_judges(tmp_path: Path) -> None:
+    """The same command takes every form of tests; only a pass ends with 0."""
+    record = sandbox_pb2.Record(verdict="VERDICT_WRONG", detail="call 1 gives 3", calls=1, stdout_head="out")
+    (tmp_path / "p.py").write_text("def f(n): return n")
+    (tmp_path / "t.txt").write_text("((1,), 2)")
+    answers = {"SandboxService.Judge": lambda request: sandbox_pb2.JudgeResponse(record=record)}
+    names = ("--tests", str(tmp_path / "t.txt"), "--form", "calls", "--entry-point", "f", "--exports", "f,g")
+    async with gateway(answers) as running:
+        ended = await running.smelt("sandbox", "run", str(tmp_path / "p.py"), *names, "--json")
+        (request,) = running.requests["SandboxService.Judge"]
+    assert (ended.code, json.loads(ended.out)["verdict"], json.loads(ended.out)["stdout"]) == (1, "wrong", "out")
+    assert (request.candidate.form, request.candidate.tests) == (sandbox_pb2.FORM_CALLS, "((1,), 2)")
+    assert (request.candidate.entry_point, list(request.candidate.exports)) == ("f", ["f", "g"])
+
+
+async def test_sandbox_bench_measures_what_callers_see() -> None:
+    """A sandbox that fails a sound program has no speed."""
+    passed = sandbox_pb2.Record(verdict="VERDICT_PASSED", wall_s=0.004)
+    answers = {
+        "SandboxService.Describe": lambda request: sandbox_pb2.DescribeResponse(level="jail", slots=2),
+        "SandboxService.Execute": lambda request: sandbox_pb2.ExecuteResponse(record=passed),
+        "SandboxService.Judge": lambda request: sandbox_pb2.JudgeResponse(record=passed),
+    }
+    async with gateway(answers) as running:
+        ended = await running.smelt("sandbox", "bench", "--starts", "3", "--verdicts", "5", "--json")
+        counts = [len(running.requests[f"SandboxService.{name}"]) for name in ("Execute", "Judge")]
+    document = json.loads(ended.out)
+    assert (ended.code, counts, document["level"], document["verdict_ms_p50"]) == (0, [3, 5], "jail", 4.0)
+    assert document["verdicts_per_second"] > 0 and document["round_trip_ms_p95"] >= document["round_trip_ms_p50"] > 0
+    answers["SandboxService.Execute"] = lambda request: sandbox_pb2.ExecuteResponse()
+    async with gateway(answers) as running:
+        assert (await running.smelt("sandbox", "bench")).code != 0
+
+
 async def test_gateway_that_does_not_answer_is_unavailable() -> None:
     """A configured gateway is not replaced by a local one; who asked learns the address, not what gRPC says of it."""
     ended = await NOWHERE.smelt("models")
