@@ -18,9 +18,6 @@ from smeltkit import limits
 from smeltkit.errors import BadRequest, BadSampling, PromptTooLong
 from smeltkit.ml.sampling import Sampler, SamplingParams
 
-OUTPUT_ROWS = 64
-"""Rows of a scored text whose logits one step gives."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
@@ -138,7 +135,7 @@ def open_engine(weights: Path, sizing: Sizing, settings: InferenceConfig) -> Lla
         cells=sizing.cells,
         is_split=sizing.is_split,
         batch_rows=settings.batch_rows,
-        output_rows=max(settings.slots, OUTPUT_ROWS),
+        output_rows=sizing.output_rows,
         threads=settings.thread_count,
     )
     return LlamaEngine(weights, config)

@@ -20,7 +20,7 @@ from services.inference.engine import Engine, Logits, Rows
 from services.inference.scheduler import Chunk, Scheduler, Sequence, Share, Step
 from services.inference.stream import Detail, Finish, Piece, TokenStream
 from smeltkit.errors import EngineUnavailable, InternalError, SmeltError
-from smeltkit.ml.sampling import Sampler, log_softmax, top_logprobs
+from smeltkit.ml.sampling import Sampler, log_softmax, token_logprobs, top_logprobs
 from smeltkit.telemetry import histogram, names
 
 log = logging.getLogger(__name__)
@@ -314,8 +314,7 @@ def _rows(chunks: list[Chunk]) -> Rows:
 def _score(request: Scoring, chunk: Chunk, logits: Logits) -> None:
     """Adds the log-probability that each row (count, vocab) gives to the token after it."""
     following = request.sequence.tokens[chunk.start + 1 : chunk.end + 1]
-    for row, token in zip(logits, following, strict=False):
-        request.logprobs.append(float(log_softmax(row)[token]))
+    request.logprobs += token_logprobs(logits[: len(following)], following)
 
 
 def _detail(logits: Logits, token: int, count: int) -> Detail:

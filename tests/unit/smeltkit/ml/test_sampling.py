@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from transformers.generation import logits_process as reference
 
 from smeltkit.errors import BadSampling, InternalError
-from smeltkit.ml.sampling import Logits, Sampler, SamplingParams, candidates, log_softmax, top_logprobs, uniform
+from smeltkit.ml.sampling import (
+    Logits,
+    Sampler,
+    SamplingParams,
+    candidates,
+    log_softmax,
+    token_logprobs,
+    top_logprobs,
+    uniform,
+)
 
 LOGITS = st.lists(st.floats(-40, 40, width=32), min_size=1, max_size=60).map(lambda v: np.array(v, dtype=np.float32))
 PARAMS = st.builds(
@@ -150,6 +159,14 @@ def test_broken_logits_are_an_error_and_no_token(value: float, temperature: floa
 @given(LOGITS)
 def test_log_probabilities_sum_to_one(logits: Logits) -> None:
     assert np.exp(log_softmax(logits)).sum() == pytest.approx(1)
+
+
+@given(st.lists(st.floats(-40, 40, width=32), min_size=60, max_size=60), st.integers(1, 40))
+def test_scored_rows_have_the_log_probability_of_their_token(values: list[float], count: int) -> None:
+    rows = np.stack([np.roll(np.array(values, dtype=np.float32), shift) for shift in range(count)])
+    tokens = [7 * row % 60 for row in range(count)]
+    expected = [float(log_softmax(row)[token]) for row, token in zip(rows, tokens, strict=True)]
+    assert token_logprobs(rows, tokens) == pytest.approx(expected, rel=1e-6, abs=1e-5)
 
 
 @given(LOGITS, st.integers(0, 20))
