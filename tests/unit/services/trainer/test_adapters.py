@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.trainer.adapters.lora import LoraLinear, adapters, attach, linear_names, merged_state
+from services.trainer.adapters.lora import LoraLinear, adapters, attach, merged_state
 from services.trainer.adapters.peft_folder import load_adapter, save_adapter
+from services.trainer.adapters.targets import linear_names
 from services.trainer.settings import LoraSettings
 from smeltkit.errors import BadConfig, BadFile, TensorMismatch
 from smeltkit.ml.arch import ModelConfig
