@@ -27,7 +27,7 @@ def missing_layers(isolation: Isolation, level: Level) -> tuple[str, ...]:
     level = _built_as(isolation, level)
     left_out = {
         Level.JAIL: (),
-        Level.ROOTLESS: ("own-uids", "cgroup"),
+        Level.ROOTLESS: ("cgroup",),
         Level.CONFINED: ("user-namespace", "namespaces", "nested-pid-namespace", "root", "own-uids", "cgroup"),
     }[level]
     return tuple(dict.fromkeys((*left_out, *isolation.missing)))
@@ -68,7 +68,7 @@ def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int, pr
     return JailSpec(
         role=role,
         namespaces=has_root,
-        own_uids=level is Level.JAIL,
+        own_uids=has_root and isolation.has("own-uids"),
         binds=interpreter.binds,
         hidden=interpreter.hidden,
         landlock_abi=landlock_abi() if isolation.has("landlock") else 0,

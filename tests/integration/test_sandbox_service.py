@@ -261,6 +261,16 @@ def test_candidate_that_ends_the_judge_twice_is_forbidden(service: Service) -> N
     assert (record.verdict, record.attempts) == (pb.VERDICT_FORBIDDEN, 2)
 
 
+def test_fork_bomb_is_bound_without_groups_too() -> None:
+    """R-084: a limit of processes binds no host root, so candidates never share the uid of a service that is root."""
+    with sandbox_service(slots="1", level="rootless", ceiling="rootless") as service:
+        bomb = pb.ExecuteRequest(code=b"import os\nwhile True:\n    os.fork()\n", limits=pb.Limits(cpu_s=2, pids=16))
+        record = service.stub.Execute(bomb, timeout=TIMEOUT_S).record
+        assert (record.verdict, record.level) == (pb.VERDICT_EXCEPTION, "rootless")
+        assert "BlockingIOError" in record.detail and record.attempts == 1
+        assert _judge(service, _candidate()).verdict == pb.VERDICT_PASSED
+
+
 def test_service_refuses_to_start_below_its_level() -> None:
     """R-084: too weak an isolation is an error with the remedy, not a weaker verdict."""
     settings = {"SMELT_SANDBOX_LEVEL": "jail", "SMELT_SANDBOX_CEILING": "rootless", "SMELT_RPC_LISTEN": "127.0.0.1:0"}
