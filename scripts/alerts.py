@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from scripts.manifests.render import ROOT, TREE
-from scripts.manifests.series import base_name
+from scripts.manifests.series import RECORDED, base_name
 from smeltkit.telemetry import names
 
 RUNBOOKS = "https://git.example.com/smelt/docs/runbooks"
@@ -131,7 +131,8 @@ ALERTS: Sequence[Alert] = (
 
 def groups() -> dict[str, Any]:
     """The rules as a file of Prometheus."""
-    return {"groups": [{"name": "smelt", "interval": "30s", "rules": [alert.to_rule() for alert in ALERTS]}]}
+    recorded = [{"record": name, "expr": expression} for name, expression in RECORDED.items()]
+    return {"groups": [{"name": "smelt", "interval": "15s", "rules": recorded + [alert.to_rule() for alert in ALERTS]}]}
 
 
 def files() -> dict[Any, str]:

@@ -169,7 +169,7 @@ def bus_names(tree: Tree) -> Iterator[str]:
 @policy
 def series(tree: Tree) -> Iterator[str]:
     """Scalers, rules and dashboards ask for series that our processes send."""
-    for document in tree.of("ScaledObject", "PrometheusRule", "ConfigMap"):
+    for document in tree.of("ScaledObject", "HorizontalPodAutoscaler", "PrometheusRule", "ConfigMap"):
         name = document["metadata"]["name"]
         if document["kind"] == "ConfigMap" and "dashboard" not in name:
             continue

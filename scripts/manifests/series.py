@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from types import MappingProxyType
+from typing import Final
 
 from gateway.http.metrics import Metrics
 from smeltkit.telemetry import names
@@ -22,10 +24,21 @@ def base_name(metric: Metric) -> str:
     return f"{name}_total" if metric.instrument == COUNTER else name
 
 
+def _level(metric: Metric) -> str:
+    """Its sum over all pods; 0 before the first request, as long as the edge is scraped at all."""
+    return f"(sum({base_name(metric)}) or 0 * sum(smelt_http_requests_in_flight))"
+
+
+RECORDED: Final[Mapping[str, str]] = MappingProxyType(
+    {"smelt_inference_load": f"{_level(names.QUEUE_DEPTH)} + {_level(names.RUNNING)}"}
+)
+"""Series that rules compute, with their expression. The load of inference is what its scalers follow."""
+
+
 @cache
 def all_series() -> frozenset[str]:
     """Every series that Prometheus may be asked for."""
-    found: set[str] = set()
+    found: set[str] = set(RECORDED)
     for metric in names.metrics().values():
         found |= set(_parts(base_name(metric), metric.instrument == HISTOGRAM))
     for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", Metrics().render(), re.MULTILINE):

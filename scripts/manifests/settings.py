@@ -19,10 +19,10 @@ from smeltkit.errors import SmeltError
 _CLASSES: Mapping[str, type[Any]] = {prefix: config for _, prefix, config in SECTIONS}
 _FOREIGN = re.compile(r"HOME|XDG_CACHE_HOME|OTEL_EXPORTER_OTLP_ENDPOINT|OTEL_METRIC_EXPORT_INTERVAL")
 _HUB = re.compile(r"HF_(HOME|ENDPOINT|HUB_OFFLINE)")
-_SECRETS = {
+SECRETS = {
     "rpc": {"token"},
     "s3": {"access-key", "secret-key"},
-    "nats-passwords": {"gateway", "importer", "inference", "evaluator", "topology", "routes"},
+    "nats-passwords": {"gateway", "importer", "trainer", "inference", "evaluator", "topology", "routes"},
     "api-keys": {"api-keys"},
     "nats-routes-tls": {"tls.crt", "tls.key", "ca.crt"},
     "edge-tls": {"tls.crt", "tls.key", "ca.crt"},
@@ -89,7 +89,7 @@ def references(tree: Tree) -> Iterator[str]:
             if tree.find("ConfigMap", name, load.namespace) is None:
                 yield f"{load}: ConfigMap {name} is not in this tree"
         for name, key in _secret_keys(load):
-            if key not in _SECRETS.get(name, ()):
+            if key not in SECRETS.get(name, ()):
                 yield f"{load}: Secret {name} with key {key} is none that a cluster is told to hold"
 
 
@@ -117,7 +117,7 @@ def memory_fits(tree: Tree) -> Iterator[str]:
             allowed = int(environment.get("SMELT_INFERENCE_MEMORY_BYTES", 0))
             if not 0 < allowed <= memory - limits.GIB:
                 yield f"{load}: SMELT_INFERENCE_MEMORY_BYTES is {allowed}; leave 1 GiB of the limit, {memory:.0f} bytes"
-        if load.name in ("inference", "importer"):
+        if "threads" in _fields(load.name):
             threads = int(environment.get(f"SMELT_{load.name.upper()}_THREADS", 0))
             if threads != cores:
                 yield f"{load}: SMELT_{load.name.upper()}_THREADS is {threads}; it must be the limit of cpu, {cores:g}"
@@ -144,6 +144,11 @@ def cache_fits(tree: Tree) -> Iterator[str]:
         size = _size(volume)
         if int(environment.get(f"{own}BYTES", 20 * limits.GIB)) > size:
             yield f"{load}: {own}BYTES exceeds the volume {name} of {size:.0f} bytes"
+
+
+def _fields(service: str) -> set[str]:
+    """Names of the settings that are this service's own."""
+    return {field.name for field in dataclasses.fields(_CLASSES[f"SMELT_{service.upper()}_"])}
 
 
 def _size(volume: Mapping[str, Any]) -> float:
@@ -180,4 +185,4 @@ def _secret_keys(load: Workload) -> Iterator[tuple[str, str]]:
     for volume in load.pod.get("volumes", ()):
         if "secret" in volume:
             name = volume["secret"]["secretName"]
-            yield from ((name, key) for key in sorted(_SECRETS.get(name, {"unknown"})))
+            yield from ((name, key) for key in sorted(SECRETS.get(name, {"unknown"})))

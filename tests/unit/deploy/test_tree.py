@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from scripts import alerts, dashboards
-from scripts.manifests import compose, render, schemas
+from scripts.manifests import compose, render, schemas, settings
 from scripts.manifests.check import findings, judge_file, unpinned
 from smeltkit.errors import BadConfig
 from smeltkit.telemetry import names
@@ -51,6 +51,12 @@ def test_components_that_exclude_each_other_are_refused_before_they_are_rendered
 ) -> None:
     with pytest.raises(BadConfig, match=words):
         render.render_components("mixed", components)
+
+
+def test_without_kubectl_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BadConfig, match=r"kubectl 1.27 or newer"):
+        render.render_overlay("laptop")
 
 
 def test_a_component_without_what_it_needs_is_refused() -> None:
@@ -131,8 +137,20 @@ def test_every_metric_of_the_registry_is_recorded_somewhere() -> None:
 
 def test_every_alert_has_a_page_and_cases_of_fire_and_of_silence() -> None:
     cases = yaml.safe_load((ROOT / "deploy" / "alerts.test.yaml").read_text())["tests"]
-    asked = {(case["alertname"], bool(case["exp_alerts"])) for test in cases for case in test["alert_rule_test"]}
+    asked = {
+        (case["alertname"], bool(case["exp_alerts"])) for test in cases for case in test.get("alert_rule_test", ())
+    }
     for alert in alerts.ALERTS:
         page = ROOT / "docs" / "runbooks" / alert.runbook
         assert page.is_file() and f"Smelt{alert.name}" in page.read_text(), alert.runbook
         assert {(f"Smelt{alert.name}", True), (f"Smelt{alert.name}", False)} <= asked, alert.name
+
+
+def test_the_page_names_every_component_overlay_and_secret() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    named = [path.parent.name for path in TREE.glob("components/*/kustomization.yaml")] + render.overlays()
+    assert [
+        name for name in (*named, *settings.SECRETS) if f"`{name}`" not in page and f"generic {name} " not in page
+    ] == []
+    keys = {key for name in ("rpc", "s3", "nats-passwords") for key in settings.SECRETS[name]}
+    assert [key for key in sorted(keys) if key not in page] == []
