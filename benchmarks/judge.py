@@ -71,10 +71,12 @@ def main() -> None:
             "ours_trivial": lambda: _rate(service, _trivial()),
             "ours_program": lambda: _programs_per_second(service, cores),
         }
+        passed: dict[str, list[int]] = {}
         for name in PEERS:
             python = peer_python(name)
             if python is not None:
-                runners[name] = stack.enter_context(peer_process(name, python, problems, folder, cores))
+                counts = passed[name] = []
+                runners[name] = stack.enter_context(peer_process(name, python, problems, folder, cores, counts))
         starts = {"ours": lambda: _start_ms(service)}
         if shutil.which("bwrap"):
             runners["bubblewrap"] = lambda: _bubblewrap_per_second(cores)
@@ -86,7 +88,7 @@ def main() -> None:
                 rates[name].append(measure())
             for name, start in starts.items():
                 latencies[name] += [start() for _ in range(START_COUNT // arguments.rounds + 1)]
-    rows = [_rate_row(name, rates) for name in rates]
+    rows = [{**_rate_row(name, rates), "passed": min(passed.get(name, [len(problems)]))} for name in rates]
     print(results.table([{key: value for key, value in row.items() if key != "per_second"} for row in rows]))
     start_rows = [_start_row(name, found) for name, found in latencies.items()]
     print("\nfrom the request to the program's first line\n" + results.table(start_rows))

