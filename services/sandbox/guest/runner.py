@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 
 from services.sandbox.guest.calls import Guest, describe_exception
 from services.sandbox.guest.inside import CANDIDATE_FILE, Inside
+from services.sandbox.guest.rehearsal import rehearse_if_idle
 from services.sandbox.jail.seal import set_job_limits
 from services.sandbox.jail.spec import CONTROL
 from services.sandbox.wire.frames import Channel
@@ -31,6 +32,7 @@ def serve() -> NoReturn:
     The job alone comes marshalled: our own bytes into a process that nobody trusts, decoded with few touched pages.
     """
     channel = Channel(CONTROL, frame_max_bytes=JOB_MAX_BYTES, total_max_bytes=1 << 62)
+    rehearse_if_idle(CONTROL)
     job = marshal.loads(channel.receive_bytes())
     set_job_limits(**job["limits"])
     os.chdir("/tmp")

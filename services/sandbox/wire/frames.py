@@ -29,6 +29,11 @@ class MalformedFrame(Exception):
     """Bytes that no honest peer sends."""
 
 
+def frame_of(message: Any) -> bytes:
+    """The body of the frame for `message`."""
+    return "".join(_encode(message, 0)).encode("ascii")
+
+
 class Channel:
     """One end of a stream of frames over `descriptor`, which stays the caller's.
 
@@ -43,7 +48,7 @@ class Channel:
 
     def send(self, message: Any, *, max_bytes: int | None = None) -> None:
         """Writes one frame; FrameTooLarge beyond `max_bytes`, ChannelClosed if nobody reads."""
-        body = "".join(_encode(message, 0)).encode("ascii")
+        body = frame_of(message)
         if max_bytes is not None and len(body) > max_bytes:
             raise FrameTooLarge(f"value of {len(body)} bytes; at most {max_bytes} cross")
         self.send_bytes(body)
