@@ -137,7 +137,7 @@ def disk_fits(tree: Tree) -> Iterator[str]:
 
 @policy
 def jobs_end(tree: Tree) -> Iterator[str]:
-    """A job is tried a bounded number of times, after the servers are there, and anew at each synchronization."""
+    """A job is tried a bounded number of times, anew at each synchronization, and not after those who wait for it."""
     for load in tree.workloads:
         if not load.is_job:
             continue
@@ -146,6 +146,8 @@ def jobs_end(tree: Tree) -> Iterator[str]:
             yield f"{load}: backoffLimit must be set"
         if notes.get("argocd.argoproj.io/hook") != "Sync" or "kustomize.toolkit.fluxcd.io/force" not in notes:
             yield f"{load}: a job cannot be changed in place; annotate it as a hook of Argo CD and as forced for Flux"
+        if int(notes.get("argocd.argoproj.io/sync-wave", 0)) > 0:
+            yield f"{load}: a later wave waits for services that wait for this job; leave it in the first"
 
 
 def _lasting_s(probe: Any) -> int:

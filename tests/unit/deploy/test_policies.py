@@ -87,6 +87,11 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
     ("end-of-life", "380", lambda d: settings(d, "inference").update(SMELT_RPC_DRAIN_GRACE_S="130")),
     ("end-of-life", "preStop", lambda d: container(d, "gateway").pop("lifecycle")),
     ("disk-fits", "sizeLimit", lambda d: pod(d, "evaluator")["volumes"][0].update(emptyDir={})),
+    (
+        "jobs-end",
+        "a later wave",
+        lambda d: get(d, "Job", "topology")["metadata"]["annotations"].update({"argocd.argoproj.io/sync-wave": "1"}),
+    ),
     ("jobs-end", "backoffLimit", lambda d: get(d, "Job", "topology")["spec"].pop("backoffLimit")),
     (
         "default-deny",
