@@ -36,7 +36,7 @@ demo: $(VENV)/stack.stamp ## imports, quantizes, serves and scores the shipped m
 	@$(BIN)/python -m scripts.demo
 
 test: $(VENV)/dev.stamp .venv-proto/proto.stamp ## the whole test suite, on the real local stack
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/dev.stamp .venv-proto/proto.stamp ## format, lint, types, import layers, contract
 	$(BIN)/ruff format --check .
