@@ -41,7 +41,7 @@ _BETWEEN: Final = "/ctypes/__init__.py"
 """Acts for whoever calls it."""
 _THREADS_END_S: Final = 1.0
 
-State = list[tuple[object, object, object]]
+State = frozenset[tuple[str, int, int, int]]
 
 
 class Inside:
@@ -120,19 +120,21 @@ class Inside:
         if self._current_thread() is not self._main_thread():
             return "the tests left the main thread"
         for owner, usual in zip(self._watched, self._usual, strict=True):
-            if (now := _state(owner)) != usual:
-                changed = next((str(one[0]) for one in now if one not in usual), "an entry")
-                return f"{owner.__name__}.{changed} was changed"
+            now = _state(owner)
+            changed = usual - now or (isinstance(owner, type) and now - usual)
+            if changed:
+                return f"{owner.__name__}.{min(changed)[0]} was changed"
         return ""
 
 
 def _state(owner: type | types.ModuleType) -> State:
-    """Identity of every entry of `owner` and of the code and defaults of its functions."""
-    return [
-        (name, id(value), (id(getattr(value, "__code__", None)), id(getattr(value, "__defaults__", None))))
+    """Identity of every entry of `owner` and of the code and defaults of its functions. A module may gain names: some
+    packages add builtins of their own; a class may not."""
+    return frozenset(
+        (name, id(value), id(getattr(value, "__code__", None)), id(getattr(value, "__defaults__", None)))
         for name, value in vars(owner).items()
-        if name not in ("_", "__warningregistry__", "_testMethodName")
-    ]
+        if name not in ("_", "__warningregistry__")
+    )
 
 
 def _refuse_walks(frame_of: Callable[[int], types.FrameType]) -> None:
