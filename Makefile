@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS) --build-co
 STAMP := pyproject.toml constraints.txt proto/python/pyproject.toml scripts/install_llama.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt manifests proto bench gpu-test contracts up down clean
+.PHONY: help install demo demo-refine test check fmt manifests proto bench gpu-test contracts up down clean
 
 help: ## lists the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ $(BIN)/python:
 $(VENV)/stack.stamp: $(STAMP) | $(BIN)/python
 	$(BIN)/python scripts/install_llama.py
 	$(PIP) -e proto/python -e '.[stack]'
+	@touch $@
+
+$(VENV)/trainer.stamp: $(VENV)/stack.stamp
+	$(PIP) -e proto/python -e '.[stack,trainer]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/stack.stamp
@@ -34,6 +38,9 @@ install: $(VENV)/dev.stamp ## everything for development into .venv
 
 demo: $(VENV)/stack.stamp ## imports, quantizes, serves and scores the shipped model (no torch)
 	@$(BIN)/python -m scripts.demo
+
+demo-refine: $(VENV)/trainer.stamp ## fine-tunes the shipped model and compares it with its start (installs torch)
+	@$(BIN)/python -m scripts.demo_refine
 
 test: $(VENV)/dev.stamp .venv-proto/proto.stamp ## the whole test suite, on the real local stack
 	$(BIN)/python -m pytest -n 2 --dist loadfile

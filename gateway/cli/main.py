@@ -27,6 +27,7 @@ _COMMANDS = {
     "quantize": _Entry("models", "Make a smaller model."),
     "run": _Entry("generate", "Generate once, streaming."),
     "chat": _Entry("generate", "Talk to a model."),
+    "train": _Entry("train", "Plan, run and follow a training."),
     "eval": _Entry("evaluate", "Score a model on a suite."),
     "judge": _Entry("evaluate", "Score completions that are stored in a file."),
     "suites": _Entry("evaluate", "List the benchmark suites."),

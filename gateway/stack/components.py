@@ -117,9 +117,9 @@ def _environment(
     if name in _PLATFORM_USERS:
         environment |= {f"SMELT_PLATFORM_{key.upper()}": _text(value) for key, value in asdict(platform).items()}
     settings: dict[str, str] = {}
-    if name in ("importer", "inference"):
+    if name in ("importer", "trainer", "inference"):
         environment.setdefault(f"{own}CACHE_DIR", str(home / "cache" / name))
-    if name in ("importer", "evaluator"):
+    if name in ("importer", "trainer", "evaluator"):
         settings["INFERENCE_ADDRESS"] = state.address("inference")
     if name == "evaluator":
         settings["SANDBOX_ADDRESS"] = state.address("sandbox")

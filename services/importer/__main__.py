@@ -7,11 +7,9 @@ import asyncio
 from smelt.importer.v1 import importer_pb2_grpc
 
 from services.importer.config import ImporterConfig
-from services.importer.probe import InferenceProber
 from services.importer.servicer import ImporterServicer
 from services.importer.verbs import Importer
 from services.importer.worker import Handlers, Tools
-from services.importer.workspace import Workspaces
 from smeltkit import telemetry
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.s3 import S3Store
@@ -22,7 +20,9 @@ from smeltkit.jobs.ledger import JobLedger
 from smeltkit.jobs.stages import StageCache
 from smeltkit.jobs.sweeper import Sweeper
 from smeltkit.jobs.worker import Worker
+from smeltkit.probing import InferenceProber
 from smeltkit.rpc.server import RpcConfig, ServiceHost
+from smeltkit.workspaces import Workspaces
 
 
 async def serve() -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Protocol
 
 from services.importer import convert, spec
-from services.importer.publish import UNKNOWN_LICENCE, store_bundle
 from services.importer.quantize import quantize
 from services.importer.sources import Progress, Snapshot, Source
 from smeltkit.blobs.cache import NodeCache
+from smeltkit.blobs.publish import UNKNOWN_LICENCE, store_bundle
 from smeltkit.blobs.store import Store
 from smeltkit.manifest import Manifest
 from smeltkit.ml.bundle import GGUF_FILE, Bundle

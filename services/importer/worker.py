@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from smelt.event.v1 import event_pb2
 from smelt.importer.v1 import importer_pb2
 
-from services.importer import check, probe, spec, threads
+from services.importer import check, spec
 from services.importer.build import build_import, build_quantized
 from services.importer.config import ImporterConfig
-from services.importer.probe import Prober
-from services.importer.threads import Reporter
-from services.importer.workspace import Workspaces
+from smeltkit import probing
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.store import Store
 from smeltkit.bus.client import Bus
 from smeltkit.catalog import Catalog
 from smeltkit.errors import BadRequest
+from smeltkit.jobs import threads
 from smeltkit.jobs.stages import StageCache
+from smeltkit.jobs.threads import Reporter
 from smeltkit.jobs.worker import Handler, JobContext
 from smeltkit.manifest import BUNDLE_TYPE, Manifest
 from smeltkit.telemetry import span
+from smeltkit.workspaces import Workspaces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Tools:
     stages: StageCache
     catalog: Catalog
     bus: Bus
-    prober: Prober
+    prober: probing.Prober
 
 
 class Handlers:
@@ -110,7 +111,7 @@ class Handlers:
     async def _probe(self, context: JobContext, digest: str) -> str:
         await context.progress("probe", 0, 1)
         with span("smelt.importer.probe"):
-            return await probe.prove(self._tools.prober, self._tools.store, digest)
+            return await probing.prove(self._tools.prober, self._tools.store, digest)
 
     async def _publish(self, context: JobContext, digest: str, name: str, operation: str) -> str:
         manifest = await threads.run(context, self._tools.store.get_manifest, digest)

@@ -1,10 +1,33 @@
-"""Settings of the trainer: none of its own yet, so an unknown SMELT_TRAINER_ variable is refused."""
+"""Settings of the trainer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from smeltkit import limits
+from smeltkit.errors import BadConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """Prefix `SMELT_TRAINER_`."""
+
+    inference_address: str
+    """Inference service that probes what was trained: host:port."""
+    cache_dir: Path = Path(".smelt/cache/trainer")
+    """Folder of fetched bundles, of runs and their checkpoints."""
+    cache_bytes: int = 20 * limits.GIB
+    """Bytes that fetched bundles may take, except for what is in use."""
+    slots: int = 1
+    """Trainings at once, 1 to 64."""
+    threads: int = 0
+    """Threads of a training; 0 to leave it to torch."""
+
+    def __post_init__(self) -> None:
+        if ":" not in self.inference_address:
+            raise BadConfig(f"inference_address={self.inference_address!r} must be host:port")
+        if not 1 <= self.slots <= 64 or not 0 <= self.threads <= 1024:
+            raise BadConfig(f"slots={self.slots} must be 1 to 64 and threads={self.threads} 0 to 1024")
+        if self.cache_bytes < limits.MIB:
+            raise BadConfig(f"cache_bytes={self.cache_bytes} must be at least {limits.MIB}")

@@ -1,23 +1,36 @@
-"""The trainer's calls: declared in the contract, refused with a typed reason until they are built."""
+"""Calls to verbs and back; what is declared in the contract but not built is refused with a typed reason."""
 
 from __future__ import annotations
 
 from typing import NoReturn
 
+from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
+from services.trainer.plan import Plan
+from services.trainer.verbs import Trainer
 from smeltkit.errors import NotBuilt
 from smeltkit.rpc.context import RpcContext
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
-    """Answers every call with NOT_BUILT: a caller learns it from the status, not from an empty result."""
+    """Serves the verbs of `trainer`; a call that is not built says so by its status, not by an empty result."""
 
-    async def PlanTrain(self, request: trainer_pb2.PlanTrainRequest, context: RpcContext) -> NoReturn:
-        _refuse("train")
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
 
-    async def StartTrain(self, request: trainer_pb2.StartTrainRequest, context: RpcContext) -> NoReturn:
-        _refuse("train")
+    async def PlanTrain(
+        self, request: trainer_pb2.PlanTrainRequest, context: RpcContext
+    ) -> trainer_pb2.PlanTrainResponse:
+        """What a training would do."""
+        return trainer_pb2.PlanTrainResponse(plan=to_plan(await self._trainer.plan_train(request.spec)))
+
+    async def StartTrain(
+        self, request: trainer_pb2.StartTrainRequest, context: RpcContext
+    ) -> trainer_pb2.StartTrainResponse:
+        """Trains a bundle."""
+        job = await self._trainer.start_train(request.spec, request.request_id)
+        return trainer_pb2.StartTrainResponse(job=job)
 
     async def PlanMerge(self, request: trainer_pb2.PlanMergeRequest, context: RpcContext) -> NoReturn:
         _refuse("merge")
@@ -38,7 +51,18 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         _refuse("dataset")
 
 
-def _refuse(verb: str) -> NoReturn:
-    raise NotBuilt(
-        f"trainer verb {verb!r} is declared but not built in this release; import, quantize, serve and evaluate are"
+def to_plan(plan: Plan) -> job_pb2.Plan:
+    """A plan as a message."""
+    return job_pb2.Plan(
+        read_bytes=plan.read_bytes,
+        write_bytes=plan.write_bytes,
+        memory_bytes=plan.memory_bytes,
+        steps=plan.steps,
+        items=[job_pb2.PlanItem(name=name, value=value) for name, value in plan.items.items()],
+        refusals=[job_pb2.Refusal(reason=error.reason(), message=error.message) for error in plan.refusals],
+        cached_digest=plan.cached_digest,
     )
+
+
+def _refuse(verb: str) -> NoReturn:
+    raise NotBuilt(f"trainer verb {verb!r} is declared but not built in this release; training is")

@@ -22,6 +22,7 @@ FACTS: Final[Mapping[str, type[Message]]] = MappingProxyType(
         "inference.fallback.used": event_pb2.FallbackUsed,
         "inference.model.loaded": event_pb2.ModelLoaded,
         "inference.model.unloaded": event_pb2.ModelUnloaded,
+        "trainer.bundle.stored": event_pb2.BundleStored,
     }
 )
 """Fact to message; a fact is <service>.<noun>.<verb in the past>."""

@@ -21,13 +21,18 @@ class Reporter:
     def __init__(self, context: JobContext) -> None:
         self._context, self._loop = context, asyncio.get_running_loop()
 
-    def phase(self, name: str, total: int, unit: str = "bytes") -> Callable[[int], None]:
-        """A function that reports how much of the phase is done; it raises JobCancelled once the job is to stop."""
+    def phase(
+        self, name: str, total: int, unit: str = "bytes", message: Callable[[], str] | None = None
+    ) -> Callable[[int], None]:
+        """A function that reports how much of the phase is done; it raises JobCancelled once the job is to stop.
+
+        `message`, if given, is asked each time for a line for people.
+        """
 
         def report(done: int) -> None:
             if self._context.cancelled.is_set():
                 raise JobCancelled(f"job {self._context.job_id} is to stop")
-            update = self._context.progress(name, min(done, total), total, unit)
+            update = self._context.progress(name, min(done, total), total, unit, message() if message else "")
             asyncio.run_coroutine_threadsafe(update, self._loop)
 
         return report

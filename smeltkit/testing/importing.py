@@ -29,6 +29,21 @@ def import_services(
     platform: PlatformConfig, folder: Path, extra: Mapping[str, str] | None = None
 ) -> Iterator[ServiceProcess]:
     """A running importer (yielded) and inference service on `platform`; `extra` settings go to the importer."""
+    with _inference(platform, folder) as shared, _service("importer", shared, folder, extra or {}) as importer:
+        yield importer
+
+
+@contextmanager
+def trainer_service(platform: PlatformConfig, folder: Path) -> Iterator[ServiceProcess]:
+    """A running trainer (yielded) and the inference service that it asks for probes."""
+    threads = {"SMELT_TRAINER_THREADS": "1"}
+    with _inference(platform, folder) as shared, _service("trainer", shared, folder, threads) as trainer:
+        yield trainer
+
+
+@contextmanager
+def _inference(platform: PlatformConfig, folder: Path) -> Iterator[Mapping[str, str]]:
+    """An inference service; settings by which others find the platform and it, with NAME for their own prefix."""
     shared = {
         "SMELT_PLATFORM_NATS_URL": platform.nats_url,
         "SMELT_PLATFORM_S3_ENDPOINT": platform.s3_endpoint,
@@ -38,14 +53,16 @@ def import_services(
     }
     engine = {**shared, "SMELT_INFERENCE_CACHE_DIR": str(folder / "inference"), "SMELT_INFERENCE_KV_BYTES": "67108864"}
     with service_process("inference", engine, folder) as inference:
-        settings = {
-            **shared,
-            "SMELT_IMPORTER_CACHE_DIR": str(folder / "importer"),
-            "SMELT_IMPORTER_INFERENCE_ADDRESS": inference.address,
-            **(extra or {}),
-        }
-        with service_process("importer", settings, folder) as importer:
-            yield importer
+        yield {**shared, "SMELT_NAME_INFERENCE_ADDRESS": inference.address}
+
+
+@contextmanager
+def _service(name: str, shared: Mapping[str, str], folder: Path, extra: Mapping[str, str]) -> Iterator[ServiceProcess]:
+    prefix = f"SMELT_{name.upper()}_"
+    settings = {key.replace("SMELT_NAME_", prefix): value for key, value in shared.items()}
+    settings |= {f"{prefix}CACHE_DIR": str(folder / name), **extra}
+    with service_process(name, settings, folder) as process:
+        yield process
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from services.trainer.adapters.targets import linear_names
 from services.trainer.settings import LoraSettings
 from smeltkit.errors import BadConfig, TensorMismatch
-from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 
 
@@ -69,12 +69,6 @@ class _Adapted(torch.autograd.Function):
         by_b = upstream.T @ inner * ctx.scale
         by_x = (upstream @ weight).addmm_(by_inner, a) if ctx.needs_input_grad[0] else None
         return by_x, None, None, by_inner.T @ x, by_b, None
-
-
-def linear_names(config: ModelConfig) -> tuple[str, ...]:
-    """Names of a block's linear layers, in forward order: `attn.q`, ..., `mlp.down`."""
-    found = [spec.name.removeprefix("layers.0.") for spec in config.tensors() if spec.name.startswith("layers.0.")]
-    return tuple(name.removesuffix(".weight") for name in found if name.endswith(".weight") and "norm" not in name)
 
 
 def attach(decoder: Decoder, config: LoraSettings) -> list[str]:

@@ -14,14 +14,16 @@ from smelt.artifact.v1 import artifact_pb2
 from smelt.importer.v1 import importer_pb2
 from smelt.inference.v1 import inference_pb2
 
-from services.importer import probe, spec, threads
+from services.importer import spec
 from services.importer.config import ImporterConfig
-from services.importer.workspace import Workspaces
+from smeltkit import probing as probe
 from smeltkit.blobs.local import LocalStore
 from smeltkit.config import from_environment
 from smeltkit.errors import BadConfig, BadDigest, BadManifest, BadRequest, DiskFull, JobCancelled, ProbeFailed
 from smeltkit.ids import digest_bytes
+from smeltkit.jobs import threads
 from smeltkit.manifest import PROBE_TYPE, Manifest
+from smeltkit.workspaces import Workspaces
 
 BUNDLE, ENGINE = digest_bytes(b"bundle"), digest_bytes(b"engine")
 

@@ -1,0 +1,143 @@
+"""What a training would do, cost and show, and why it would be refused; found from the data itself, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.trainer.adapters.targets import linear_names
+from services.trainer.data.dataset import Dataset, read_dataset
+from services.trainer.data.order import Order
+from services.trainer.data.samples import Encoder
+from services.trainer.memory import components, trainable_parameters
+from services.trainer.schedule import Schedule
+from services.trainer.settings import TrainSettings
+from smeltkit.errors import BadConfig, SmeltError, UnsupportedOption
+from smeltkit.ml.bundle import Bundle
+
+PREVIEW_CHARS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Data, order and schedule of a training: what both the plan and the run are made from."""
+
+    bundle: Bundle
+    settings: TrainSettings
+    data: Dataset
+    heldout: Dataset | None
+    order: Order
+    schedule: Schedule
+    preview: str
+    """The first sample, with what is learnt between double angle brackets."""
+    refusals: tuple[SmeltError, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Bytes, steps, facts and refusals, as every plan of the platform."""
+
+    read_bytes: int
+    write_bytes: int
+    memory_bytes: int
+    steps: tuple[str, ...]
+    items: Mapping[str, str] = field(default_factory=dict)
+    refusals: tuple[SmeltError, ...] = ()
+    cached_digest: str = ""
+
+    def check(self) -> None:
+        """Raises the first refusal, if there is any."""
+        for refusal in self.refusals:
+            raise refusal
+
+
+def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, settings: TrainSettings) -> Prepared:
+    """Reads the data for a bundle's folder; BadDataset for a wrong row. Why it cannot run is in `refusals`."""
+    encoder = Encoder(folder, bundle.contract)
+    found = read_dataset(data, encoder, settings.sequence_tokens)
+    order = Order(
+        lengths=tuple(len(sample.ids) for sample in found.samples),
+        sequence_tokens=settings.sequence_tokens,
+        packs_per_step=settings.packs_per_step,
+        seed=settings.seed,
+    )
+    reachable = order.steps_in(settings.epochs)
+    schedule = Schedule(
+        kind=settings.schedule,
+        peak=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        total_steps=settings.max_steps or reachable,
+        final_share=settings.final_share,
+    )
+    refusals: list[SmeltError] = list(
+        schedule.refusals(
+            reachable_steps=reachable,
+            tokens=found.tokens * schedule.total_steps * settings.epochs // reachable,
+            tokens_min=settings.min_tokens,
+            horizon_steps=settings.horizon_steps,
+        )
+    )
+    return Prepared(
+        bundle=bundle,
+        settings=settings,
+        data=found,
+        heldout=None if heldout is None else read_dataset(heldout, encoder, settings.sequence_tokens),
+        order=order,
+        schedule=schedule,
+        preview=encoder.preview(found.samples[0])[:PREVIEW_CHARS],
+        refusals=(*refusals, *_misfits(bundle, settings)),
+    )
+
+
+def plan_of(prepared: Prepared, base_bytes: int) -> Plan:
+    """The plan of a prepared training from a base of that many stored bytes."""
+    settings, config = prepared.settings, prepared.bundle.config
+    needs, trained = components(config, settings), trainable_parameters(config, settings)
+    checkpoint_bytes = 12 * trained + (0 if settings.dtype == "float32" or settings.method == "lora" else 6 * trained)
+    schedule, data = prepared.schedule, prepared.data
+    middle = schedule.total_steps // 2
+    rates = [schedule.rate(step) for step in (0, middle, schedule.total_steps - 1)] if schedule.total_steps else []
+    items = {
+        "method": settings.method,
+        "trainable": f"{trained:,} of {config.parameters:,} parameters",
+        "data": f"{data.digest[:19]}: {data.rows} rows, {data.tokens:,} tokens, {data.counted:,} of them learnt",
+        "left out": f"{len(data.too_long)} rows longer than {settings.sequence_tokens} tokens",
+        "held out": "none" if prepared.heldout is None else f"{len(prepared.heldout.samples)} samples",
+        "steps": f"{schedule.total_steps} of {prepared.order.steps_in(settings.epochs)} in {settings.epochs} epochs",
+        "packing": f"{prepared.order.efficiency:.1%} of {settings.sequence_tokens} tokens a pack",
+        "learning rate": " -> ".join(f"{rate:.2e}" for rate in rates),
+        "checkpoints": f"every {settings.checkpoint_steps} steps, {checkpoint_bytes / 2**20:.1f} MiB each",
+        **{f"memory, {name}": f"{size / 2**20:.1f} MiB" for name, size in needs.items() if size},
+        "first sample": prepared.preview,
+    }
+    return Plan(
+        read_bytes=base_bytes,
+        write_bytes=base_bytes + checkpoint_bytes * (settings.keep_checkpoints + 1),
+        memory_bytes=sum(needs.values()),
+        steps=("fetch base and data", "tokenize", "train", *_last_steps(prepared), "store bundle", "probe", "name"),
+        items=items,
+        refusals=prepared.refusals,
+    )
+
+
+def _last_steps(prepared: Prepared) -> tuple[str, ...]:
+    merge = ("merge adapters",) if prepared.settings.method == "lora" else ()
+    return (*merge, *(("compare held-out loss",) if prepared.heldout else ()))
+
+
+def _misfits(bundle: Bundle, settings: TrainSettings) -> list[SmeltError]:
+    """Why these settings do not fit this base."""
+    found: list[SmeltError] = []
+    if bundle.format != "safetensors":
+        found.append(
+            UnsupportedOption(f"the base is stored as {bundle.scheme} in GGUF; train its safetensors source instead")
+        )
+    if settings.sequence_tokens > bundle.config.context_tokens:
+        context = bundle.config.context_tokens
+        found.append(BadConfig(f"sequence_tokens={settings.sequence_tokens} exceeds the base's context of {context}"))
+    unknown = [name for name in settings.lora.targets if name not in linear_names(bundle.config)]
+    if unknown:
+        known = ", ".join(linear_names(bundle.config))
+        found.append(BadConfig(f"lora.targets: {unknown[0]!r} is no linear layer of this model; it has {known}"))
+    return found

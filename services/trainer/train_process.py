@@ -1,0 +1,134 @@
+"""One training, in a process of its own: `python -m services.trainer.train_process FOLDER`.
+
+    FOLDER/spec.json        what to do: settings, base and data by path, digest of the run
+    FOLDER/checkpoints/     from which a later process goes on
+    FOLDER/metrics.jsonl    one line a step, written before anybody is told
+    FOLDER/bundle/          the trained weights with the base's other files
+    FOLDER/outcome.json     last of all: what was reached, or the error by its reason
+
+SIGTERM ends it after the step under way, with a checkpoint. Its memory and its crashes are not the service's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from services.trainer.adapters.lora import attach, merged_state
+from services.trainer.adapters.peft_folder import save_adapter
+from services.trainer.heldout import compare, row_losses
+from services.trainer.loop import Run, StepReport
+from services.trainer.plan import Prepared, prepare
+from services.trainer.settings import parse_settings
+from smeltkit.errors import JobCancelled, OutOfMemory, SmeltError
+from smeltkit.ml.bundle import Bundle, files_of
+from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder_weights import DTYPES, load_decoder, save_weights
+from smeltkit.ml.kernels import kernels_for
+from smeltkit.ml.lineage import Lineage
+
+_NOT_COPIED = ("contract.json", "lineage.json")
+
+
+def main(folder: Path) -> int:
+    """0 with an outcome, 1 with an error in outcome.json."""
+    spec = json.loads((folder / "spec.json").read_text())
+    try:
+        outcome = train(folder, spec)
+    except SmeltError as error:
+        outcome = {"reason": error.reason(), "message": error.message}
+    except (MemoryError, torch.OutOfMemoryError):
+        remedy = "lower sequence_tokens, or set recompute or dtype bfloat16"
+        outcome = {"reason": OutOfMemory.reason(), "message": f"the training ran out of memory; {remedy}"}
+    (folder / "outcome.json").write_text(json.dumps(outcome))
+    return int("reason" in outcome)
+
+
+def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """Trains as the spec says; the outcome as plain values."""
+    settings = parse_settings(json.dumps(spec["settings"]))
+    base = Path(spec["base"])
+    bundle = Bundle.from_folder(base, lineage=Lineage.from_dict(spec["lineage"]), licence=spec["licence"])
+    heldout = Path(spec["heldout"]) if spec["heldout"] else None
+    prepared = prepare(base, bundle, Path(spec["data"]), heldout, settings)
+    for refusal in prepared.refusals:
+        raise refusal
+    torch.manual_seed(settings.seed)
+    if spec["threads"]:
+        torch.set_num_threads(spec["threads"])
+    torch.use_deterministic_algorithms(True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    decoder = load_decoder(
+        base,
+        bundle.config,
+        dtype=getattr(torch, settings.dtype),
+        device=device,
+        kernels=kernels_for(device),
+        sequence_tokens=settings.sequence_tokens,
+    )
+    decoder.recomputes = settings.recompute
+    before = row_losses(decoder, prepared.heldout.samples) if prepared.heldout else []
+    if settings.method == "lora":
+        attach(decoder, settings.lora)
+    begin = time.monotonic()
+    run = _run(folder, spec, prepared, decoder)
+    outcome: dict[str, Any] = {"steps": run.step, "train_s": time.monotonic() - begin}
+    if prepared.heldout:
+        outcome["heldout"] = asdict(compare(before, row_losses(decoder, prepared.heldout.samples)))
+    _write_bundle(folder, base, prepared, decoder)
+    return outcome
+
+
+def _run(folder: Path, spec: dict[str, Any], prepared: Prepared, decoder: Decoder) -> Run:
+    run = Run(
+        decoder,
+        prepared.data.samples,
+        prepared.order,
+        prepared.schedule,
+        prepared.settings,
+        folder=folder / "checkpoints",
+        run_digest=spec["run_digest"],
+    )
+    stops: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
+    with (folder / "metrics.jsonl").open("a") as metrics:
+
+        def tell(report: StepReport) -> None:
+            metrics.write(json.dumps(asdict(report)) + "\n")
+            metrics.flush()
+            if stops:
+                run.save()
+                raise JobCancelled(f"stopped after step {report.step}, which is saved")
+
+        run.run(tell)
+    return run
+
+
+def _write_bundle(folder: Path, base: Path, prepared: Prepared, decoder: Decoder) -> None:
+    """The base's files with the trained weights, in the base's type; an adapter is kept beside them too."""
+    target = folder / "bundle"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for path in files_of(base):
+        if path.name not in _NOT_COPIED and ".safetensors" not in path.name:
+            shutil.copyfile(path, target / path.name)
+    state = decoder.state_dict()
+    if prepared.settings.method == "lora":
+        adapter = folder / "adapter"
+        adapter.mkdir(exist_ok=True)
+        save_adapter(decoder, prepared.settings.lora, adapter)
+        state = merged_state(decoder)
+    scheme = prepared.bundle.scheme if prepared.bundle.scheme in DTYPES else "BF16"
+    save_weights(target, prepared.bundle.config, state, scheme)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,57 @@
+"""What the trainer does when it is called: plan, start. Starting refuses at once what the plan refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from smelt.job.v1 import job_pb2
+from smelt.trainer.v1 import trainer_pb2
+
+from services.trainer import work
+from services.trainer.plan import Plan
+from services.trainer.worker import Tools, announce, settings_of, train_key
+from smeltkit.errors import BadRequest
+from smeltkit.ids import check_digest, check_name
+from smeltkit.jobs.ledger import JobLedger
+
+
+class Trainer:
+    """The verbs of the service, as plain calls."""
+
+    def __init__(self, tools: Tools, ledger: JobLedger) -> None:
+        self._tools, self._ledger = tools, ledger
+
+    async def plan_train(self, spec: trainer_pb2.TrainSpec) -> Plan:
+        """The plan of a training."""
+        return (await self._plan(spec))[0]
+
+    async def start_train(self, spec: trainer_pb2.TrainSpec, request_id: str) -> job_pb2.Job:
+        """A job that trains the base which the name means now; it has succeeded at once if the result is stored."""
+        if spec.name:
+            check_name(spec.name)
+        found, pinned = await self._plan(spec)
+        found.check()
+        job = await self._ledger.start(
+            service="trainer", kind="train", request=pinned, request_id=request_id, cached_digest=found.cached_digest
+        )
+        if job.is_cached:
+            manifest = await asyncio.to_thread(self._tools.store.get_manifest, job.result_digest)
+            await announce(self._tools, manifest, name=pinned.name, job_id=job.id)
+        return job
+
+    async def _plan(self, spec: trainer_pb2.TrainSpec) -> tuple[Plan, trainer_pb2.TrainSpec]:
+        if not spec.base:
+            raise BadRequest("a training needs a base; training from an architecture is not built in this release")
+        settings = settings_of(spec)
+        pinned = trainer_pb2.TrainSpec()
+        pinned.CopyFrom(spec)
+        pinned.base = await self._tools.catalog.resolve(spec.base)
+        data = tuple(map(check_digest, spec.datasets))
+        manifest = await asyncio.to_thread(self._tools.store.get_manifest, pinned.base)
+        cached = await self._tools.stages.get(train_key(self._tools.stages, pinned, settings))
+        with self._tools.workspaces.folder() as folder:
+            found = await asyncio.to_thread(
+                work.plan_training, self._tools.store, self._tools.cache, manifest, data, settings, folder
+            )
+        return replace(found, cached_digest=cached or ""), pinned

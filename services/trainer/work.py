@@ -1,0 +1,167 @@
+"""The blocking half of a training job: files into place, the training process watched, its result stored."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from services.trainer.plan import Plan, plan_of, prepare
+from services.trainer.settings import TrainSettings
+from smeltkit import limits
+from smeltkit.blobs.cache import NodeCache
+from smeltkit.blobs.publish import store_bundle
+from smeltkit.blobs.store import Store
+from smeltkit.errors import InternalError, NotBuilt, all_errors
+from smeltkit.ids import digest_bytes
+from smeltkit.manifest import Manifest, canonical_json
+from smeltkit.ml.bundle import Bundle
+from smeltkit.ml.lineage import Lineage
+from smeltkit.revision import code_revision
+
+Tell = Callable[[int], None]
+
+
+class Phases(Protocol):
+    """Gives the function that tells how much of a named phase is done; it may raise to stop the work."""
+
+    def phase(self, name: str, total: int, unit: str = "bytes", message: Callable[[], str] | None = None) -> Tell:
+        """`message` is asked for a line for people whenever progress is told."""
+
+
+def plan_training(
+    store: Store, cache: NodeCache, manifest: Manifest, data: tuple[str, ...], settings: TrainSettings, folder: Path
+) -> Plan:
+    """The plan of training a stored base on stored data, read into the empty `folder`."""
+    bundle = Bundle.from_manifest(manifest)
+    files = _fetch(store, data, folder)
+    with cache.materialize(manifest) as base:
+        return plan_of(prepare(base, bundle, files[0], files[1], settings), manifest.size_bytes)
+
+
+def train(
+    store: Store,
+    cache: NodeCache,
+    manifest: Manifest,
+    data: tuple[str, ...],
+    settings: TrainSettings,
+    folder: Path,
+    phases: Phases,
+    *,
+    threads: int,
+) -> tuple[Manifest, dict[str, Any]]:
+    """Trains in `folder`, going on from the checkpoints that lie there; the stored bundle and the outcome.
+
+    The training process's own error is raised again; NotBuilt where torch is not installed.
+    """
+    if find_spec("torch") is None:
+        raise NotBuilt("torch is not installed here; install the trainer's extra: pip install 'smelt[trainer]'")
+    bundle = Bundle.from_manifest(manifest)
+    parameters = plain(settings)
+    with cache.materialize(manifest) as base:
+        files = _fetch(store, data, folder)
+        spec = {
+            "settings": parameters,
+            "base": str(base),
+            "data": str(files[0]),
+            "heldout": str(files[1] or ""),
+            "lineage": bundle.lineage.to_dict(),
+            "licence": bundle.licence,
+            "threads": threads,
+            "run_digest": digest_bytes(canonical_json([manifest.digest, *data, parameters, code_revision()])),
+        }
+        (folder / "spec.json").write_text(json.dumps(spec))
+        outcome = _follow(folder, phases)
+    lineage = Lineage(
+        operation="train",
+        inputs=(manifest.digest, *data),
+        parameters={"settings": parameters, **({"heldout": outcome["heldout"]} if "heldout" in outcome else {})},
+        code_revision=code_revision(),
+        origin=bundle.lineage.origin,
+    )
+    result = folder / "bundle"
+    trained = Bundle.from_folder(result, lineage=lineage, licence=bundle.licence)
+    size_bytes = sum(path.stat().st_size for path in result.iterdir())
+    return store_bundle(store, result, trained, phases.phase("store", size_bytes)), outcome
+
+
+def plain(settings: TrainSettings) -> dict[str, Any]:
+    """Settings as plain JSON values, every default spelled out."""
+    value: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return value
+
+
+def _follow(folder: Path, phases: Phases) -> dict[str, Any]:
+    """Runs the training process to its end, telling its steps."""
+    (folder / "outcome.json").unlink(missing_ok=True)
+    latest: dict[str, Any] = {}
+
+    def message() -> str:
+        rate, left = latest.get("tokens_per_second", 0.0), latest.get("left_s", 0.0)
+        return f"loss {latest.get('loss', 0.0):.4f}  {rate:.0f} tokens/s  {left:.0f} s left" if latest else ""
+
+    command = [sys.executable, "-m", "services.trainer.train_process", str(folder)]
+    with (folder / "log.txt").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        tell, began = phases.phase("prepare", 0, "steps", message), time.monotonic()
+        try:
+            while process.poll() is None:
+                time.sleep(limits.TRAIN_POLL_S)
+                newest = _last_line(folder / "metrics.jsonl")
+                if newest and not latest:
+                    tell = phases.phase("train", newest["steps"], "steps", message)
+                    first_step, began = newest["step"], time.monotonic()
+                if newest and newest["step"] != latest.get("step"):
+                    done = newest["step"] - first_step
+                    pace = (time.monotonic() - began) / done if done > 0 else 0.0
+                    latest.update(newest, left_s=pace * (newest["steps"] - newest["step"]))
+                tell(latest.get("step", 0))
+        finally:
+            _stop(process)
+    path = folder / "outcome.json"
+    if not path.is_file():
+        tail = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
+        raise InternalError(f"the training process ended with {process.returncode}: {' '.join(tail)[:300]}")
+    outcome: dict[str, Any] = json.loads(path.read_text())
+    if "reason" in outcome:
+        raise all_errors()[outcome["reason"]](outcome["message"])
+    return outcome
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Asks the process to save and end, then ends it."""
+    process.terminate()
+    try:
+        process.wait(limits.JOB_CANCEL_GRACE_S / 3)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _fetch(store: Store, digests: tuple[str, ...], folder: Path) -> tuple[Path, Path | None]:
+    """Training data and, if named, held-out data as files of `folder`."""
+    paths: list[Path] = []
+    for name, digest in zip(("data.jsonl", "heldout.jsonl"), digests, strict=False):
+        paths.append(folder / name)
+        if not paths[-1].exists():
+            store.fetch(digest, paths[-1])
+    return paths[0], paths[1] if len(paths) > 1 else None
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """The newest whole line of a metrics file, empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(os.fstat(file.fileno()).st_size - 65_536, 0))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return {}
+    value: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return value
