@@ -22,12 +22,13 @@ from smeltkit.config import PlatformConfig
 from smeltkit.errors import BusUnavailable
 
 BASE = Path(__file__).resolve().parents[2] / "deploy" / "k8s" / "base" / "nats"
-USERS = ("gateway", "importer", "evaluator", "inference", "topology")
-WORKERS = ("importer", "evaluator")
+USERS = ("gateway", "importer", "trainer", "evaluator", "inference", "topology")
+WORKERS = ("importer", "trainer", "evaluator")
 BUCKETS = (JOBS_BUCKET, LEASES_BUCKET, CATALOG_BUCKET, STAGES_BUCKET)
 HELD = {
     "gateway": BUCKETS[:3],
     "importer": BUCKETS,
+    "trainer": BUCKETS,
     "evaluator": BUCKETS,
     "inference": (),
     "topology": (),
