@@ -30,6 +30,8 @@ RUNS = (
     ("ore-11m-instruct", "mbpp"),
     ("ore-11m-base", "basic"),
     ("ore-34m-instruct", "basic"),
+    ("ore-34m-instruct", "humaneval"),
+    ("ore-34m-instruct", "mbpp"),
 )
 GAP_MAX = 0.25
 CONCURRENCY = 8
