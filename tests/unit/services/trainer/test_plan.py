@@ -1,0 +1,66 @@
+"""Plans: memory by component, the shipped training, the held-out comparison."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from services.trainer.adapters.lora import attach
+from services.trainer.heldout import compare
+from services.trainer.memory import components, trainable_parameters
+from services.trainer.plan import plan_of, prepare
+from services.trainer.settings import LoraSettings, TrainSettings, parse_settings
+from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.bundle import Bundle
+from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.lineage import Lineage
+from smeltkit.testing.tiny_models import tiny_config
+
+EXAMPLES = Path(__file__).parents[4] / "examples"
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "phi3"])
+def test_stored_components_are_exact(architecture: str) -> None:
+    """R-068: what the optimizer will hold is counted before a weight is read, for adapters and for all weights."""
+    config = ModelConfig.from_hf(tiny_config(architecture))
+    decoder = Decoder(config)
+    full = TrainSettings(method="full", dtype="bfloat16")
+    assert trainable_parameters(config, full) == sum(value.numel() for value in decoder.parameters())
+    assert components(config, full)["masters"] == 4 * config.parameters
+    lora = TrainSettings(lora=LoraSettings(rank=3))
+    attach(decoder, lora.lora)
+    trained = sum(value.numel() for value in decoder.parameters() if value.requires_grad)
+    assert trainable_parameters(config, lora) == trained
+    assert components(config, lora)["optimizer"] == 8 * trained
+    less = components(config, replace(lora, recompute=True))
+    assert less["activations"] < components(config, lora)["activations"]
+
+
+def test_the_shipped_training_is_accepted() -> None:
+    """R-045: `make demo-refine` plans without a refusal, and says what it will do."""
+    value = yaml.safe_load((EXAMPLES / "refine" / "ore-11m.yaml").read_text())
+    settings = parse_settings(
+        json.dumps({key: item for key, item in value.items() if key not in ("base", "data", "heldout", "name")})
+    )
+    base = EXAMPLES / "models" / "ore-11m"
+    lineage = Lineage(operation="import", code_revision="test")
+    bundle = Bundle.from_folder(base, lineage=lineage, licence="Apache-2.0")
+    files = [EXAMPLES / "refine" / value[key] for key in ("data", "heldout")]
+    prepared = prepare(base, bundle, files[0], files[1], settings)
+    plan = plan_of(prepared, 1000)
+    assert not plan.refusals and prepared.data.rows == 1000 and not prepared.data.too_long
+    assert prepared.order.efficiency > 0.85
+    assert plan.items["steps"].startswith(f"{prepared.schedule.total_steps} of")
+
+
+def test_a_fall_within_its_uncertainty_is_no_gain() -> None:
+    """R-066: paired over rows; better only where the whole interval lies below zero."""
+    before = [1.0, 2.0, 3.0, 4.0]
+    assert compare(before, [0.9, 1.8, 2.9, 3.8]).is_better
+    found = compare(before, [0.2, 2.4, 2.7, 4.3])
+    assert found.change < 0 and not found.is_better
+    assert not compare([1.0], [0.5]).is_better
