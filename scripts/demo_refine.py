@@ -26,6 +26,8 @@ def main() -> int:
     """Exit status: 0, or that of the first command that failed."""
     started = time.monotonic()
     os.environ.setdefault("TRACEPARENT", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01")
+    # Operations of so small a model are over before a second thread has begun: on busy cores two are slower than one.
+    os.environ.setdefault("SMELT_TRAINER_THREADS", "1")
     smelt("up")
     smelt("import", str(MODEL), "--name", "ore-11m")
     plan = smelt("train", "plan", str(TRAINING))
