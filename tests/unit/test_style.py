@@ -54,10 +54,11 @@ def test_file_follows_the_house_rules(path: Path) -> None:
 
 
 def test_only_the_config_module_reads_the_environment() -> None:
-    """Settings have one door, so an unread variable can be refused."""
+    """Settings have one door, so an unread variable can be refused. The zygote only takes out what its loader needed."""
+    doors = [ROOT / "smeltkit" / "config.py", ROOT / "services" / "sandbox" / "jail" / "zygote.py"]
     guilty = []
     for path in FILES:
-        if path.relative_to(ROOT).parts[0] in ("scripts", "benchmarks") or path == ROOT / "smeltkit" / "config.py":
+        if path.relative_to(ROOT).parts[0] in ("scripts", "benchmarks") or path in doors:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if (
