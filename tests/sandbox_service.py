@@ -8,9 +8,12 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +43,17 @@ class Service:
 
     pid: int
     stub: sandbox_pb2_grpc.SandboxServiceStub
+
+
+@contextlib.contextmanager
+def packages_folder(*names: str) -> Iterator[str]:
+    """A folder with the installed packages `names`, where a jail can show it: not in /tmp, as a checkout may be."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="smelt-packages-") as folder:
+        os.chmod(folder, 0o755)
+        for entry in Path(sysconfig.get_path("purelib")).iterdir():
+            if entry.is_dir() and entry.name.partition(".")[0] in names:
+                shutil.copytree(entry, Path(folder, entry.name))
+        yield folder
 
 
 @contextlib.contextmanager

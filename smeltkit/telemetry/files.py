@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -40,12 +41,12 @@ class FileSpanExporter(SpanExporter):
     """Appends spans to `<folder>/<service>-<pid>.jsonl`.
 
     A full file becomes `.jsonl.1`, whose predecessor goes, so a process holds at most twice TRACE_FILE_MAX_BYTES; of
-    earlier processes of the service the newest TRACE_FILES_MAX files stay. A full disk loses spans, not work.
+    earlier processes of the service the newest files stay, TRACE_FOLDER_MAX_BYTES of them. A full disk loses spans, not work.
     """
 
     def __init__(self, folder: Path, service: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_oldest(folder, service, limits.TRACE_FILES_MAX)
+        _remove_oldest(folder, service, limits.TRACE_FOLDER_MAX_BYTES)
         self._service = service
         self._path = folder / f"{service}-{os.getpid()}.jsonl"
         self._file = self._path.open("ab")
@@ -110,7 +111,13 @@ def _from_line(line: str, trace_id: str) -> SpanRecord | None:
     return record if record.trace_id == trace_id else None
 
 
-def _remove_oldest(folder: Path, service: str, keep: int) -> None:
-    by_age = sorted(folder.glob(f"{service}-*.jsonl*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in by_age[keep:]:
-        path.unlink(missing_ok=True)
+def _remove_oldest(folder: Path, service: str, max_bytes: int) -> None:
+    found = []
+    for path in folder.glob(f"{service}-*.jsonl*"):
+        with suppress(FileNotFoundError):  # another process may be at it, too
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
+    kept_bytes = 0
+    for _, size_bytes, path in sorted(found, reverse=True):
+        kept_bytes += size_bytes
+        if kept_bytes > max_bytes:
+            path.unlink(missing_ok=True)

@@ -48,9 +48,24 @@ def reports(smelt: Smelt) -> list[dict[str, Any]]:
     return [smelt("eval", *SUITE, "--limit", "4", "--seed", str(seed), SMALL) for seed in (201, 202)]
 
 
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a training of two steps."""
+    folder = tmp_path_factory.mktemp("training")
+    rows = [{"text": f"The number after {number} is {number + 1}."} for number in range(8)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"epochs": 2, "sequence_tokens": 128, "packs_per_step": 2, "learning_rate": 1e-3, "lora": {"rank": 4}}
+    file = folder / "training.yaml"
+    file.write_text(json.dumps({"base": "ore-11m", "data": "rows.jsonl", "name": "ore-11m:taught", **settings}))
+    return file
+
+
 @pytest.mark.parametrize("verb", list(verbs()))
-def test_verb_does_what_it_says(verb: str, smelt: Smelt, reports: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_verb_does_what_it_says(
+    verb: str, smelt: Smelt, reports: list[dict[str, Any]], training: Path, tmp_path: Path
+) -> None:
     """Not that it ends with 0: that its effect is there."""
+    shutil.copytree(training.parent, tmp_path / "training")
     assert verb in CASES, f"`smelt {verb}` has no case here; add one that shows its effect"
     CASES[verb](smelt, reports, tmp_path)
 
@@ -255,6 +270,26 @@ def jobs_trace(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
     trace = smelt("jobs", "trace", reports[0]["job"])
     assert trace["trace_id"] == smelt("jobs", "get", reports[0]["job"])["trace_id"]
     assert {"cli", "gateway", "evaluator", "inference", "sandbox"} <= {span["service"] for span in trace["spans"]}
+
+
+@case("train plan")
+def train_plan(smelt: Smelt, _: Any, folder: Path) -> None:
+    plan = smelt("train", "plan", str(folder / "training" / "training.yaml"))
+    assert plan["memory_bytes"] > 0 and "number after 0 is 1." in str(plan["items"])
+    assert "ore-11m:taught" not in [model["name"] for model in smelt("models")["models"]]
+
+
+@case("train apply")
+def train_apply(smelt: Smelt, _: Any, folder: Path) -> None:
+    made = smelt("train", "apply", str(folder / "training" / "training.yaml"))
+    assert made["artifact"]["digest"] == smelt("inspect", "ore-11m:taught")["artifact"]["digest"]
+
+
+@case("train watch")
+def train_watch(smelt: Smelt, _: Any, folder: Path) -> None:
+    job_id = smelt("train", "apply", str(folder / "training" / "training.yaml"), "--no-wait")["id"]
+    watched = smelt("train", "watch", job_id)
+    assert (watched["job"]["id"], watched["job"]["state"]) == (job_id, "succeeded")
 
 
 @case("sandbox run")

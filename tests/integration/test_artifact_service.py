@@ -125,7 +125,8 @@ async def test_artifact_is_found_by_name_and_by_digest(service: Any, parted_stor
         assert (artifact.digest, artifact.config_json) == (digest, '{"a":2,"b":1}')
         assert [(found.path, found.size_bytes) for found in artifact.layers] == [("docs/hello.txt", 5)]
     listed = await call(service.ListNames, artifact_pb2.ListNamesRequest(artifact_type=BUNDLE_TYPE), timeout_s=10)
-    assert [name.digest for name in listed.names] == [digest]
+    assert {name.name: name.digest for name in listed.names}["ore:latest"] == digest
+    assert {name.artifact_type for name in listed.names} == {BUNDLE_TYPE}
     other = await call(service.ListNames, artifact_pb2.ListNamesRequest(artifact_type="other"), timeout_s=10)
     assert not other.names
 

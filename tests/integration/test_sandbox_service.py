@@ -8,7 +8,6 @@ import queue
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from sandbox_service import REPOSITORY, Service, children_of, sandbox_service
+from sandbox_service import REPOSITORY, Service, children_of, packages_folder, sandbox_service
 from smelt.sandbox.v1 import sandbox_pb2 as pb
 
 TIMEOUT_S = 60
@@ -28,8 +27,10 @@ DOUBLE = b"def double(n):\n    return 2 * n\n"
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    packages = sysconfig.get_path("purelib")
-    with sandbox_service(slots="2", science_packages=packages, science_preload="numpy") as running:
+    with (
+        packages_folder("numpy") as packages,
+        sandbox_service(slots="2", science_packages=packages, science_preload="numpy") as running,
+    ):
         yield running
 
 

@@ -54,7 +54,7 @@ def test_file_follows_the_house_rules(path: Path) -> None:
 
 
 def test_only_the_config_module_reads_the_environment() -> None:
-    """Settings have one door, so an unread variable can be refused. The zygote only takes out what its loader needed."""
+    """Settings have one door, so an unread variable can be refused. The zygote only takes one out."""
     doors = [ROOT / "smeltkit" / "config.py", ROOT / "services" / "sandbox" / "jail" / "zygote.py"]
     guilty = []
     for path in FILES:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sysconfig
 
 import pytest
+from sandbox_service import packages_folder
 
 from services.sandbox.admission import admit, check_level
 from services.sandbox.config import SandboxConfig
@@ -92,9 +92,9 @@ def test_packages_need_a_profile_and_a_form_that_runs_inside(change: dict[str, s
 
 
 def test_profile_of_packages_is_configuration() -> None:
-    packages = sysconfig.get_path("purelib")
-    profiles = find_profiles(SandboxConfig(science_packages=packages, science_preload="numpy,pandas"))
-    assert profiles["science"].preload[-2:] == ("numpy", "pandas") and profiles["science"].has("numpy")
+    with packages_folder("pytest") as packages:
+        profiles = find_profiles(SandboxConfig(science_packages=packages, science_preload="numpy,pandas"))
+    assert profiles["science"].preload[-2:] == ("numpy", "pandas") and profiles["science"].has("pytest")
 
 
 @pytest.mark.parametrize("folder", ["/tmp/packages", "/proc/self", "/nowhere"])

@@ -112,9 +112,9 @@ def test_files_stay_within_their_bound(tracer: Tracer, tmp_path: Path, monkeypat
 def test_files_of_earlier_processes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of traces does not grow with every restart; files of other services are theirs."""
     (tmp_path / "other-1.jsonl").write_text("")
-    monkeypatch.setattr(limits, "TRACE_FILES_MAX", 3)
+    monkeypatch.setattr(limits, "TRACE_FOLDER_MAX_BYTES", 35)
     for number in range(10):
-        (tmp_path / f"tested-{number}.jsonl").write_text("")
+        (tmp_path / f"tested-{number}.jsonl").write_text("ten bytes\n")
     FileSpanExporter(tmp_path, "tested").shutdown()
     assert len(list(tmp_path.iterdir())) == 5
 
