@@ -41,7 +41,8 @@ class FileSpanExporter(SpanExporter):
     """Appends spans to `<folder>/<service>-<pid>.jsonl`.
 
     A full file becomes `.jsonl.1`, whose predecessor goes, so a process holds at most twice TRACE_FILE_MAX_BYTES; of
-    earlier processes of the service the newest files stay, TRACE_FOLDER_MAX_BYTES of them. A full disk loses spans, not work.
+    earlier processes of the service the newest files stay, TRACE_FOLDER_MAX_BYTES of them. A full disk loses spans, not
+    work.
     """
 
     def __init__(self, folder: Path, service: str) -> None:
