@@ -265,7 +265,9 @@ def test_candidate_that_ends_the_judge_twice_is_forbidden(service: Service) -> N
 def test_fork_bomb_is_bound_without_groups_too() -> None:
     """R-084: a limit of processes binds no host root, so candidates never share the uid of a service that is root."""
     with sandbox_service(slots="1", level="rootless", ceiling="rootless") as service:
-        bomb = pb.ExecuteRequest(code=b"import os\nwhile True:\n    os.fork()\n", limits=pb.Limits(cpu_s=2, pids=16))
+        # Its children wait, so that it is the first process itself that meets the bound.
+        code = b"import os, time\nwhile os.fork():\n    pass\ntime.sleep(60)\n"
+        bomb = pb.ExecuteRequest(code=code, limits=pb.Limits(cpu_s=2, pids=16))
         record = service.stub.Execute(bomb, timeout=TIMEOUT_S).record
         assert (record.verdict, record.level) == (pb.VERDICT_EXCEPTION, "rootless")
         assert "BlockingIOError" in record.detail and record.attempts == 1
