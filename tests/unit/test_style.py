@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,12 @@ def test_file_follows_the_house_rules(path: Path) -> None:
     if text.strip():
         assert ast.get_docstring(tree), "module without a docstring"
     assert not _lacks_docstring(tree)
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """pytest imports them by their file name alone."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1 and name not in ("__init__.py", "conftest.py")] == []
 
 
 def test_only_the_config_module_reads_the_environment() -> None:
