@@ -71,6 +71,10 @@ class Engine(Protocol):
         """Keeps the first `count` cells of `slot` and forgets the rest."""
         ...
 
+    def rest(self) -> None:
+        """Called when there is nothing to compute for now: gives back what other engines of the process could use."""
+        ...
+
     def close(self) -> None:
         """Frees all memory; the engine cannot be used afterwards."""
         ...

@@ -29,8 +29,11 @@ log = logging.getLogger(__name__)
 
 AMX_ROWS_FLOOR: Final = 4
 """On AMX two or three rows take as long together as one after the other; its tiles pay from about four."""
+LIBRARIES: Final = Path(llama_cpp.__file__).parent / "lib"
 VIEWS_MAX: Final = 256
 LOG_ERROR: Final = 4
+OMP_PAUSE_SOFT: Final = 1
+"""`omp_pause_soft` of OpenMP 5.0, section 3.2.43: gives threads back, keeps the settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,11 @@ class LlamaEngine:
         """See `Engine.cut`."""
         llama_cpp.llama_memory_seq_rm(self._memory, slot, count, -1)
 
+    def rest(self) -> None:
+        """See `Engine.rest`. A second engine of the process would else sleep at every barrier of its steps."""
+        if (end_threads := _end_threads()) is not None:
+            end_threads(OMP_PAUSE_SOFT)
+
     def close(self) -> None:
         """See `Engine.close`."""
         self._views.clear()
@@ -94,7 +102,7 @@ class LlamaEngine:
 
     def _logits(self, outputs: int) -> Logits:
         """A view of the output buffer; kept, because making one costs more than reading it."""
-        address = ctypes.cast(llama_cpp.llama_get_logits(self._context), ctypes.c_void_p).value or 0
+        address = _get_logits()(self._context)
         if (view := self._views.get((address, outputs))) is None:
             if len(self._views) >= VIEWS_MAX:
                 self._views.clear()
@@ -151,8 +159,7 @@ class _Batch:
 @cache
 def engine_digest(threads: int) -> str:
     """Digest of what decides the numbers: compiled libraries, what they found in this CPU, number of threads."""
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    libraries = sorted({path.resolve() for path in folder.glob("lib*.so*")})
+    libraries = sorted({path.resolve() for path in LIBRARIES.glob("lib*.so*")})
     return digest_bytes(
         canonical_json(
             {
@@ -178,6 +185,23 @@ def system_info() -> str:
 def _start_backend() -> None:
     llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
+
+
+@cache
+def _get_logits() -> Any:
+    """llama.cpp's call for the output buffer, as a plain address: the binding's pointer costs ten times as much."""
+    call = ctypes.CDLL(str(LIBRARIES / "libllama.so")).llama_get_logits
+    call.argtypes, call.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return call
+
+
+@cache
+def _end_threads() -> Any:
+    """OpenMP's call that ends the helper threads of its caller; None where llama.cpp was built without OpenMP."""
+    try:
+        return ctypes.CDLL(str(LIBRARIES / "libggml-cpu.so")).omp_pause_resource_all
+    except (OSError, AttributeError):
+        return None
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]

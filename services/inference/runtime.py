@@ -171,8 +171,11 @@ class Runtime:
         """Posts what is ready, handles what came in, waits if there is nothing to compute; False when it is to stop."""
         while True:
             self._post()
+            is_idle = not self._scheduler.has_work
+            if is_idle and self._commands.empty():
+                self.engine.rest()
             try:
-                command, request = self._commands.get(block=not self._scheduler.has_work)
+                command, request = self._commands.get(block=is_idle)
             except Empty:
                 return True
             if request is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import statistics
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from services.inference.sizing import size_model
 from services.inference.stream import Piece
 from smeltkit.ml.gguf_convert import read_config
 from smeltkit.ml.sampling import SamplingParams
+from smeltkit.testing.waiting import eventually
 
 PROMPTS = basic_prompts(50)
 TEXT = Path(__file__).parents[3] / "shared" / "data" / "wiki.test.raw"
@@ -117,6 +119,18 @@ async def test_greedy_side_by_side_differs_from_alone_in_few_prompts_only(
     share = sum(one != other for one, other in zip(alone, together, strict=True)) / len(PROMPTS)
     record_property("share_that_differs_at_8", share)
     assert share <= BATCH_DIFFERENCES_MAX
+
+
+async def test_an_idle_engine_holds_no_helper_threads(files: Files) -> None:
+    """Those of several engines would share one allowance of OpenMP's, and sleep at every barrier of a step."""
+    async with opened(files, files.q8, InferenceConfig(slots=2, threads=3)) as model:
+        await complete(model, PROMPTS[0], max_tokens=4)
+        await asyncio.sleep(0.2)
+        idle = len(os.listdir("/proc/self/task"))
+        generation = asyncio.create_task(complete(model, PROMPTS[1], ignore_stop=True))
+        await eventually(lambda: len(os.listdir("/proc/self/task")) >= idle + 2)
+        await generation
+        await eventually(lambda: len(os.listdir("/proc/self/task")) <= idle)
 
 
 @pytest.fixture(scope="module")

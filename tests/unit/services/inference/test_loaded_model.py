@@ -71,6 +71,15 @@ async def test_greedy_takes_the_best_token_each_time(model: Model) -> None:
     assert await complete(model, 100) == [101, 102, 103, 104, 105]
 
 
+async def test_an_engine_rests_once_it_has_nothing_to_compute(model: Model, engine: CountingEngine) -> None:
+    await eventually(lambda: engine.rests == 1)
+    await complete(model, 100)
+    await eventually(lambda: engine.rests == 2)
+    await asyncio.gather(*(complete(model, first) for first in range(0, 120, 20)))
+    await eventually(lambda: engine.rests >= 3)
+    assert engine.rests <= 2 + 6 and engine.steps
+
+
 async def test_many_at_once_get_what_each_would_get_alone(model: Model) -> None:
     """R-040 holds exactly where the engine's numbers do not depend on the batch."""
     results = await asyncio.gather(*(complete(model, first) for first in range(0, 120, 20)))

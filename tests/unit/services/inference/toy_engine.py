@@ -23,6 +23,7 @@ class CountingEngine:
         self.gate, self.breaks, self.is_closed = threading.Event(), False, False
         self.gate.set()
         self.steps: list[int] = []
+        self.rests = 0
         self._held = [0] * slots
 
     def decode(self, rows: Rows) -> Logits:
@@ -47,6 +48,9 @@ class CountingEngine:
     def cut(self, slot: int, count: int) -> None:
         assert count <= self._held[slot]
         self._held[slot] = count
+
+    def rest(self) -> None:
+        self.rests += 1
 
     def close(self) -> None:
         self.is_closed = True
