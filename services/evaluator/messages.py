@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from smelt.evaluator.v1 import evaluator_pb2 as pb
-from smelt.job.v1 import job_pb2
 
 from services.evaluator.gates import Decision
-from services.evaluator.plan import Plan
 from services.evaluator.records import Sample
 from services.evaluator.report import Report
 from services.evaluator.suites import Suite
@@ -43,16 +41,6 @@ def to_text(text: Text) -> pb.Suite:
         data_url=text.data.url,
         licence=text.data.licence,
         digest=text.digest,
-    )
-
-
-def to_plan(plan: Plan) -> job_pb2.Plan:
-    """A plan as a message."""
-    return job_pb2.Plan(
-        steps=plan.steps,
-        items=[job_pb2.PlanItem(name=name, value=value) for name, value in plan.items.items()],
-        refusals=[job_pb2.Refusal(reason=error.reason(), message=error.message) for error in plan.refusals],
-        cached_digest=plan.cached_digest,
     )
 
 

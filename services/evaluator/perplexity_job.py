@@ -15,7 +15,6 @@ from services.evaluator.data import DataSource, check_digest
 from services.evaluator.inference_client import InferenceClient
 from services.evaluator.perplexity import check_sane, check_tokens, measure, perplexity_of
 from services.evaluator.perplexity_report import store_perplexity
-from services.evaluator.plan import Plan
 from services.evaluator.ports import Attempt, Engine
 from services.evaluator.retry import patiently
 from services.evaluator.spec import is_batch_variant
@@ -23,6 +22,7 @@ from services.evaluator.texts import Text
 from smeltkit import telemetry
 from smeltkit.blobs.store import Store
 from smeltkit.errors import BadManifest, EngineUnavailable, PromptTooLong, SmeltError, UnsupportedOption
+from smeltkit.jobs.plan import Plan
 from smeltkit.jobs.stages import StageCache
 from smeltkit.manifest import Manifest
 from smeltkit.revision import code_revision

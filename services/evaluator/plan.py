@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 from services.evaluator.bundles import BundleFacts
 from services.evaluator.settings import Settings
 from services.evaluator.suites import Suite
 from smeltkit import limits
 from smeltkit.errors import PromptTooLong, SmeltError
+from smeltkit.jobs.plan import Plan
 
 STEPS = ("check data", "judge references", "build prompts", "load model", "generate and judge", "score", "store report")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Steps, facts, why it would be refused, and the stored result that would be returned instead."""
-
-    steps: tuple[str, ...] = STEPS
-    items: Mapping[str, str] = field(default_factory=dict)
-    refusals: tuple[SmeltError, ...] = ()
-    cached_digest: str = ""
-
-    def check(self) -> None:
-        """Raises the first refusal, if there is any."""
-        for refusal in self.refusals:
-            raise refusal
 
 
 def plan_evaluation(suite: Suite, settings: Settings, facts: BundleFacts, data_from: str, concurrency: int) -> Plan:
@@ -45,6 +28,7 @@ def plan_evaluation(suite: Suite, settings: Settings, facts: BundleFacts, data_f
     except SmeltError as error:
         refusals.append(error)
     return Plan(
+        steps=STEPS,
         items={
             "suite": f"{suite.name} version {suite.version}, split {suite.split}",
             "problems": f"{settings.problems} of {suite.problems}"

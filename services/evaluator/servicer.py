@@ -5,10 +5,11 @@ from __future__ import annotations
 from smelt.evaluator.v1 import evaluator_pb2 as pb
 from smelt.evaluator.v1 import evaluator_pb2_grpc
 
-from services.evaluator.messages import to_comparison, to_gate, to_plan, to_report, to_samples, to_suite, to_text
+from services.evaluator.messages import to_comparison, to_gate, to_report, to_samples, to_suite, to_text
 from services.evaluator.suites import suites
 from services.evaluator.texts import texts
 from services.evaluator.verbs import Evaluator
+from smeltkit.jobs.plan import to_plan
 from smeltkit.rpc.context import RpcContext
 
 

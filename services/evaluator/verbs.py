@@ -16,7 +16,7 @@ from services.evaluator.bundles import BundleFacts
 from services.evaluator.data import check_digest
 from services.evaluator.perplexity_job import PerplexityTask
 from services.evaluator.perplexity_report import open_result
-from services.evaluator.plan import Plan, plan_evaluation
+from services.evaluator.plan import plan_evaluation
 from services.evaluator.report import Report, check_same_harness
 from services.evaluator.sandbox_client import SandboxClient
 from services.evaluator.settings import Settings
@@ -27,6 +27,7 @@ from services.evaluator.worker import Tools
 from smeltkit.errors import BadFile, NotFound, Refused, ReportMismatch, SmeltError, UnknownBlob
 from smeltkit.ids import check_digest as check_form
 from smeltkit.jobs.ledger import JobLedger
+from smeltkit.jobs.plan import Plan
 
 _log = logging.getLogger(__name__)
 

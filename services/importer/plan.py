@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.importer.convert import float_type
 from services.importer.sources import Snapshot, Source
 from smeltkit import limits
 from smeltkit.errors import BundleIncomplete, InvalidInput, SmeltError
+from smeltkit.jobs.plan import Plan
 from smeltkit.manifest import Manifest
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.bundle import GGUF_FILE, WEIGHTS_MEDIA_TYPE, Bundle
@@ -23,24 +22,6 @@ from smeltkit.ml.tokenizer import Tokenizer
 COVERAGE_MIN = 0.9
 """Least share of all parameters that a quantization must reach."""
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Bytes read and stored, peak memory, steps, facts, and why it would be refused."""
-
-    read_bytes: int = 0
-    write_bytes: int = 0
-    memory_bytes: int = 0
-    steps: tuple[str, ...] = ()
-    items: Mapping[str, str] = field(default_factory=dict)
-    refusals: tuple[SmeltError, ...] = ()
-    cached_digest: str = ""
-
-    def check(self) -> None:
-        """Raises the first refusal, if there is any."""
-        for refusal in self.refusals:
-            raise refusal
 
 
 def plan_import(source: Source, snapshot: Snapshot, folder: Path) -> Plan:

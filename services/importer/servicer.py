@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from smelt.artifact.v1 import artifact_pb2
 from smelt.importer.v1 import importer_pb2, importer_pb2_grpc
-from smelt.job.v1 import job_pb2
 
-from services.importer.plan import Plan
 from services.importer.verbs import Importer
+from smeltkit.jobs.plan import to_plan
 from smeltkit.manifest import Manifest, canonical_json
 from smeltkit.rpc.context import RpcContext
 
@@ -63,19 +62,6 @@ class ImporterServicer(importer_pb2_grpc.ImporterServiceServicer):
             parameters=view.bundle.config.parameters,
             rendered_example=view.rendered_example,
         )
-
-
-def to_plan(plan: Plan) -> job_pb2.Plan:
-    """A plan as a message."""
-    return job_pb2.Plan(
-        read_bytes=plan.read_bytes,
-        write_bytes=plan.write_bytes,
-        memory_bytes=plan.memory_bytes,
-        steps=plan.steps,
-        items=[job_pb2.PlanItem(name=name, value=value) for name, value in plan.items.items()],
-        refusals=[job_pb2.Refusal(reason=error.reason(), message=error.message) for error in plan.refusals],
-        cached_digest=plan.cached_digest,
-    )
 
 
 def to_artifact(manifest: Manifest) -> artifact_pb2.Artifact:

@@ -9,11 +9,11 @@ from smelt.importer.v1 import importer_pb2
 from smelt.job.v1 import job_pb2
 
 from services.importer import inspect, plan, spec
-from services.importer.plan import Plan
 from services.importer.worker import Tools, announce
 from smeltkit.errors import BadRequest
 from smeltkit.ids import check_name
 from smeltkit.jobs.ledger import JobLedger
+from smeltkit.jobs.plan import Plan
 from smeltkit.ml.bundle import Bundle
 
 

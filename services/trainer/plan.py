@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.trainer.adapters.targets import linear_names
@@ -14,6 +13,7 @@ from services.trainer.memory import components, trainable_parameters
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
 from smeltkit.errors import BadConfig, SmeltError, UnsupportedOption
+from smeltkit.jobs.plan import Plan
 from smeltkit.ml.bundle import Bundle
 
 PREVIEW_CHARS = 400
@@ -32,24 +32,6 @@ class Prepared:
     preview: str
     """The first sample, with what is learnt between double angle brackets."""
     refusals: tuple[SmeltError, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Bytes, steps, facts and refusals, as every plan of the platform."""
-
-    read_bytes: int
-    write_bytes: int
-    memory_bytes: int
-    steps: tuple[str, ...]
-    items: Mapping[str, str] = field(default_factory=dict)
-    refusals: tuple[SmeltError, ...] = ()
-    cached_digest: str = ""
-
-    def check(self) -> None:
-        """Raises the first refusal, if there is any."""
-        for refusal in self.refusals:
-            raise refusal
 
 
 def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, settings: TrainSettings) -> Prepared:

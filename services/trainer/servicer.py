@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
-from services.trainer.plan import Plan
 from services.trainer.verbs import Trainer
 from smeltkit.errors import NotBuilt
+from smeltkit.jobs.plan import to_plan
 from smeltkit.rpc.context import RpcContext
 
 
@@ -49,19 +48,6 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def StartDataset(self, request: trainer_pb2.StartDatasetRequest, context: RpcContext) -> NoReturn:
         _refuse("dataset")
-
-
-def to_plan(plan: Plan) -> job_pb2.Plan:
-    """A plan as a message."""
-    return job_pb2.Plan(
-        read_bytes=plan.read_bytes,
-        write_bytes=plan.write_bytes,
-        memory_bytes=plan.memory_bytes,
-        steps=plan.steps,
-        items=[job_pb2.PlanItem(name=name, value=value) for name, value in plan.items.items()],
-        refusals=[job_pb2.Refusal(reason=error.reason(), message=error.message) for error in plan.refusals],
-        cached_digest=plan.cached_digest,
-    )
 
 
 def _refuse(verb: str) -> NoReturn:

@@ -9,11 +9,11 @@ from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2
 
 from services.trainer import work
-from services.trainer.plan import Plan
 from services.trainer.worker import Tools, announce, settings_of, train_key
 from smeltkit.errors import BadRequest
 from smeltkit.ids import check_digest, check_name
 from smeltkit.jobs.ledger import JobLedger
+from smeltkit.jobs.plan import Plan
 
 
 class Trainer:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from services.trainer.plan import Plan, plan_of, prepare
+from services.trainer.plan import plan_of, prepare
 from services.trainer.settings import TrainSettings
 from smeltkit import limits
 from smeltkit.blobs.cache import NodeCache
@@ -21,6 +21,7 @@ from smeltkit.blobs.publish import store_bundle
 from smeltkit.blobs.store import Store
 from smeltkit.errors import InternalError, NotBuilt, all_errors
 from smeltkit.ids import digest_bytes
+from smeltkit.jobs.plan import Plan
 from smeltkit.manifest import Manifest, canonical_json
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.lineage import Lineage
