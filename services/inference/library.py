@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -27,7 +29,15 @@ from services.inference.sizing import Sizing, size_model
 from smeltkit import limits
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.store import Store
-from smeltkit.errors import EngineUnavailable, ProbeFailed, SmeltError, Timeout, UnknownArtifact, all_errors
+from smeltkit.errors import (
+    EngineUnavailable,
+    OutOfMemory,
+    ProbeFailed,
+    SmeltError,
+    Timeout,
+    UnknownArtifact,
+    all_errors,
+)
 from smeltkit.ids import new_id
 from smeltkit.manifest import PROBE_TYPE, Manifest
 from smeltkit.ml.bundle import GGUF_FILE, Bundle
@@ -191,7 +201,8 @@ def _probe_ref(digest: str, engine: str) -> str:
 
 
 async def _run_probe_process(request: dict[str, Any]) -> dict[str, Any]:
-    """The answer of a probe process; the error it reports, EngineUnavailable if it died, Timeout if it hangs."""
+    """The answer of a probe process; the error it reports or that its death means, Timeout if it hangs."""
+    kills = _memory_kills()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.inference.probe_process",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -207,11 +218,28 @@ async def _run_probe_process(request: dict[str, Any]) -> dict[str, Any]:
             await process.wait()
     if process.returncode != 0:
         tail = errors.decode(errors="replace").strip()[-400:]
-        raise EngineUnavailable(f"the probe process ended with status {process.returncode}: {tail}")
+        raise _error_of_death(process.returncode or 0, tail, is_out_of_memory=_memory_kills() > kills)
     answer: dict[str, Any] = json.loads(output)
     if "error" in answer:
         raise _error_of(answer["error"])
     return answer
+
+
+def _error_of_death(status: int, tail: str, *, is_out_of_memory: bool) -> SmeltError:
+    """What it means that a probe process ended with `status`, negative for a signal: only a kill is worth a retry."""
+    if status == -signal.SIGKILL and is_out_of_memory:
+        return OutOfMemory("the machine ran out of memory while the model was probed; quantize it or lower its context")
+    if status in (-signal.SIGKILL, -signal.SIGTERM):
+        return EngineUnavailable(f"the probe process was ended from outside by {signal.Signals(-status).name}")
+    how = f"crashed with {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    return ProbeFailed(f"the engine {how} on this bundle's probe prompts; its log ends: {tail or 'no words'}")
+
+
+def _memory_kills() -> int:
+    """How often the kernel has killed a process for want of memory since the machine started."""
+    counters = Path("/proc/vmstat")
+    found = re.search(r"^oom_kill (\d+)$", counters.read_text() if counters.exists() else "", re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def _error_of(error: dict[str, str]) -> SmeltError:
