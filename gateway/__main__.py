@@ -62,7 +62,7 @@ async def serve() -> None:
         app = build_app(http_config, catalog, channels["inference"], checks=checks)
         host.set_ready(True)
         await host.run(
-            lambda stop: serve_http(app, config.http_listen, stop),
+            lambda stop: serve_http(app, config.http_listen, stop, drain_grace_s=rpc.drain_grace_s),
             lambda stop: run_sweeper(ledger, stop),
         )
 

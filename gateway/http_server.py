@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from smeltkit import limits
 from smeltkit.errors import PortTaken
 
 _LOG = logging.getLogger(__name__)
@@ -24,15 +24,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve_http(app: ASGIApp, listen: str, stop: asyncio.Event) -> None:
-    """Serves `app` on `listen` (host:port) until `stop`; requests under way get DRAIN_GRACE_S to end. PortTaken."""
+async def serve_http(app: ASGIApp, listen: str, stop: asyncio.Event, *, drain_grace_s: float) -> None:
+    """Serves `app` on `listen` (host:port) until `stop`; requests under way get `drain_grace_s` to end. PortTaken."""
     host, _, port = listen.rpartition(":")
     try:
         listener = socket.create_server((host, int(port)), backlog=2048)
     except OSError as error:
         raise PortTaken(f"cannot listen on {listen}: in use or not ours; free it or choose another") from error
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=int(limits.DRAIN_GRACE_S), lifespan="on"
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=math.ceil(drain_grace_s), lifespan="on"
     )
     server = _Server(config)
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
