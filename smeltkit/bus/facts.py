@@ -23,6 +23,8 @@ FACTS: Final[Mapping[str, type[Message]]] = MappingProxyType(
         "inference.model.loaded": event_pb2.ModelLoaded,
         "inference.model.unloaded": event_pb2.ModelUnloaded,
         "trainer.bundle.stored": event_pb2.BundleStored,
+        "trainer.step.measured": event_pb2.TrainingStep,
+        "trainer.training.finished": event_pb2.TrainingFinished,
     }
 )
 """Fact to message; a fact is <service>.<noun>.<verb in the past>."""

@@ -3,8 +3,10 @@
 isort:skip_file
 Facts that services publish on the stream SMELT_EVENTS; one message a fact."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -253,3 +255,133 @@ class JobDead(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobDead: _TypeAlias = JobDead  # noqa: Y015
+
+@_typing.final
+class TrainingStep(_message.Message):
+    """A step of a training; the newest one of each interval is published, not every one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    GRAD_NORM_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Job that trains."""
+    step: _builtins.int
+    """Number of the step, from 1."""
+    steps: _builtins.int
+    """Steps of the run."""
+    loss: _builtins.float
+    """Mean loss of the step's learnt tokens, in nats."""
+    learning_rate: _builtins.float
+    """Learning rate that was used."""
+    grad_norm: _builtins.float
+    """Global norm of the gradients before clipping."""
+    tokens_per_second: _builtins.float
+    """Tokens of the step by its seconds."""
+    tokens: _builtins.int
+    """Tokens seen so far."""
+    memory_bytes: _builtins.int
+    """Peak of the memory in use so far, in bytes."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        step: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        loss: _builtins.float = ...,
+        learning_rate: _builtins.float = ...,
+        grad_norm: _builtins.float = ...,
+        tokens_per_second: _builtins.float = ...,
+        tokens: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grad_norm", b"grad_norm", "job_id", b"job_id", "learning_rate", b"learning_rate", "loss", b"loss", "memory_bytes", b"memory_bytes", "step", b"step", "steps", b"steps", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingStep: _TypeAlias = TrainingStep  # noqa: Y015
+
+@_typing.final
+class TrainingFinished(_message.Message):
+    """A training came to its end and its result was stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Cost(_message.Message):
+        """What a training takes, or was forecast to take."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TIME_S_FIELD_NUMBER: _builtins.int
+        MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+        TOKENS_FIELD_NUMBER: _builtins.int
+        time_s: _builtins.float
+        """Seconds of all its steps."""
+        memory_bytes: _builtins.int
+        """Peak of the memory in use, in bytes."""
+        tokens: _builtins.int
+        """Tokens that went through the model."""
+        def __init__(
+            self,
+            *,
+            time_s: _builtins.float = ...,
+            memory_bytes: _builtins.int = ...,
+            tokens: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "time_s", b"time_s", "tokens", b"tokens"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    RUN_DIGEST_FIELD_NUMBER: _builtins.int
+    FORECAST_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Job that made it."""
+    bundle_digest: _builtins.str
+    """Digest of the trained bundle."""
+    run_digest: _builtins.str
+    """Digest of the run's record."""
+    @_builtins.property
+    def forecast(self) -> Global___TrainingFinished.Cost:
+        """What the plan said; unset if there was nothing to base it on."""
+
+    @_builtins.property
+    def outcome(self) -> Global___TrainingFinished.Cost:
+        """What it took."""
+
+    @_builtins.property
+    def missed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields of the forecast that were too far off."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        bundle_digest: _builtins.str = ...,
+        run_digest: _builtins.str = ...,
+        forecast: Global___TrainingFinished.Cost | None = ...,
+        outcome: Global___TrainingFinished.Cost | None = ...,
+        missed: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "forecast", b"forecast", "job_id", b"job_id", "missed", b"missed", "outcome", b"outcome", "run_digest", b"run_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingFinished: _TypeAlias = TrainingFinished  # noqa: Y015
