@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"smelt/inference/v1/inference.proto\x12\x12smelt.inference.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"?\n\nChatPrompt\x12\x31\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.smelt.inference.v1.ChatMessage\"\x1a\n\x0bTokenPrompt\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xe2\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seed\"9\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\"m\n\x0bTokenDetail\x12/\n\x05token\x18\x01 \x01(\x0b\x32 .smelt.inference.v1.TokenLogprob\x12-\n\x03top\x18\x02 \x03(\x0b\x32 .smelt.inference.v1.TokenLogprob\"\xe9\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12.\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1e.smelt.inference.v1.ChatPromptH\x00\x12\x31\n\x06tokens\x18\x04 \x01(\x0b\x32\x1f.smelt.inference.v1.TokenPromptH\x00\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12.\n\x08sampling\x18\x07 \x01(\x0b\x32\x1c.smelt.inference.v1.Sampling\x12\x15\n\x08logprobs\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x17\n\x0ftruncate_prompt\x18\n \x01(\x08\x12\x13\n\x0bignore_stop\x18\x0b \x01(\x08\x12\x12\n\nfinal_only\x18\x0c \x01(\x08\x42\x08\n\x06promptB\x0b\n\t_logprobs\"\x9f\x02\n\tEffective\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x15\n\rengine_digest\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.smelt.inference.v1.Sampling\x12\x12\n\nmax_tokens\x18\x07 \x01(\x05\x12\x10\n\x08stop_ids\x18\x08 \x03(\x05\x12\x15\n\rprompt_tokens\x18\t \x01(\x05\x12\x15\n\rcached_tokens\x18\n \x01(\x05\x12\x16\n\x0e\x64ropped_tokens\x18\x0b \x01(\x05\x12\x10\n\x08warnings\x18\x0c \x03(\t\x12\x0f\n\x07load_id\x18\r \x01(\t\"\xe5\x01\n\x10GenerateResponse\x12\x30\n\teffective\x18\x01 \x01(\x0b\x32\x1d.smelt.inference.v1.Effective\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0b\n\x03ids\x18\x03 \x03(\x05\x12\x30\n\x07\x64\x65tails\x18\x04 \x03(\x0b\x32\x1f.smelt.inference.v1.TokenDetail\x12\x37\n\rfinish_reason\x18\x05 \x01(\x0e\x32 .smelt.inference.v1.FinishReason\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x05\"\xdb\x01\n\x05Model\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.smelt.inference.v1.ModelState\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x15\n\rengine_digest\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\x05\x12\r\n\x05slots\x18\x07 \x01(\x05\x12\x0f\n\x07running\x18\x08 \x01(\x05\x12\x0f\n\x07waiting\x18\t \x01(\x05\x12\r\n\x05\x65rror\x18\n \x01(\t\"j\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x31\n\x06tokens\x18\x03 \x01(\x0b\x32\x1f.smelt.inference.v1.TokenPromptH\x00\x42\x08\n\x06prompt\".\n\rScoreResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\"\x1d\n\x0cProbeRequest\x12\r\n\x05model\x18\x01 \x01(\t\"q\n\x0bProbeResult\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x37\n\rfinish_reason\x18\x04 \x01(\x0e\x32 .smelt.inference.v1.FinishReason\"\x7f\n\rProbeResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.smelt.inference.v1.ProbeResult\x12\x15\n\rengine_digest\x18\x02 \x01(\t\x12\x0e\n\x06load_s\x18\x03 \x01(\x01\x12\x15\n\rstopped_share\x18\x04 \x01(\x01\"\x1c\n\x0bLoadRequest\x12\r\n\x05model\x18\x01 \x01(\t\"8\n\x0cLoadResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.smelt.inference.v1.Model\"\x1e\n\rUnloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x10\n\x0eUnloadResponse\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.smelt.inference.v1.Model\"j\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12.\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1e.smelt.inference.v1.ChatPromptH\x00\x42\x08\n\x06prompt\"-\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x04\x32\xd7\x04\n\x10InferenceService\x12W\n\x08Generate\x12#.smelt.inference.v1.GenerateRequest\x1a$.smelt.inference.v1.GenerateResponse0\x01\x12L\n\x05Score\x12 .smelt.inference.v1.ScoreRequest\x1a!.smelt.inference.v1.ScoreResponse\x12L\n\x05Probe\x12 .smelt.inference.v1.ProbeRequest\x1a!.smelt.inference.v1.ProbeResponse\x12I\n\x04Load\x12\x1f.smelt.inference.v1.LoadRequest\x1a .smelt.inference.v1.LoadResponse\x12O\n\x06Unload\x12!.smelt.inference.v1.UnloadRequest\x1a\".smelt.inference.v1.UnloadResponse\x12[\n\nListModels\x12%.smelt.inference.v1.ListModelsRequest\x1a&.smelt.inference.v1.ListModelsResponse\x12U\n\x08Tokenize\x12#.smelt.inference.v1.TokenizeRequest\x1a$.smelt.inference.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"smelt/inference/v1/inference.proto\x12\x12smelt.inference.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"?\n\nChatPrompt\x12\x31\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.smelt.inference.v1.ChatMessage\"\x1a\n\x0bTokenPrompt\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xe2\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seed\"9\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\"m\n\x0bTokenDetail\x12/\n\x05token\x18\x01 \x01(\x0b\x32 .smelt.inference.v1.TokenLogprob\x12-\n\x03top\x18\x02 \x03(\x0b\x32 .smelt.inference.v1.TokenLogprob\"\xe9\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12.\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1e.smelt.inference.v1.ChatPromptH\x00\x12\x31\n\x06tokens\x18\x04 \x01(\x0b\x32\x1f.smelt.inference.v1.TokenPromptH\x00\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12.\n\x08sampling\x18\x07 \x01(\x0b\x32\x1c.smelt.inference.v1.Sampling\x12\x15\n\x08logprobs\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x17\n\x0ftruncate_prompt\x18\n \x01(\x08\x12\x13\n\x0bignore_stop\x18\x0b \x01(\x08\x12\x12\n\nfinal_only\x18\x0c \x01(\x08\x42\x08\n\x06promptB\x0b\n\t_logprobs\"\xb3\x02\n\tEffective\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x15\n\rengine_digest\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.smelt.inference.v1.Sampling\x12\x12\n\nmax_tokens\x18\x07 \x01(\x05\x12\x10\n\x08stop_ids\x18\x08 \x03(\x05\x12\x15\n\rprompt_tokens\x18\t \x01(\x05\x12\x15\n\rcached_tokens\x18\n \x01(\x05\x12\x16\n\x0e\x64ropped_tokens\x18\x0b \x01(\x05\x12\x10\n\x08warnings\x18\x0c \x03(\t\x12\x0f\n\x07load_id\x18\r \x01(\t\x12\x12\n\nreplica_id\x18\x0e \x01(\t\"\xe5\x01\n\x10GenerateResponse\x12\x30\n\teffective\x18\x01 \x01(\x0b\x32\x1d.smelt.inference.v1.Effective\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0b\n\x03ids\x18\x03 \x03(\x05\x12\x30\n\x07\x64\x65tails\x18\x04 \x03(\x0b\x32\x1f.smelt.inference.v1.TokenDetail\x12\x37\n\rfinish_reason\x18\x05 \x01(\x0e\x32 .smelt.inference.v1.FinishReason\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x05\"\xdb\x01\n\x05Model\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.smelt.inference.v1.ModelState\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x15\n\rengine_digest\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\x05\x12\r\n\x05slots\x18\x07 \x01(\x05\x12\x0f\n\x07running\x18\x08 \x01(\x05\x12\x0f\n\x07waiting\x18\t \x01(\x05\x12\r\n\x05\x65rror\x18\n \x01(\t\"j\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x31\n\x06tokens\x18\x03 \x01(\x0b\x32\x1f.smelt.inference.v1.TokenPromptH\x00\x42\x08\n\x06prompt\".\n\rScoreResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\"\x1d\n\x0cProbeRequest\x12\r\n\x05model\x18\x01 \x01(\t\"q\n\x0bProbeResult\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x37\n\rfinish_reason\x18\x04 \x01(\x0e\x32 .smelt.inference.v1.FinishReason\"\x7f\n\rProbeResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.smelt.inference.v1.ProbeResult\x12\x15\n\rengine_digest\x18\x02 \x01(\t\x12\x0e\n\x06load_s\x18\x03 \x01(\x01\x12\x15\n\rstopped_share\x18\x04 \x01(\x01\"\x1c\n\x0bLoadRequest\x12\r\n\x05model\x18\x01 \x01(\t\"8\n\x0cLoadResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.smelt.inference.v1.Model\"\x1e\n\rUnloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x10\n\x0eUnloadResponse\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.smelt.inference.v1.Model\"j\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12.\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1e.smelt.inference.v1.ChatPromptH\x00\x42\x08\n\x06prompt\"-\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x12\n\x10WatchLoadRequest\"U\n\x11WatchLoadResponse\x12\x0f\n\x07waiting\x18\x01 \x01(\x05\x12\x0f\n\x07running\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\x0e\n\x06models\x18\x04 \x03(\t*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x04\x32\xb3\x05\n\x10InferenceService\x12W\n\x08Generate\x12#.smelt.inference.v1.GenerateRequest\x1a$.smelt.inference.v1.GenerateResponse0\x01\x12L\n\x05Score\x12 .smelt.inference.v1.ScoreRequest\x1a!.smelt.inference.v1.ScoreResponse\x12L\n\x05Probe\x12 .smelt.inference.v1.ProbeRequest\x1a!.smelt.inference.v1.ProbeResponse\x12I\n\x04Load\x12\x1f.smelt.inference.v1.LoadRequest\x1a .smelt.inference.v1.LoadResponse\x12O\n\x06Unload\x12!.smelt.inference.v1.UnloadRequest\x1a\".smelt.inference.v1.UnloadResponse\x12[\n\nListModels\x12%.smelt.inference.v1.ListModelsRequest\x1a&.smelt.inference.v1.ListModelsResponse\x12U\n\x08Tokenize\x12#.smelt.inference.v1.TokenizeRequest\x1a$.smelt.inference.v1.TokenizeResponse\x12Z\n\tWatchLoad\x12$.smelt.inference.v1.WatchLoadRequest\x1a%.smelt.inference.v1.WatchLoadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smelt.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2514
-  _globals['_FINISHREASON']._serialized_end=2638
-  _globals['_MODELSTATE']._serialized_start=2641
-  _globals['_MODELSTATE']._serialized_end=2780
+  _globals['_FINISHREASON']._serialized_start=2641
+  _globals['_FINISHREASON']._serialized_end=2765
+  _globals['_MODELSTATE']._serialized_start=2768
+  _globals['_MODELSTATE']._serialized_end=2907
   _globals['_CHATMESSAGE']._serialized_start=58
   _globals['_CHATMESSAGE']._serialized_end=102
   _globals['_CHATPROMPT']._serialized_start=104
@@ -50,37 +50,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=597
   _globals['_GENERATEREQUEST']._serialized_end=958
   _globals['_EFFECTIVE']._serialized_start=961
-  _globals['_EFFECTIVE']._serialized_end=1248
-  _globals['_GENERATERESPONSE']._serialized_start=1251
-  _globals['_GENERATERESPONSE']._serialized_end=1480
-  _globals['_MODEL']._serialized_start=1483
-  _globals['_MODEL']._serialized_end=1702
-  _globals['_SCOREREQUEST']._serialized_start=1704
-  _globals['_SCOREREQUEST']._serialized_end=1810
-  _globals['_SCORERESPONSE']._serialized_start=1812
-  _globals['_SCORERESPONSE']._serialized_end=1858
-  _globals['_PROBEREQUEST']._serialized_start=1860
-  _globals['_PROBEREQUEST']._serialized_end=1889
-  _globals['_PROBERESULT']._serialized_start=1891
-  _globals['_PROBERESULT']._serialized_end=2004
-  _globals['_PROBERESPONSE']._serialized_start=2006
-  _globals['_PROBERESPONSE']._serialized_end=2133
-  _globals['_LOADREQUEST']._serialized_start=2135
-  _globals['_LOADREQUEST']._serialized_end=2163
-  _globals['_LOADRESPONSE']._serialized_start=2165
-  _globals['_LOADRESPONSE']._serialized_end=2221
-  _globals['_UNLOADREQUEST']._serialized_start=2223
-  _globals['_UNLOADREQUEST']._serialized_end=2253
-  _globals['_UNLOADRESPONSE']._serialized_start=2255
-  _globals['_UNLOADRESPONSE']._serialized_end=2271
-  _globals['_LISTMODELSREQUEST']._serialized_start=2273
-  _globals['_LISTMODELSREQUEST']._serialized_end=2292
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2294
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2357
-  _globals['_TOKENIZEREQUEST']._serialized_start=2359
-  _globals['_TOKENIZEREQUEST']._serialized_end=2465
-  _globals['_TOKENIZERESPONSE']._serialized_start=2467
-  _globals['_TOKENIZERESPONSE']._serialized_end=2512
-  _globals['_INFERENCESERVICE']._serialized_start=2783
-  _globals['_INFERENCESERVICE']._serialized_end=3382
+  _globals['_EFFECTIVE']._serialized_end=1268
+  _globals['_GENERATERESPONSE']._serialized_start=1271
+  _globals['_GENERATERESPONSE']._serialized_end=1500
+  _globals['_MODEL']._serialized_start=1503
+  _globals['_MODEL']._serialized_end=1722
+  _globals['_SCOREREQUEST']._serialized_start=1724
+  _globals['_SCOREREQUEST']._serialized_end=1830
+  _globals['_SCORERESPONSE']._serialized_start=1832
+  _globals['_SCORERESPONSE']._serialized_end=1878
+  _globals['_PROBEREQUEST']._serialized_start=1880
+  _globals['_PROBEREQUEST']._serialized_end=1909
+  _globals['_PROBERESULT']._serialized_start=1911
+  _globals['_PROBERESULT']._serialized_end=2024
+  _globals['_PROBERESPONSE']._serialized_start=2026
+  _globals['_PROBERESPONSE']._serialized_end=2153
+  _globals['_LOADREQUEST']._serialized_start=2155
+  _globals['_LOADREQUEST']._serialized_end=2183
+  _globals['_LOADRESPONSE']._serialized_start=2185
+  _globals['_LOADRESPONSE']._serialized_end=2241
+  _globals['_UNLOADREQUEST']._serialized_start=2243
+  _globals['_UNLOADREQUEST']._serialized_end=2273
+  _globals['_UNLOADRESPONSE']._serialized_start=2275
+  _globals['_UNLOADRESPONSE']._serialized_end=2291
+  _globals['_LISTMODELSREQUEST']._serialized_start=2293
+  _globals['_LISTMODELSREQUEST']._serialized_end=2312
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2314
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2377
+  _globals['_TOKENIZEREQUEST']._serialized_start=2379
+  _globals['_TOKENIZEREQUEST']._serialized_end=2485
+  _globals['_TOKENIZERESPONSE']._serialized_start=2487
+  _globals['_TOKENIZERESPONSE']._serialized_end=2532
+  _globals['_WATCHLOADREQUEST']._serialized_start=2534
+  _globals['_WATCHLOADREQUEST']._serialized_end=2552
+  _globals['_WATCHLOADRESPONSE']._serialized_start=2554
+  _globals['_WATCHLOADRESPONSE']._serialized_end=2639
+  _globals['_INFERENCESERVICE']._serialized_start=2910
+  _globals['_INFERENCESERVICE']._serialized_end=3601
 # @@protoc_insertion_point(module_scope)

@@ -70,6 +70,11 @@ class InferenceServiceStub:
                 request_serializer=smelt_dot_inference_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=smelt_dot_inference_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
+        self.WatchLoad = channel.unary_stream(
+                '/smelt.inference.v1.InferenceService/WatchLoad',
+                request_serializer=smelt_dot_inference_dot_v1_dot_inference__pb2.WatchLoadRequest.SerializeToString,
+                response_deserializer=smelt_dot_inference_dot_v1_dot_inference__pb2.WatchLoadResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -125,6 +130,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchLoad(self, request, context):
+        """What a replica has to do: now, then after each change, until it drains.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +174,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Tokenize,
                     request_deserializer=smelt_dot_inference_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
                     response_serializer=smelt_dot_inference_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'WatchLoad': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchLoad,
+                    request_deserializer=smelt_dot_inference_dot_v1_dot_inference__pb2.WatchLoadRequest.FromString,
+                    response_serializer=smelt_dot_inference_dot_v1_dot_inference__pb2.WatchLoadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +371,33 @@ class InferenceService:
             '/smelt.inference.v1.InferenceService/Tokenize',
             smelt_dot_inference_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
             smelt_dot_inference_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/smelt.inference.v1.InferenceService/WatchLoad',
+            smelt_dot_inference_dot_v1_dot_inference__pb2.WatchLoadRequest.SerializeToString,
+            smelt_dot_inference_dot_v1_dot_inference__pb2.WatchLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class InferenceServiceStub:
     """Models on this replica."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
     """Token ids of a text or a chat, as generation would use them."""
+    WatchLoad: _grpc.UnaryStreamMultiCallable[_inference_pb2.WatchLoadRequest, _inference_pb2.WatchLoadResponse]
+    """What a replica has to do: now, then after each change, until it drains."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -67,6 +69,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Models on this replica."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Token ids of a text or a chat, as generation would use them."""
+    WatchLoad: _aio.UnaryStreamMultiCallable[_inference_pb2.WatchLoadRequest, _inference_pb2.WatchLoadResponse]  # type: ignore[assignment]
+    """What a replica has to do: now, then after each change, until it drains."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves bundles."""
@@ -126,5 +130,13 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.TokenizeResponse, _abc.Awaitable[_inference_pb2.TokenizeResponse]]:
         """Token ids of a text or a chat, as generation would use them."""
+
+    @_abc_1.abstractmethod
+    def WatchLoad(
+        self,
+        request: _inference_pb2.WatchLoadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.WatchLoadResponse], _abc.AsyncIterator[_inference_pb2.WatchLoadResponse]]:
+        """What a replica has to do: now, then after each change, until it drains."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
