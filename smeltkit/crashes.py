@@ -120,6 +120,12 @@ def collect(folder: Path) -> list[Crash]:
     return found
 
 
+def reports(folder: Path) -> list[Crash]:
+    """The reports in `folder`, oldest first."""
+    found = (Crash(**json.loads(path.read_bytes())) for path in folder.glob("*.json"))
+    return sorted(found, key=lambda crash: crash.found_s)
+
+
 def _abandoned(path: Path) -> Iterator[dict[str, Any]]:
     """The page at `path` if its process is gone; nothing if it lives, or if somebody else was faster."""
     try:

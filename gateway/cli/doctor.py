@@ -6,17 +6,20 @@ import importlib.util
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.cli.output import human_bytes
 from gateway.stack import status
 from smeltkit import limits
+from smeltkit.crashes import collect, reports
 from smeltkit.errors import SmeltError
 from smeltkit.servers import find_executable
 
 _MEMORY_MIN_BYTES = 2 * limits.GIB
 _DISK_MIN_BYTES = 2 * limits.GIB
+_CRASHES_RECENT_S = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,8 @@ class Finding:
 
 def examine(home: Path) -> list[Finding]:
     """Findings in the order in which they matter."""
-    return [_python(), _server("nats-server"), _server("weed"), _engine(), _memory(), _disk(home), _stack(home)]
+    servers = [_server(name) for name in ("nats-server", "weed")]
+    return [_python(), *servers, _engine(), _memory(), _disk(home), _stack(home), _crashes(home)]
 
 
 def _python() -> Finding:
@@ -71,3 +75,16 @@ def _stack(home: Path) -> Finding:
     broken = [f"{item.name} {item.health}" for item in found.components if item.health != "healthy"]
     detail = f"{', '.join(broken)}; `smelt up` heals it" if broken else "every process is healthy"
     return Finding(subject="platform", is_ok=not broken, detail=detail)
+
+
+def _crashes(home: Path) -> Finding:
+    """Processes of this platform that crashed within a day."""
+    folder = home / "traces" / "crashes"
+    collect(folder)
+    crashes = [crash for crash in reports(folder) if time.time() - crash.found_s < _CRASHES_RECENT_S]
+    detail = "; ".join(
+        f"{crash.service} {crash.exit_class} {crash.signal} in {crash.last_step or 'its start'}"
+        for crash in crashes[-3:]
+    )
+    subject = "crashes within a day"
+    return Finding(subject=subject, is_ok=not crashes, detail=f"{detail}; {folder}" if crashes else "none")

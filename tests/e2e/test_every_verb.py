@@ -106,8 +106,13 @@ def status(smelt: Smelt, *_: Any) -> None:
 
 @case("doctor")
 def doctor(smelt: Smelt, *_: Any) -> None:
-    findings = {item["subject"]: item for item in smelt("doctor")["findings"]}
-    assert Path(findings["nats-server"]["detail"]).is_file() and all(item["is_ok"] for item in findings.values())
+    smelt.kill("trainer")
+    assert smelt("up")["is_up"]
+    told = smelt.run("doctor", "--json")
+    findings = {item["subject"]: item for item in json.loads(told.stdout)["findings"]}
+    assert Path(findings["nats-server"]["detail"]).is_file()
+    assert "trainer killed SIGKILL" in findings.pop("crashes within a day")["detail"] and told.returncode == 1
+    assert all(item["is_ok"] for item in findings.values())
 
 
 @case("logs")
@@ -319,6 +324,23 @@ def gc(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
     done = smelt("gc", "--apply")
     assert done["is_applied"] and done["objects"] == [] and done["kept"] > len(files)
     assert len(smelt("report", reports[0]["digest"], "--samples")["samples"]) == 4, "its records must still be there"
+
+
+@case("admin backup")
+def admin_backup(smelt: Smelt, reports: list[dict[str, Any]], folder: Path) -> None:
+    """What is read back there is what the platform holds; restoring it is for tests that have two platforms."""
+    done = smelt("admin", "backup", str(folder / "backup"))
+    assert done["missing"] == [] and done["unfinished_jobs"] == 0 and done["entries"]["smelt_jobs"] >= 2
+    assert set(smelt("inspect", SMALL)["artifact"]["digest"].split(":")[1:]) <= {
+        "".join(path.parts[-2:]) for path in (folder / "backup" / "manifests").rglob("*") if path.is_file()
+    }
+
+
+@case("admin restore")
+def admin_restore(smelt: Smelt, reports: list[dict[str, Any]], folder: Path) -> None:
+    smelt("admin", "backup", str(folder / "backup"))
+    refused = smelt.run("admin", "restore", str(folder / "backup"), "--json")
+    assert refused.returncode == 4 and json.loads(refused.stdout)["error"]["reason"] == "NOT_EMPTY"
 
 
 @case("config explain")

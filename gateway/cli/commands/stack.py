@@ -63,13 +63,13 @@ def status_(as_json: Json = False) -> None:
 
 @app.command("doctor")
 def doctor(as_json: Json = False) -> None:
-    """Checks that this machine has what the platform needs; ends with 1 if something is missing."""
+    """Checks that this machine has what the platform needs and that nothing crashed of late; ends with 1 if not."""
 
     def work(output: Output) -> None:
         from gateway.cli.doctor import examine
 
         findings = examine(smelt_home())
-        rows = ((finding.subject, "ok" if finding.is_ok else "MISSING", finding.detail) for finding in findings)
+        rows = ((finding.subject, "ok" if finding.is_ok else "NOT OK", finding.detail) for finding in findings)
         document = [{"subject": item.subject, "is_ok": item.is_ok, "detail": item.detail} for item in findings]
         output.show({"findings": document}, table(("", "", ""), rows))
         if not all(finding.is_ok for finding in findings):

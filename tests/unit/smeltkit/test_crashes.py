@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from smeltkit.crashes import Crash, collect
+from smeltkit.crashes import Crash, collect, reports
 
 PROGRAM = """
 import os, signal, sys
@@ -102,3 +102,8 @@ def test_a_machine_that_was_started_again_is_told_from_a_kill(ends: Ends, tmp_pa
     (folder / "gateway-2.run").write_bytes(b"")
     found = {crash.service: crash.exit_class for crash in collect(folder)}
     assert found == {"sandbox": "machine", "gateway": "machine"}
+
+
+def test_reports_are_read_again_oldest_first(ends: Ends, tmp_path: Path) -> None:
+    found = [*ends("os.kill(os.getpid(), signal.SIGKILL)"), *ends("os.kill(os.getpid(), signal.SIGSEGV)")]
+    assert reports(tmp_path / "crashes") == found and len(found) == 2
