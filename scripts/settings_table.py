@@ -16,7 +16,7 @@ from services.importer.config import ImporterConfig
 from services.inference.config import InferenceConfig
 from services.sandbox.config import SandboxConfig
 from services.trainer.config import TrainerConfig
-from smeltkit.config import PlatformConfig
+from smeltkit.config import BackupConfig, PlatformConfig
 from smeltkit.rpc.server import RpcConfig
 from smeltkit.telemetry.setup import TelemetryConfig
 
@@ -26,6 +26,7 @@ SECTIONS: tuple[tuple[str, str, type[Any]], ...] = (
     ("Every process", "SMELT_RPC_", RpcConfig),
     ("Every process: telemetry", "SMELT_TELEMETRY_", TelemetryConfig),
     ("NATS and the object store (set by the stack)", "SMELT_PLATFORM_", PlatformConfig),
+    ("`smelt admin`: where backups are", "SMELT_BACKUP_", BackupConfig),
     ("Importer", "SMELT_IMPORTER_", ImporterConfig),
     ("Trainer", "SMELT_TRAINER_", TrainerConfig),
     ("Inference", "SMELT_INFERENCE_", InferenceConfig),

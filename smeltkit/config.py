@@ -108,3 +108,25 @@ class PlatformConfig:
             raise BadConfig(f"s3_bucket={self.s3_bucket!r} must have 3 to 63 characters")
         if not 1 <= self.nats_replicas <= 5:
             raise BadConfig(f"nats_replicas={self.nats_replicas} must be 1 to 5")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BackupConfig:
+    """The S3 server of backups: prefix `SMELT_BACKUP_`. Whatever is not set is the platform's own."""
+
+    s3_endpoint: str = ""
+    """Host and port of the S3 API that keeps backups; empty for the platform's own server and keys."""
+    s3_access_key: str = ""
+    """Access key id there."""
+    s3_secret_key: str = dataclasses.field(default="", repr=False)
+    """Secret access key there."""
+    s3_secure: bool = False
+    """Whether that endpoint speaks TLS."""
+
+    def __post_init__(self) -> None:
+        if bool(self.s3_endpoint) != bool(self.s3_access_key and self.s3_secret_key):
+            raise BadConfig("s3_endpoint, s3_access_key and s3_secret_key must be set together")
+
+    def on(self, platform: PlatformConfig) -> PlatformConfig:
+        """`platform` with the server of backups in place of its own."""
+        return dataclasses.replace(platform, **dataclasses.asdict(self)) if self.s3_endpoint else platform

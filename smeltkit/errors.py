@@ -202,6 +202,10 @@ class FileChanged(Conflict):
     """A file changed while it was being stored; nothing was stored of it."""
 
 
+class NotEmpty(Conflict):
+    """The place for a backup, or the platform to restore into, holds something already."""
+
+
 class PortTaken(Conflict):
     """Another process listens on the port."""
 

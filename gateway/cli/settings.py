@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.config import GatewayConfig
 from gateway.http.config import HttpConfig
-from smeltkit.config import PlatformConfig, environment, smelt_home
+from smeltkit.config import BackupConfig, PlatformConfig, environment, smelt_home
 from smeltkit.rpc.server import RpcConfig
 from smeltkit.telemetry.setup import TelemetryConfig
 
@@ -19,6 +19,7 @@ _CONFIGS: tuple[tuple[str, type[Any]], ...] = (
     ("SMELT_RPC_", RpcConfig),
     ("SMELT_TELEMETRY_", TelemetryConfig),
     ("SMELT_PLATFORM_", PlatformConfig),
+    ("SMELT_BACKUP_", BackupConfig),
     ("SMELT_GATEWAY_", GatewayConfig),
     ("SMELT_HTTP_", HttpConfig),
 )

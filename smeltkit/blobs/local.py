@@ -20,6 +20,10 @@ class LocalStore(ObjectStore):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def is_empty(self) -> bool:
+        """Whether the folder is empty or does not exist; it is not searched."""
+        return not self._folder.exists() or next(self._folder.iterdir(), None) is None
+
     def _write(self, key: str, data: bytes) -> None:
         with new_file(self._folder / key) as file:
             file.write(data)

@@ -135,6 +135,14 @@ class ObjectStore(ABC):
         """See `Store.size`."""
         return self._size(blob_key(digest))
 
+    def reread(self, digest: str) -> tuple[str, int]:
+        """Digest and size in bytes of what is really stored as the blob `digest`, read whole; UnknownBlob."""
+        hasher, done_bytes = hashlib.sha256(), 0
+        while block := self.read_range(digest, done_bytes, limits.DOWNLOAD_RANGE_BYTES):
+            hasher.update(block)
+            done_bytes += len(block)
+        return f"sha256:{hasher.hexdigest()}", done_bytes
+
     def put_manifest(self, manifest: Manifest) -> str:
         """See `Store.put_manifest`."""
         for layer in manifest.layers:
@@ -171,6 +179,10 @@ class ObjectStore(ABC):
         data = self._read(ref_key(name), 0, limits.REFERENCE_MAX_BYTES)
         return None if data is None else check_digest(data.decode("ascii", "replace"))
 
+    def delete_ref(self, name: str) -> None:
+        """Deletes a reference; nothing happens if it is not there."""
+        self._delete(ref_key(name))
+
     def list_refs(self, prefix: str = "") -> Iterator[str]:
         """See `Store.list_refs`."""
         return (key.removeprefix(f"{REFS}/") for key in self._keys(f"{REFS}/{prefix}"))
@@ -192,6 +204,10 @@ class ObjectStore(ABC):
         """Every object of a kind (BLOBS, MANIFESTS, REFS or TOUCHED) with its size and age, sorted by key."""
         for key, size_bytes, modified_s in self._entries(f"{kind}/"):
             yield StoredObject(key=key, size_bytes=size_bytes, modified_s=modified_s)
+
+    def is_empty(self) -> bool:
+        """Whether nothing at all lies where this store is."""
+        return next(self._entries(""), None) is None
 
     def discard(self, key: str, cut_off_s: float) -> bool:
         """Deletes an object that was neither written nor stored again since `cut_off_s`; whether it did.

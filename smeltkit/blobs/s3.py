@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import zlib
@@ -98,11 +97,7 @@ class S3Store(ObjectStore):
         if self._size(key) != size_bytes:
             sent = [transfer.SentPart(number=number, etag=etag) for number, etag in parts]
             self._bucket.complete(key, upload_id, sent)
-        hasher, done_bytes = hashlib.sha256(), 0
-        while block := self.read_range(digest, done_bytes, 8 * limits.MIB):
-            hasher.update(block)
-            done_bytes += len(block)
-        found = f"sha256:{hasher.hexdigest()}"
+        found, done_bytes = self.reread(digest)
         if found != digest or done_bytes != size_bytes:
             self.delete_blob(digest)
             raise DigestMismatch(

@@ -172,6 +172,19 @@ def stop(record: job_pb2.JobRecord, *, now_ns: int, fence: int | None = None) ->
     return _moved(record, Verb.STOP, now_ns)
 
 
+def revive(record: job_pb2.JobRecord, *, now_ns: int) -> job_pb2.JobRecord:
+    """The record on a platform restored from a backup: no attempt lives there, and tokens begin anew."""
+    revived = job_pb2.JobRecord()
+    if record.job.state == RUNNING:
+        revived.CopyFrom(requeue(record, "the platform was restored from a backup", now_ns=now_ns, is_counted=False))
+    elif record.job.state == CANCELLING:
+        revived.CopyFrom(stop(record, now_ns=now_ns))
+    else:
+        revived.CopyFrom(record)
+    revived.fence = 0
+    return revived
+
+
 def is_dead(record: job_pb2.JobRecord) -> bool:
     """Whether the job failed because its attempts or its time in the queue were used up: a dead letter is due."""
     return record.job.state == FAILED and _ATTEMPTS in record.job.error.details

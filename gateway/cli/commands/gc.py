@@ -11,8 +11,6 @@ import typer
 from gateway.cli.options import Json
 from gateway.cli.output import Output, facts, human_bytes, table
 from gateway.cli.runner import run_locally
-from smeltkit.config import smelt_home
-from smeltkit.errors import StackDown, UnsupportedOption
 
 if TYPE_CHECKING:
     from smeltkit.blobs.garbage import Garbage
@@ -32,7 +30,9 @@ def gc(
     """Shows what in the store no name, job or kept artifact leads to; deletes it with --apply."""
 
     def work(output: Output) -> None:
-        garbage, uploads = asyncio.run(_clean_up(_platform(), min_age_days * _DAY_S, is_applied=apply))
+        from gateway.cli.servers import servers_here
+
+        garbage, uploads = asyncio.run(_clean_up(servers_here("gc"), min_age_days * _DAY_S, is_applied=apply))
         document = {
             "is_applied": apply,
             "objects": [{"key": item.key, "size_bytes": item.size_bytes} for item in garbage.objects],
@@ -54,20 +54,6 @@ def gc(
             output.note("nothing was changed; `smelt gc --apply` deletes")
 
     run_locally(work, as_json=as_json)
-
-
-def _platform() -> PlatformConfig:
-    """Servers and credentials of this machine's platform; another one's store is cleaned up where it runs."""
-    from gateway.cli.platform import configured_gateway
-    from gateway.stack.components import platform_config
-    from gateway.stack.state import StackState, load_credentials
-
-    if configured_gateway():
-        raise UnsupportedOption("SMELT_GATEWAY names another platform; run `smelt gc` where its store is")
-    state = StackState.load(smelt_home())
-    if state is None:
-        raise StackDown(f"no platform was ever started below {smelt_home()}, so there is nothing to clean up")
-    return platform_config(state, load_credentials(smelt_home()))
 
 
 async def _clean_up(platform: PlatformConfig, age_min_s: float, *, is_applied: bool) -> tuple[Garbage, int]:

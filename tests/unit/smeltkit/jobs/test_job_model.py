@@ -236,3 +236,14 @@ class RecordMachine(RuleBasedStateMachine):
 
 
 TestRecordMachine = RecordMachine.TestCase
+
+
+def test_restored_work_waits_for_a_worker_of_the_new_platform_whose_tokens_are_small() -> None:
+    """R-120: nobody holds the old lease any more, and the new platform counts its tokens from 1."""
+    revived = model.revive(running(fence=5_000), now_ns=3_000)
+    assert (revived.job.state, revived.job.attempt, revived.fence) == (model.QUEUED, 0, 0)
+    assert model.claim(revived, fence=1, now_ns=4_000).job.state == model.RUNNING
+    leaving = model.revive(model.cancel(running(), now_ns=3_000), now_ns=4_000)
+    assert leaving.job.state == model.CANCELLED
+    ended = model.succeed(running(), DIGEST, fence=5, now_ns=3_000)
+    assert model.revive(ended, now_ns=9_000).job == ended.job

@@ -1,0 +1,106 @@
+"""Commands that look after a whole platform: backup and restore."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from gateway.cli.options import Json, Plan
+from gateway.cli.output import Output, facts, human_bytes, table
+from gateway.cli.runner import run_locally
+
+if TYPE_CHECKING:
+    from smeltkit.backup import Summary
+    from smeltkit.blobs.objects import ObjectStore
+    from smeltkit.config import PlatformConfig
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Back a platform up, and restore it.")
+Place: TypeAlias = Annotated[str, typer.Argument(metavar="DIR|s3://BUCKET/PREFIX", help="Where the backup is.")]
+_SHOWN = 20
+
+
+@app.callback()
+def admin() -> None:
+    """Back a platform up, and restore it."""
+
+
+@app.command("backup")
+def backup(place: Place, plan: Plan = False, as_json: Json = False) -> None:
+    """Copies jobs, names, stages and artifacts, also while the platform works, and reads every object back."""
+    _run("back_up", place, "backup", plan, as_json)
+
+
+@app.command("restore")
+def restore(place: Place, plan: Plan = False, as_json: Json = False) -> None:
+    """Fills an empty platform from a backup, reads every object back, and queues unfinished jobs again."""
+    _run("restore", place, "restore", plan, as_json)
+
+
+def _run(verb: str, place: str, command: str, is_planned: bool, as_json: bool) -> None:
+    def work(output: Output) -> None:
+        from gateway.cli.servers import servers_here
+
+        platform = servers_here(f"admin {command}")
+        found = asyncio.run(_move(verb, platform, _open_place(place, platform), output, is_planned))
+        output.show(_document(found, is_planned), *_views(found))
+        if is_planned:
+            output.note("nothing was changed; without --plan it is done")
+
+    run_locally(work, as_json=as_json)
+
+
+async def _move(verb: str, platform: PlatformConfig, place: ObjectStore, output: Output, is_planned: bool) -> Summary:
+    from smeltkit import backup
+    from smeltkit.blobs.s3 import S3Store
+    from smeltkit.bus.client import Bus
+
+    action = {"back_up": backup.back_up, "restore": backup.restore}[verb]
+    bus = await Bus.connect(platform, name="admin")
+    try:
+        return await action(bus, S3Store(platform), place, report=output.note, is_planned=is_planned)
+    finally:
+        await bus.close()
+
+
+def _open_place(place: str, platform: PlatformConfig) -> ObjectStore:
+    """The store that `place` names; an S3 one is on the server that SMELT_BACKUP_* name, or on the platform's own."""
+    from dataclasses import replace
+
+    from smeltkit.blobs.below import StoreBelow
+    from smeltkit.blobs.local import LocalStore
+    from smeltkit.blobs.s3 import S3Store
+    from smeltkit.config import BackupConfig, from_environment
+    from smeltkit.errors import BadRequest
+
+    if not place.startswith("s3://"):
+        return LocalStore(Path(place))
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+    if not bucket or not prefix.strip("/"):
+        raise BadRequest(f"{place!r} must be s3://BUCKET/PREFIX, or a folder")
+    store = S3Store(replace(from_environment(BackupConfig, "SMELT_BACKUP_").on(platform), s3_bucket=bucket))
+    store.ensure_bucket()
+    return StoreBelow(store, prefix)
+
+
+def _document(found: Summary, is_planned: bool) -> dict[str, Any]:
+    return {
+        "is_planned": is_planned,
+        "entries": dict(found.entries),
+        "unfinished_jobs": found.unfinished,
+        "objects": found.objects,
+        "size_bytes": found.size_bytes,
+        "missing": list(found.missing),
+    }
+
+
+def _views(found: Summary) -> list[Any]:
+    rows = [*found.entries.items(), ("objects", found.objects)]
+    known = [
+        ("size", human_bytes(found.size_bytes)),
+        ("unfinished jobs", f"{found.unfinished}, queued again when restored"),
+        ("led to, but not stored", ", ".join(found.missing[:_SHOWN])),
+    ]
+    return [table(("what", ">count"), rows), facts(known)]
