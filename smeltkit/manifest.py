@@ -108,6 +108,12 @@ class Manifest:
         """The artifact's identity."""
         return digest_bytes(self.to_bytes())
 
+    def expect(self, *artifact_types: str, remedy: str) -> None:
+        """Raises BadManifest, ending in `remedy`, unless the artifact is of one of `artifact_types`."""
+        if self.artifact_type not in artifact_types:
+            is_, wanted = _kind(self.artifact_type), _kind(artifact_types[0])
+            raise BadManifest(f"{self.digest} is of kind {is_}, not a {wanted}; {remedy}")
+
     @property
     def size_bytes(self) -> int:
         """Sum of the sizes of the files."""
@@ -138,3 +144,8 @@ class Manifest:
         if manifest.to_bytes() != data:
             raise BadManifest("manifest is not in canonical form, so its digest would be ambiguous")
         return manifest
+
+
+def _kind(artifact_type: str) -> str:
+    """What people call an artifact type: "bundle" of "application/vnd.smelt.bundle.v1+json"."""
+    return artifact_type.removeprefix("application/vnd.smelt.").partition(".")[0]

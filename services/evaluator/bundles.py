@@ -31,8 +31,7 @@ class BundleFacts:
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> BundleFacts:
         """The facts of a stored bundle; BadManifest if it is none."""
-        if manifest.artifact_type != BUNDLE_TYPE:
-            raise BadManifest(f"{manifest.digest} is a {manifest.artifact_type}, not a bundle")
+        manifest.expect(BUNDLE_TYPE, remedy="give a model's name or its digest")
         layers = {name: manifest.layer(path) for name, path in _PARTS.items()}
         try:
             contract: dict[str, Any] = manifest.config["contract"]

@@ -17,7 +17,7 @@ from services.evaluator.suites import Suite
 from services.evaluator.tasks import task_group
 from smeltkit import limits
 from smeltkit.blobs.store import Store
-from smeltkit.errors import BadManifest, ReferenceRateTooLow, ScoreWithheld
+from smeltkit.errors import ReferenceRateTooLow, ScoreWithheld
 from smeltkit.manifest import REFERENCE_TYPE, Manifest
 
 _FIRST_LIMITS = Limits(
@@ -74,8 +74,7 @@ class References:
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> References:
         """The record of a stored artifact; BadManifest if it is none."""
-        if manifest.artifact_type != REFERENCE_TYPE:
-            raise BadManifest(f"{manifest.digest} is a {manifest.artifact_type}, not a reference record")
+        manifest.expect(REFERENCE_TYPE, remedy="give the digest of a record of references")
         value = manifest.config
         return cls(
             suite=value["suite"]["name"],

@@ -18,7 +18,7 @@ from services.evaluator.stats import mean_estimate, pass_at_k
 from services.evaluator.suites import Suite, suites
 from smeltkit import limits
 from smeltkit.blobs.store import Store
-from smeltkit.errors import BadManifest, ReportMismatch, SamplesNotDistinct, ScoreWithheld
+from smeltkit.errors import ReportMismatch, SamplesNotDistinct, ScoreWithheld
 from smeltkit.manifest import JUDGEMENT_TYPE, REPORT_TYPE, Descriptor, Manifest
 
 RECORDS_FILE = "samples.jsonl"
@@ -170,8 +170,7 @@ def open_report(store: Store, digest: str) -> Report:
     UnknownArtifact; BadManifest if it is no report; ReportMismatch if its scores are not those of its records.
     """
     manifest = store.get_manifest(digest)
-    if manifest.artifact_type not in (REPORT_TYPE, JUDGEMENT_TYPE):
-        raise BadManifest(f"{digest} is a {manifest.artifact_type}, not a report; scores come from reports only")
+    manifest.expect(REPORT_TYPE, JUDGEMENT_TYPE, remedy="scores come from reports only")
     layer = manifest.layer(RECORDS_FILE)
     if layer is None:
         raise ReportMismatch(f"report {digest} has no records, so its scores rest on nothing")

@@ -163,8 +163,7 @@ class Bundle:
 
 def check_complete(manifest: Manifest) -> None:
     """Raises BundleIncomplete, naming the part, unless the manifest is a bundle with all its files."""
-    if manifest.artifact_type != BUNDLE_TYPE:
-        raise BadManifest(f"{manifest.digest} is a {manifest.artifact_type}, not a bundle")
+    manifest.expect(BUNDLE_TYPE, remedy="give a model's name or its digest")
     contract = manifest.config.get("contract")
     is_chat = isinstance(contract, Mapping) and contract.get("task") == "chat"
     paths = {layer.path for layer in manifest.layers}

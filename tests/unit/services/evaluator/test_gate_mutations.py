@@ -209,7 +209,10 @@ CASES = (
         "ReportMismatch",
     ),
     Case(
-        artifact_of_another_type, report, "if manifest.artifact_type not in (REPORT_TYPE, JUDGEMENT_TYPE):", "if False:"
+        artifact_of_another_type,
+        report,
+        'manifest.expect(REPORT_TYPE, JUDGEMENT_TYPE, remedy="scores come from reports only")',
+        "pass",
     ),
     Case(another_judge, report, "if differ:", "if False:", "ReportMismatch"),
     Case(
