@@ -11,8 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.cli.output import Output
 from smeltkit import limits
-from smeltkit.config import environment, smelt_home
+from smeltkit.config import environment, from_environment, smelt_home
 from smeltkit.rpc.channel import open_channel
+from smeltkit.rpc.server import RpcConfig
 
 if TYPE_CHECKING:
     from gateway.stack import StackStatus
@@ -52,7 +53,8 @@ def _local_gateway() -> str:
 
 
 async def _answers(address: str) -> bool:
-    async with open_channel(address, is_retrying=False) as channel:
+    identity = from_environment(RpcConfig, "SMELT_RPC_").identity()
+    async with open_channel(address, identity=identity, peer="gateway", is_retrying=False) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         try:
             reply = await check(health_pb2.HealthCheckRequest(), timeout=limits.GATEWAY_PROBE_TIMEOUT_S)

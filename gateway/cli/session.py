@@ -20,10 +20,11 @@ from gateway.cli import follow
 from gateway.cli.output import Output
 from gateway.cli.platform import configured_gateway
 from smeltkit import limits
-from smeltkit.config import environment
+from smeltkit.config import from_environment
 from smeltkit.errors import ServiceUnavailable
 from smeltkit.ids import digest_digits
 from smeltkit.rpc import channel as rpc
+from smeltkit.rpc.server import RpcConfig
 from smeltkit.rpc.status import is_unreachable
 
 
@@ -89,6 +90,7 @@ class Session:
 
 @asynccontextmanager
 async def open_session(address: str, output: Output) -> AsyncIterator[Session]:
-    """A session at the gateway at `address`, with the token in SMELT_RPC_TOKEN."""
-    async with rpc.open_channel(address, token=environment().get("SMELT_RPC_TOKEN", "")) as channel:
+    """A session at the gateway at `address`, with the token and the certificate that SMELT_RPC_* name."""
+    config = from_environment(RpcConfig, "SMELT_RPC_")
+    async with rpc.open_channel(address, token=config.token, identity=config.identity(), peer="gateway") as channel:
         yield Session(channel, output, address)

@@ -144,10 +144,10 @@ async def _show_bundle(session: Session, job: job_pb2.Job, wait: bool) -> None:
 
 async def _uploaded(session: Session, source: Path, origin: str) -> importer_pb2.UploadSource:
     from gateway.cli.uploads import model_files, upload
-    from gateway.cli.weights_check import check_weights
+    from gateway.cli.source_check import check_source
 
     paths = model_files(source)
-    await asyncio.to_thread(check_weights, paths)
+    await asyncio.to_thread(check_source, paths)
     return importer_pb2.UploadSource(files=await upload(session, paths), origin=origin)
 
 

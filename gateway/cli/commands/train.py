@@ -21,6 +21,7 @@ from gateway.cli.models_view import artifact_view, plan_view
 from gateway.cli.options import JobId, Json, Wait
 from gateway.cli.output import facts
 from gateway.cli.runner import run
+from gateway.cli.training_view import run_view
 from smeltkit import limits
 from smeltkit.errors import BadConfig, UnknownSource
 from smeltkit.ids import check_name, new_id
@@ -82,8 +83,11 @@ async def _show(session: Session, job: job_pb2.Job, wait: bool) -> None:
         session.output.note("cached: this result was stored already")
     config: dict[str, Any] = json.loads(artifact.config_json)
     found = config["lineage"]["parameters"].get("heldout")
-    views = [artifact_view(artifact), *([_heldout_view(found)] if found else [])]
-    session.output.show({"job": to_document(job), "artifact": to_document(artifact), "heldout": found}, *views)
+    asked = trainer_pb2.GetRunRequest(bundle=job.result_digest)
+    taken = (await session.call(session.trainer.GetRun, asked)).run
+    views = [artifact_view(artifact), *([_heldout_view(found)] if found else []), run_view(taken)]
+    document = {"job": to_document(job), "artifact": to_document(artifact), "heldout": found, "run": to_document(taken)}
+    session.output.show(document, *views)
 
 
 def _heldout_view(found: dict[str, Any]) -> Any:
@@ -108,7 +112,11 @@ async def _spec(session: Session, file: Path) -> trainer_pb2.TrainSpec:
             raise UnknownSource(f"{path} does not exist; {file.name} names its data relative to its own folder")
     files = await upload(session, paths)
     settings = {key: item for key, item in value.items() if key not in _OWN_KEYS}
-    methods = {"lora": trainer_pb2.METHOD_LORA, "full": trainer_pb2.METHOD_FULL}
+    methods = {
+        "lora": trainer_pb2.METHOD_LORA,
+        "qlora": trainer_pb2.METHOD_QLORA,
+        "full": trainer_pb2.METHOD_FULL,
+    }
     return trainer_pb2.TrainSpec(
         base=value["base"],
         method=methods.get(str(settings.get("method", "lora")), trainer_pb2.METHOD_UNSPECIFIED),

@@ -19,6 +19,7 @@ from smeltkit.errors import ServiceUnavailable, UnknownModel
 from smeltkit.ids import digest_bytes
 from smeltkit.ml.gguf_io import GgufTensor, write_gguf
 from smeltkit.ml.safetensors_io import write_safetensors
+from smeltkit.testing.tiny_models import tiny_config
 
 NAMES = artifact_pb2.ListNamesResponse(
     names=[artifact_pb2.Name(name="ore-11m:latest", digest=DIGEST, size_bytes=22_000_000, revision=3)]
@@ -80,12 +81,14 @@ async def test_inspect_shows_contract_lineage_and_files() -> None:
 
 
 def _model_folder(folder: Path, *names: str) -> Path:
-    """A folder with these files; of the weights one tensor, of the others their names."""
+    """A folder with these files: one tensor as weights, a model's dimensions, of the others their names."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             write_safetensors(path, [("weight", "F32", np.zeros((2, 3), np.float32))])
+        elif path.name == "config.json":
+            path.write_text(json.dumps(tiny_config("llama")))
         else:
             path.write_text(f"content of {name}")
     return folder
@@ -177,6 +180,26 @@ async def test_cut_weights_are_refused_before_anything_is_sent(
     assert ended.code == 2
     for text in (reason, name, "Fetch or copy the file again"):
         assert text in ended.err
+
+
+@pytest.mark.parametrize(
+    ("config", "reason", "says"),
+    [
+        ("{", "BAD_MODEL_CONFIG", "config.json is no JSON"),
+        ("[]", "BAD_MODEL_CONFIG", "nothing was sent"),
+        (json.dumps({**tiny_config("llama"), "hidden_size": -1}), "BAD_MODEL_CONFIG", "hidden_size"),
+        (json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}), "UNSUPPORTED_ARCHITECTURE", "gpt2"),
+    ],
+)
+async def test_a_model_that_would_be_refused_is_not_sent(tmp_path: Path, config: str, reason: str, says: str) -> None:
+    """A download of many gigabytes is not uploaded only to hear that its architecture is unknown."""
+    folder = _model_folder(tmp_path / "ore", "config.json", "model.safetensors")
+    (folder / "config.json").write_text(config)
+    async with gateway(_import_answers()) as running:
+        ended = await running.smelt("import", str(folder), "--name", "ore")
+        assert not running.requests
+    assert ended.code == 2
+    assert reason in ended.err and says.lower() in ended.err.lower()
 
 
 async def test_failed_job_ends_with_1_and_tells_reason_and_job() -> None:
