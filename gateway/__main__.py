@@ -24,6 +24,7 @@ from smeltkit.config import PlatformConfig, from_environment
 from smeltkit.jobs.ledger import JobLedger
 from smeltkit.jobs.servicer import JobServicer
 from smeltkit.jobs.sweeper import run_sweeper
+from smeltkit.routing.channel import open_inference
 from smeltkit.rpc.channel import open_channel
 from smeltkit.rpc.server import RpcConfig, ServiceHost
 
@@ -38,7 +39,11 @@ async def serve() -> None:
         channels = {
             name: await stack.enter_async_context(open_channel(address, token=rpc.token, is_retrying=False))
             for name, address in config.addresses.items()
+            if name != "inference"
         }
+        channels["inference"] = await stack.enter_async_context(
+            open_inference(config.inference_address, token=rpc.token)
+        )
         bus = await Bus.connect(platform, name="gateway")
         stack.push_async_callback(bus.close)
         catalog, ledger, store = Catalog(bus), JobLedger(bus), S3Store(platform)

@@ -1,4 +1,5 @@
-"""Calls to the services, passed on as bytes: one address for clients, and no message decoded on the way.
+"""Calls to the services, passed on as bytes: one address for clients, and no message decoded on the way, except that
+the channel to inference reads prompts to choose a replica.
 
 Whether replies are one or many makes no difference on the way; whether requests are decides how they are sent.
 Deadline, metadata, trace, cancellation, status and error details go through. The caller's token does not: each hop has
@@ -20,9 +21,9 @@ from smelt.sandbox.v1 import sandbox_pb2
 from smelt.trainer.v1 import trainer_pb2
 
 from smeltkit import limits
-from smeltkit.errors import ServiceUnavailable
+from smeltkit.errors import NoReplica, ServiceUnavailable
 from smeltkit.rpc.context import RpcContext
-from smeltkit.rpc.status import DETAILS_KEY
+from smeltkit.rpc.status import has_reason
 
 _HOP = frozenset({"traceparent", "tracestate", "authorization", "user-agent", "content-type", "te", "accept-encoding"})
 _FILES = (importer_pb2, trainer_pb2, inference_pb2, evaluator_pb2, sandbox_pb2)
@@ -85,7 +86,7 @@ class ForwardedHealth(health.aio.HealthServicer):  # type: ignore[misc]
             return await super().Check(request, context)
         try:
             return await health_pb2_grpc.HealthStub(channel).Check(request, timeout=limits.CONNECT_TIMEOUT_S)
-        except grpc.aio.AioRpcError:
+        except (grpc.aio.AioRpcError, NoReplica):
             return _NOT_SERVING
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: RpcContext) -> None:
@@ -98,7 +99,7 @@ class ForwardedHealth(health.aio.HealthServicer):  # type: ignore[misc]
         try:
             async for reply in watching:
                 await context.write(reply)
-        except grpc.aio.AioRpcError:
+        except (grpc.aio.AioRpcError, NoReplica):
             await context.write(_NOT_SERVING)
         finally:
             watching.cancel()
@@ -130,6 +131,6 @@ def _passed_on(metadata: Any) -> tuple[tuple[str, str | bytes], ...]:
 async def _abort_alike(error: grpc.aio.AioRpcError, name: str, context: RpcContext) -> None:
     """Ends the call with the status, message and details that the service gave."""
     trailing = tuple(error.trailing_metadata() or ())
-    if error.code() is grpc.StatusCode.UNAVAILABLE and DETAILS_KEY not in dict(trailing):
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not has_reason(error):
         raise ServiceUnavailable(f"the {name} service does not answer; `smelt status` shows what runs") from error
     await context.abort(error.code(), error.details() or "", trailing)

@@ -344,6 +344,10 @@ class EngineUnavailable(Unavailable):
     """The inference engine died or cannot start."""
 
 
+class NoReplica(Unavailable):
+    """No replica of the inference service takes requests."""
+
+
 class Draining(Unavailable):
     """The service is shutting down and takes nothing new."""
 

@@ -15,7 +15,8 @@ from smeltkit import limits
 from smeltkit.blobs.store import Store
 from smeltkit.errors import ProbeFailed
 from smeltkit.ids import check_digest
-from smeltkit.rpc.channel import call, open_channel
+from smeltkit.routing.channel import open_inference
+from smeltkit.rpc.channel import call
 
 
 class Prober(Protocol):
@@ -26,14 +27,14 @@ class Prober(Protocol):
 
 
 class InferenceProber:
-    """Asks the inference service at `address`."""
+    """Asks the inference service at `address`, as `open_inference` takes it."""
 
     def __init__(self, address: str, *, token: str = "") -> None:
         self._address, self._token = address, token
 
     async def probe(self, bundle: str) -> inference_pb2.ProbeResponse:
         """The service's answer; ServiceUnavailable, ProbeFailed and others as the service says."""
-        async with open_channel(self._address, token=self._token) as channel:
+        async with open_inference(self._address, token=self._token) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             request = inference_pb2.ProbeRequest(model=bundle)
             response: inference_pb2.ProbeResponse = await call(stub.Probe, request, timeout_s=limits.PROBE_TIMEOUT_S)

@@ -22,6 +22,7 @@ from smeltkit.jobs.ledger import JobLedger
 from smeltkit.jobs.stages import StageCache
 from smeltkit.jobs.sweeper import Sweeper
 from smeltkit.jobs.worker import Worker
+from smeltkit.routing.channel import open_inference
 from smeltkit.rpc.channel import open_channel
 from smeltkit.rpc.server import RpcConfig, ServiceHost
 
@@ -38,7 +39,7 @@ async def serve() -> None:
             return await asyncio.to_thread(store.has_manifest, digest)
 
         async with (
-            open_channel(config.inference_address, token=rpc.token) as inference,
+            open_inference(config.inference_address, token=rpc.token) as inference,
             open_channel(config.sandbox_address, token=rpc.token) as sandbox,
         ):
             tools = Tools(

@@ -12,6 +12,7 @@ from services.inference.events import ModelEvents
 from services.inference.fallbacks import Fallbacks, cpu_flags, of_build
 from services.inference.library import Library
 from services.inference.llama import system_info
+from services.inference.load import Load
 from services.inference.models import Models
 from services.inference.servicer import InferenceServicer
 from smeltkit import telemetry
@@ -29,8 +30,10 @@ async def serve() -> None:
     fallbacks = Fallbacks(events.fell_back, is_strict=settings.strict)
     library = Library(S3Store(platform), settings, fallbacks)
     models = Models(library, events, budget_bytes=settings.memory_budget_bytes, idle_unload_s=settings.idle_unload_s)
+    load = Load(models.ready)
     add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
-    host.add("smelt.inference.v1.InferenceService", add, InferenceServicer(models, library))
+    host.add("smelt.inference.v1.InferenceService", add, InferenceServicer(models, library, load))
+    host.on_drain(load.close)
     fallbacks.report(of_build(cpu_flags(), await asyncio.to_thread(system_info)))
     host.set_ready(True)
     await host.run(models.sweep, partial(events.publish, platform))

@@ -95,6 +95,10 @@ class Models:
         """Every model, loading and failed ones included."""
         return list(self._entries.values())
 
+    def ready(self) -> frozenset[str]:
+        """Digests of the models that take requests at once."""
+        return frozenset(entry.digest for entry in self._entries.values() if entry.state is State.READY)
+
     @asynccontextmanager
     async def use(self, digest: str) -> AsyncIterator[Loaded]:
         """The model, loaded on first use and held in memory while the block runs; the reason if it cannot be."""
@@ -133,14 +137,13 @@ class Models:
             await self._close(entry, cause)
 
     async def sweep(self, stop: asyncio.Event) -> None:
-        """Unloads what is idle or broken until `stop` is set, then everything."""
+        """Unloads what is idle or broken until `stop` is set; then everything, each model once its requests ended."""
         while not stop.is_set():
             for entry in self.list():
                 await self._sweep(entry)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), limits.MODEL_SWEEP_PERIOD_S)
-        for entry in self.list():
-            await self._close(entry, "asked")
+        await asyncio.gather(*(self.unload(entry.digest) for entry in self.list()))
 
     async def _sweep(self, entry: Entry) -> None:
         if entry.loaded is not None and entry.loaded.model.runtime.failure is not None:

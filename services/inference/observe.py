@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from services.inference.runtime import Generation
 from services.inference.stream import Piece
-from smeltkit.telemetry import Metric, gauge, histogram, names, span
+from smeltkit.telemetry import histogram, names, span
 
 
 async def observed(generation: Generation, model: str) -> AsyncGenerator[Piece, None]:
     """The pieces of `generation`, inside a span that ends with its usage, and counted in the metrics."""
     started, first, engine = time.monotonic(), 0.0, {names.ENGINE: "llama"}
-    with span("smelt.inference.generate") as record, _Place(engine) as place:
+    with span("smelt.inference.generate") as record:
         record.set_attributes({names.GEN_AI_OPERATION: "generate", names.GEN_AI_MODEL: model})
         async with aclosing(generation.pieces()) as pieces:
             async for piece in pieces:
                 first = first or time.monotonic()
-                place.move(names.RUNNING)
                 yield piece
                 if piece.finish is not None:
                     record.set_attribute(names.GEN_AI_FINISH_REASONS, [piece.finish.value])
@@ -35,28 +34,3 @@ async def observed(generation: Generation, model: str) -> AsyncGenerator[Piece, 
         histogram(names.GEN_AI_TIME_PER_TOKEN).record((ended - first) / (generation.stream.count - 1), engine)
     histogram(names.GEN_AI_TOKENS).record(prompt_tokens, {**engine, names.GEN_AI_TOKEN_TYPE: "input"})
     histogram(names.GEN_AI_TOKENS).record(generation.stream.count, {**engine, names.GEN_AI_TOKEN_TYPE: "output"})
-
-
-class _Place:
-    """Where a request is, as the levels of the metrics show it: it waits, then runs, then is nowhere."""
-
-    def __init__(self, attributes: Mapping[str, str]) -> None:
-        self._attributes = attributes
-        self._level: Metric | None = None
-
-    def __enter__(self) -> _Place:
-        self.move(names.QUEUE_DEPTH)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.move(None)
-
-    def move(self, level: Metric | None) -> None:
-        """Leaves the present level for `level`."""
-        if level is self._level:
-            return
-        if self._level is not None:
-            gauge(self._level).add(-1, self._attributes)
-        if level is not None:
-            gauge(level).add(1, self._attributes)
-        self._level = level

@@ -11,6 +11,7 @@ from smelt.inference.v1 import inference_pb2_grpc
 
 from services.inference.language import Language, Prompt
 from services.inference.library import Library, Loaded
+from services.inference.load import Load
 from services.inference.model import Completion, GenerateOptions
 from services.inference.models import Entry, Models, State
 from services.inference.observe import observed
@@ -18,9 +19,10 @@ from services.inference.probe import ProbeResult, stopped_share
 from services.inference.stream import Detail, Finish, Piece
 from smeltkit import limits
 from smeltkit.errors import BadRequest
-from smeltkit.ids import check_digest
+from smeltkit.ids import check_digest, new_id
 from smeltkit.ml.sampling import SamplingParams
 from smeltkit.ml.tokenizer import Tokenizer
+from smeltkit.routing.demand import demand_of
 from smeltkit.rpc.context import RpcContext
 
 _FINISH = {
@@ -39,34 +41,39 @@ _STATE = {
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """See inference.proto for what each call promises."""
 
-    def __init__(self, models: Models, library: Library) -> None:
+    def __init__(self, models: Models, library: Library, load: Load) -> None:
         self._models = models
         self._library = library
+        self._load = load
+        self._id = new_id("replica")
 
     async def Generate(self, request: pb.GenerateRequest, context: RpcContext) -> AsyncIterator[pb.GenerateResponse]:
-        options = _options(request)
-        async with self._models.use(check_digest(request.model)) as loaded:
-            prompt = await _encode(loaded.model.language, request)
-            completion = loaded.model.generate(prompt, options)
-            tokenizer, effective = loaded.model.language.tokenizer, None
-            try:
-                async for piece in observed(completion.generation, request.model):
-                    reply = _reply(piece, tokenizer, completion)
-                    if effective is None:
-                        effective = _effective(loaded, completion, options, prompt)
-                        reply.effective.CopyFrom(effective)
-                    yield reply
-            finally:
-                loaded.model.runtime.cancel(completion.generation)
+        options, digest = _options(request), check_digest(request.model)
+        with self._load.request(demand_of("", request).tokens) as runs:
+            async with self._models.use(digest) as loaded:
+                prompt = await _encode(loaded.model.language, request)
+                completion = loaded.model.generate(prompt, options)
+                tokenizer, effective = loaded.model.language.tokenizer, None
+                try:
+                    async for piece in observed(completion.generation, request.model):
+                        runs()
+                        reply = _reply(piece, tokenizer, completion)
+                        if effective is None:
+                            effective = _effective(loaded, completion, options, prompt, replica_id=self._id)
+                            reply.effective.CopyFrom(effective)
+                        yield reply
+                finally:
+                    loaded.model.runtime.cancel(completion.generation)
 
     async def Score(self, request: pb.ScoreRequest, context: RpcContext) -> pb.ScoreResponse:
-        async with self._models.use(check_digest(request.model)) as loaded:
-            prompt = await _encode(loaded.model.language, request)
-            scoring = loaded.model.score(prompt)
-            try:
-                return pb.ScoreResponse(ids=prompt.ids, logprobs=await scoring.result())
-            finally:
-                loaded.model.runtime.cancel(scoring)
+        with self._load.request(demand_of("", request).tokens):
+            async with self._models.use(check_digest(request.model)) as loaded:
+                prompt = await _encode(loaded.model.language, request)
+                scoring = loaded.model.score(prompt)
+                try:
+                    return pb.ScoreResponse(ids=prompt.ids, logprobs=await scoring.result())
+                finally:
+                    loaded.model.runtime.cancel(scoring)
 
     async def Probe(self, request: pb.ProbeRequest, context: RpcContext) -> pb.ProbeResponse:
         run = await self._library.probe(check_digest(request.model))
@@ -91,6 +98,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         async with self._models.use(check_digest(request.model)) as loaded:
             prompt = await _encode(loaded.model.language, request)
             return pb.TokenizeResponse(ids=prompt.ids, text=prompt.text)
+
+    async def WatchLoad(self, request: pb.WatchLoadRequest, context: RpcContext) -> AsyncIterator[pb.WatchLoadResponse]:
+        async for report in self._load.reports():
+            yield pb.WatchLoadResponse(
+                waiting=report.waiting, running=report.running, tokens=report.tokens, models=sorted(report.models)
+            )
 
 
 async def _encode(language: Language, request: Any) -> Prompt:
@@ -122,7 +135,9 @@ def _options(request: pb.GenerateRequest) -> GenerateOptions:
     )
 
 
-def _effective(loaded: Loaded, completion: Completion, options: GenerateOptions, prompt: Prompt) -> pb.Effective:
+def _effective(
+    loaded: Loaded, completion: Completion, options: GenerateOptions, prompt: Prompt, *, replica_id: str
+) -> pb.Effective:
     info = loaded.model.info
     return pb.Effective(
         model=loaded.described.digest,
@@ -138,6 +153,7 @@ def _effective(loaded: Loaded, completion: Completion, options: GenerateOptions,
         dropped_tokens=completion.dropped_tokens,
         warnings=prompt.warnings,
         load_id=loaded.id,
+        replica_id=replica_id,
     )
 
 

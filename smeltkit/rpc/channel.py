@@ -36,6 +36,8 @@ def open_channel(address: str, *, token: str = "", is_retrying: bool = True) -> 
         ("grpc.keepalive_time_ms", int(limits.KEEPALIVE_TIME_S * 1000)),
         ("grpc.keepalive_timeout_ms", int(limits.KEEPALIVE_TIMEOUT_S * 1000)),
         ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.initial_reconnect_backoff_ms", int(limits.RECONNECT_FIRST_S * 1000)),
+        ("grpc.max_reconnect_backoff_ms", int(limits.RECONNECT_MAX_S * 1000)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.service_config", _service_config(is_retrying)),
     ]

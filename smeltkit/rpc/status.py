@@ -71,7 +71,12 @@ def is_unreachable(error: SmeltError) -> bool:
     cause = error.__cause__
     if not isinstance(cause, grpc.aio.AioRpcError) or cause.code() is not grpc.StatusCode.UNAVAILABLE:
         return False
-    return DETAILS_KEY not in dict(cause.trailing_metadata() or ())
+    return not has_reason(cause)
+
+
+def has_reason(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the failure was given by the service itself, and not met on the way to it."""
+    return DETAILS_KEY in dict(error.trailing_metadata() or ())
 
 
 def _from_details(data: bytes) -> SmeltError | None:

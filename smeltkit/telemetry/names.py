@@ -111,13 +111,22 @@ GEN_AI_TOKENS: Final = Metric(
     boundaries=_TOKENS,
 )
 QUEUE_DEPTH: Final = Metric(
-    name="smelt.inference.queue.depth", instrument=GAUGE, unit="{request}", meaning="Generation requests that wait"
+    name="smelt.inference.queue.depth",
+    instrument=GAUGE,
+    unit="{request}",
+    meaning="Generation and scoring requests that wait",
 )
 RUNNING: Final = Metric(
     name="smelt.inference.requests.running",
     instrument=GAUGE,
     unit="{request}",
     meaning="Generation requests that have their first token and not their last",
+)
+TOKENS_IN_FLIGHT: Final = Metric(
+    name="smelt.inference.tokens.in_flight",
+    instrument=GAUGE,
+    unit="{token}",
+    meaning="Tokens of the prompts of requests that wait or run, and of the completions they may ask for",
 )
 BATCH_ROWS: Final = Metric(
     name="smelt.inference.batch.rows",

@@ -1,0 +1,176 @@
+"""What stubs and the gateway call in place of a channel: each call goes to the replica that is best for it.
+
+A call that breaks before its first reply because its replica dies or drains is made once more, on whichever replica is
+best then; one that has begun to answer is never repeated, and its error says what happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import grpc
+
+from smeltkit.routing.demand import Demand, demand_of
+from smeltkit.routing.pool import Pool
+from smeltkit.routing.replica import Replica
+from smeltkit.rpc.channel import open_channel
+from smeltkit.rpc.status import has_reason
+
+_Opened = tuple[Any, Any]
+"""The first reply of a call, None if there is none, and the iterator of the others."""
+_BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+@asynccontextmanager
+async def open_inference(addresses: str, *, token: str = "") -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to inference, wherever it runs: `addresses` as in `Pool`. BadConfig if they are malformed."""
+    pool = Pool(addresses, lambda address, host: open_channel(address, token=token, is_retrying=False))
+    await pool.start()
+    try:
+        yield cast(grpc.aio.Channel, _Routed(pool))
+    finally:
+        await pool.close()
+
+
+class _Routed:
+    """As much of a channel as stubs and `gateway.forwarding` use."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def unary_unary(self, method: str, *codec: Any, **options: Any) -> _Method:
+        return _Method(self._pool, "unary_unary", method, codec, options)
+
+    def unary_stream(self, method: str, *codec: Any, **options: Any) -> _Method:
+        return _Method(self._pool, "unary_stream", method, codec, options)
+
+    def stream_unary(self, method: str, *codec: Any, **options: Any) -> _Method:
+        return _Method(self._pool, "stream_unary", method, codec, options)
+
+    def stream_stream(self, method: str, *codec: Any, **options: Any) -> _Method:
+        return _Method(self._pool, "stream_stream", method, codec, options)
+
+
+class _Method:
+    """One method of inference, to be called. A call whose requests are a stream is made once."""
+
+    def __init__(self, pool: Pool, kind: str, method: str, codec: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self._pool, self._kind, self._codec, self._options = pool, kind, codec, options
+        self._method = method.encode()
+
+    def __call__(self, request: Any, *, timeout: float | None = None, **options: Any) -> RoutedCall:
+        method, is_repeatable = self._method.decode(), self._kind.startswith("unary")
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+
+        def begin(channel: grpc.aio.Channel) -> Any:
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            return getattr(channel, self._kind)(method, *self._codec, **self._options)(
+                request, timeout=left_s, **options
+            )
+
+        opened = _first_of_many if self._kind.endswith("stream") else _only_one
+        demand = demand_of(method, request) if is_repeatable else Demand()
+        return RoutedCall(self._pool, demand, begin, opened, attempts=2 if is_repeatable else 1)
+
+
+class RoutedCall:
+    """A call under way: awaited for its one reply or iterated over, and cancelled in the end by whoever made it."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        demand: Demand,
+        begin: Callable[[grpc.aio.Channel], Any],
+        opened: Callable[[Any], Awaitable[_Opened]],
+        *,
+        attempts: int,
+    ) -> None:
+        self._pool, self._demand, self._begin, self._opened, self._attempts = pool, demand, begin, opened, attempts
+        self._call: Any = None
+        self._replica: Replica | None = None
+        self._first = asyncio.create_task(self._start())
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._reply().__await__()
+
+    async def __aiter__(self) -> AsyncGenerator[Any, None]:
+        try:
+            first, others = await self._first
+            if first is not None:
+                yield first
+                async for reply in others:
+                    yield reply
+        except grpc.aio.AioRpcError as error:
+            self._recheck(error)
+            raise
+        finally:
+            self.cancel()
+
+    async def initial_metadata(self) -> Any:
+        """That of the replica which answers, once its first reply is there."""
+        try:
+            await self._first
+        except grpc.aio.AioRpcError as error:
+            return error.initial_metadata()
+        return await self._call.initial_metadata()
+
+    async def trailing_metadata(self) -> Any:
+        """That of the replica which answered."""
+        return await self._call.trailing_metadata()
+
+    def cancel(self) -> None:
+        """Ends the call, if it has not ended."""
+        self._first.cancel()
+        if self._call is not None:
+            self._call.cancel()
+        self._leave()
+
+    async def _reply(self) -> Any:
+        try:
+            return (await self._first)[0]
+        finally:
+            self.cancel()
+
+    async def _start(self) -> _Opened:
+        """What the replica that answers gives, up to its first reply."""
+        excluded: list[Replica] = []
+        while True:
+            replica = await self._pool.pick(self._demand, excluded)
+            self._replica = replica
+            replica.take(self._demand)
+            self._call = self._begin(replica.channel)
+            try:
+                return await self._opened(self._call)
+            except grpc.aio.AioRpcError as error:
+                self._recheck(error)
+                self._leave()
+                self._attempts -= 1
+                if error.code() not in _BROKEN or not self._attempts:
+                    raise
+                if has_reason(error):
+                    excluded.append(replica)
+                    if not self._pool.has_others(excluded):
+                        raise
+
+    def _recheck(self, error: grpc.aio.AioRpcError) -> None:
+        """An error that the replica did not give itself may be its end: it gets nothing new until it answers."""
+        if self._replica is not None and error.code() in _BROKEN and not has_reason(error):
+            self._replica.recheck()
+
+    def _leave(self) -> None:
+        if self._replica is not None:
+            self._replica.give_back(self._demand)
+            self._replica = None
+
+
+async def _first_of_many(call: Any) -> _Opened:
+    replies = aiter(call)
+    return await anext(replies, None), replies
+
+
+async def _only_one(call: Any) -> _Opened:
+    return await call, None

@@ -1,0 +1,269 @@
+"""Calls through the routed channel, on real sockets: balance, retry before the first reply, drain, typed ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from smelt.inference.v1 import inference_pb2 as pb
+from smelt.inference.v1 import inference_pb2_grpc
+
+from smeltkit import limits
+from smeltkit.errors import (
+    BadConfig,
+    Draining,
+    EngineUnavailable,
+    NoReplica,
+    ServiceUnavailable,
+    SmeltError,
+    UnknownArtifact,
+)
+from smeltkit.routing import pool
+from smeltkit.routing.channel import open_inference
+from smeltkit.rpc.channel import call, stream
+from smeltkit.rpc.context import RpcContext
+from smeltkit.rpc.server import RpcConfig, ServiceHost
+from smeltkit.servers import free_ports
+from smeltkit.testing.waiting import eventually
+
+TOKENS = 4
+
+
+@dataclass
+class Fake(inference_pb2_grpc.InferenceServiceServicer):
+    """A replica whose completions wait for `gate` before their first token, and then before their last."""
+
+    host: ServiceHost
+    models: tuple[str, ...] = ("model",)
+    error: SmeltError | None = None
+    asked: list[str] = field(default_factory=list)
+    loads: list[str] = field(default_factory=list)
+    running: int = 0
+    first: asyncio.Event = field(default_factory=asyncio.Event)
+    last: asyncio.Event = field(default_factory=asyncio.Event)
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Generate(self, request: pb.GenerateRequest, context: RpcContext) -> AsyncIterator[pb.GenerateResponse]:
+        self.asked.append(request.text)
+        if self.error is not None:
+            raise self.error
+        self.running += 1
+        try:
+            await self.first.wait()
+            for number in range(TOKENS):
+                if number == TOKENS - 1:
+                    await self.last.wait()
+                yield pb.GenerateResponse(text=self.host.address, completion_tokens=number + 1)
+        finally:
+            self.running -= 1
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: RpcContext) -> pb.TokenizeResponse:
+        if self.error is not None:
+            raise self.error
+        return pb.TokenizeResponse(text=self.host.address)
+
+    async def Load(self, request: pb.LoadRequest, context: RpcContext) -> pb.LoadResponse:
+        self.loads.append(request.model)
+        self.models = (*self.models, request.model)
+        return pb.LoadResponse()
+
+    async def WatchLoad(self, request: pb.WatchLoadRequest, context: RpcContext) -> AsyncIterator[pb.WatchLoadResponse]:
+        while not self.drained.is_set():
+            yield pb.WatchLoadResponse(models=self.models)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.drained.wait(), 0.02)
+
+
+@asynccontextmanager
+async def serving(*, address: str = "127.0.0.1:0", is_open: bool = True, grace_s: float = 5.0) -> AsyncIterator[Fake]:
+    """A replica; `is_open` ones answer at once."""
+    host = ServiceHost("inference", RpcConfig(listen=address, drain_grace_s=grace_s))
+    fake = Fake(host)
+    if is_open:
+        fake.first.set()
+        fake.last.set()
+
+    async def drain() -> None:
+        fake.drained.set()
+
+    host.on_drain(drain)
+    host.add("smelt.inference.v1.InferenceService", inference_pb2_grpc.add_InferenceServiceServicer_to_server, fake)
+    host.set_ready(True)
+    await host.start()
+    try:
+        yield fake
+    finally:
+        await host.stop()
+
+
+@asynccontextmanager
+async def routed(*replicas: Fake) -> AsyncIterator[Any]:
+    """A stub that calls whichever of the replicas is best, once all of them are known."""
+    async with open_inference(",".join(replica.host.address for replica in replicas)) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        known = channel._pool._replicas  # type: ignore[attr-defined]
+        await eventually(lambda: all(replica.is_serving for replica in known.values()))
+        yield stub
+
+
+async def generate(stub: Any, text: str = "x") -> list[str]:
+    request = pb.GenerateRequest(model="model", text=text, max_tokens=TOKENS)
+    async with stream(stub.Generate, request, timeout_s=20) as replies:
+        return [reply.text async for reply in replies]
+
+
+async def test_requests_at_once_are_spread_evenly() -> None:
+    async with serving(is_open=False) as one, serving(is_open=False) as two, routed(one, two) as stub:
+        tasks = [asyncio.create_task(generate(stub, str(number))) for number in range(10)]
+        await eventually(lambda: one.running + two.running == 10)
+        assert (one.running, two.running) == (5, 5)
+        for replica in (one, two):
+            replica.first.set()
+            replica.last.set()
+        assert [len(replies) for replies in await asyncio.gather(*tasks)] == [TOKENS] * len(tasks)
+
+
+async def test_a_call_that_breaks_before_its_first_reply_is_made_once_more_elsewhere() -> None:
+    """Whether the replica says so itself (its model is being unloaded) or is simply gone."""
+    async with serving() as well, AsyncExitStack() as stack:
+        ill = await stack.enter_async_context(serving(is_open=False, grace_s=0.0))
+        async with routed(ill, well) as stub:
+            ill.error = Draining("it is being unloaded", retry_after_s=1.0)
+            for number in range(8):
+                assert set(await generate(stub, str(number))) == {well.host.address}
+            assert ill.asked, "some of them met the replica that refuses"
+            assert (await call(stub.Tokenize, pb.TokenizeRequest(model="model"), timeout_s=20)).text
+            ill.error = None
+            tasks = [asyncio.create_task(generate(stub, f"{number} again")) for number in range(8)]
+            await eventually(lambda: ill.running > 0)
+            await stack.aclose()
+            for task in tasks:
+                assert set(await task) == {well.host.address}
+
+
+async def test_a_call_that_began_to_answer_is_not_repeated_and_ends_with_a_typed_error() -> None:
+    async with serving() as well, AsyncExitStack() as stack:
+        ill = await stack.enter_async_context(serving(is_open=False, grace_s=0.0))
+        async with routed(ill, well) as stub:
+            tasks = [asyncio.create_task(generate(stub, str(number))) for number in range(6)]
+            await eventually(lambda: ill.running > 0)
+            count = ill.running
+            ill.first.set()
+            await asyncio.sleep(0.2)
+            await stack.aclose()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            broken = [end for end in ends if isinstance(end, BaseException)]
+            assert len(broken) == count and {type(error) for error in broken} == {ServiceUnavailable}
+            assert len(well.asked) == 6 - count
+
+
+async def test_errors_that_are_not_about_the_replica_are_not_repeated() -> None:
+    async with serving() as one, serving() as two, routed(one, two) as stub:
+        one.error = two.error = UnknownArtifact("not stored")
+        with pytest.raises(UnknownArtifact):
+            await generate(stub)
+        assert len(one.asked + two.asked) == 1
+
+
+async def test_an_error_of_the_only_replica_is_its_own() -> None:
+    async with serving() as one, routed(one) as stub:
+        one.error = EngineUnavailable("it failed")
+        with pytest.raises(EngineUnavailable, match="it failed"):
+            await generate(stub)
+        assert len(one.asked) == 1
+
+
+async def test_a_replica_that_drains_gets_nothing_new_and_ends_what_it_has() -> None:
+    async with serving(is_open=False) as old, serving() as new, routed(old, new) as stub:
+        tasks = [asyncio.create_task(generate(stub, str(number))) for number in range(4)]
+        await eventually(lambda: old.running > 0)
+        old.first.set()
+        count, stopping = old.running, asyncio.create_task(old.host.stop())
+        await asyncio.sleep(0.1)
+        for number in range(6):
+            assert set(await generate(stub, f"later {number}")) == {new.host.address}
+        assert (old.running, len(old.asked)) == (count, count)
+        old.last.set()
+        assert [len(replies) for replies in await asyncio.gather(*tasks)] == [TOKENS] * len(tasks)
+        await stopping
+
+
+async def test_a_replica_without_the_model_is_told_to_load_it_and_then_takes_its_share() -> None:
+    async with serving(is_open=False) as warm, serving() as cold:
+        cold.models = ()
+        async with routed(warm, cold) as stub:
+            prompt = "x" * 4 * limits.ROUTE_WARM_TOKENS
+            waiting = [asyncio.create_task(generate(stub, prompt + str(number))) for number in range(3)]
+            await eventually(lambda: cold.loads)
+            assert warm.running == 3 and cold.loads == ["model"]
+            await asyncio.sleep(0.1)
+            assert set(await generate(stub, "y")) == {cold.host.address}
+            warm.first.set()
+            warm.last.set()
+            await asyncio.gather(*waiting)
+
+
+async def test_no_replica_left_says_what_each_of_them_says() -> None:
+    async with open_inference("127.0.0.1:1") as channel:
+        with pytest.raises(NoReplica, match=r"127\.0\.0\.1:1 does not answer.*start one"):
+            await generate(inference_pb2_grpc.InferenceServiceStub(channel))
+
+
+async def test_a_replica_that_comes_back_is_used_again() -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    async with open_inference(address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        for _ in range(2):
+            async with serving(address=address):
+                await eventually(lambda: channel._pool._replicas[address].is_serving)  # type: ignore[attr-defined]
+                assert len(await generate(stub)) == TOKENS
+            with pytest.raises(NoReplica):
+                await generate(stub)
+
+
+async def test_names_are_looked_up_again_and_what_they_no_longer_mean_ends_in_peace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a headless service does: its name means the ready pods of the moment."""
+    monkeypatch.setattr(limits, "ROUTE_RESOLVE_PERIOD_S", 0.02)
+    meant: list[str] = []
+
+    async def lookup(host: str, port: int) -> list[str]:
+        if not meant:
+            raise OSError("no such name")
+        return list(meant)
+
+    monkeypatch.setattr(pool, "_lookup", lookup)
+    async with serving(is_open=False) as one, serving() as two:
+        meant.append(one.host.address)
+        async with open_inference("dns:///inference.smelt.svc:50051") as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            first = asyncio.create_task(generate(stub))
+            await eventually(lambda: one.running == 1)
+            meant[:] = [two.host.address]
+            await eventually(lambda: list(channel._pool._replicas) == meant)  # type: ignore[attr-defined]
+            assert set(await generate(stub)) == {two.host.address}
+            meant.clear()
+            assert set(await generate(stub)) == {two.host.address}
+            one.first.set()
+            one.last.set()
+            assert await first == [one.host.address] * TOKENS
+
+
+async def test_leaving_a_stream_frees_its_place() -> None:
+    async with serving(is_open=False) as one, routed(one) as stub:
+        one.first.set()
+        async with stream(stub.Generate, pb.GenerateRequest(model="model", text="x"), timeout_s=20) as replies:
+            await anext(replies)
+        await eventually(lambda: one.running == 0)
+
+
+@pytest.mark.parametrize("addresses", ["", "nowhere", "a:1,,b:2", "a:0", "a:65536", "a:x"])
+async def test_malformed_addresses_are_refused(addresses: str) -> None:
+    with pytest.raises(BadConfig, match="host:port"):
+        async with open_inference(addresses):
+            pass
