@@ -143,8 +143,8 @@ async def _show_bundle(session: Session, job: job_pb2.Job, wait: bool) -> None:
 
 
 async def _uploaded(session: Session, source: Path, origin: str) -> importer_pb2.UploadSource:
-    from gateway.cli.uploads import model_files, upload
     from gateway.cli.source_check import check_source
+    from gateway.cli.uploads import model_files, upload
 
     paths = model_files(source)
     await asyncio.to_thread(check_source, paths)
