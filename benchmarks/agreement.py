@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,11 @@ def smelt(*arguments: str) -> dict[str, Any]:
 
 
 async def generate(address: str, digest: str, prompts: Sequence[Any], suite: Any) -> list[tuple[list[int], list[int]]]:
-    """Prompt ids and completion ids of each prompt, greedy, through the gateway."""
+    """Prompt ids and completion ids of each prompt, greedy, through the gateway; none where the context is too short."""
     from smelt.inference.v1 import inference_pb2 as pb
     from smelt.inference.v1 import inference_pb2_grpc
 
+    from smeltkit.errors import PromptTooLong
     from smeltkit.rpc.channel import call, open_channel, stream
 
     gate = asyncio.Semaphore(CONCURRENCY)
@@ -63,9 +65,10 @@ async def generate(address: str, digest: str, prompts: Sequence[Any], suite: Any
             asked = await call(stub.Tokenize, pb.TokenizeRequest(model=digest, **field), timeout_s=60)
             request = pb.GenerateRequest(model=digest, max_tokens=suite.max_tokens, stop=suite.stop, **field)
             ids: list[int] = []
-            async with gate, stream(stub.Generate, request, timeout_s=600) as replies:
-                async for reply in replies:
-                    ids.extend(reply.ids)
+            with suppress(PromptTooLong):
+                async with gate, stream(stub.Generate, request, timeout_s=600) as replies:
+                    async for reply in replies:
+                        ids.extend(reply.ids)
             return list(asked.ids), ids
 
         return await asyncio.gather(*(one(prompt) for prompt in prompts))
@@ -114,6 +117,7 @@ def run(models: Path, data: Path, model: str, suite_name: str) -> dict[str, Any]
         "bundle": source,
         "passed": report["scores"][0]["passed"],
         "problems": len(problems),
+        "too_long": sum(not ids for _, ids in pairs),
         "tokens": sum(len(ids) for _, ids in pairs),
         "differ": len(found),
         "largest_gap": max((row["gap"] for row in found), default=0.0),
@@ -129,12 +133,14 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["SMELT_HOME"] = home
+        rows: list[dict[str, Any]] = []
         try:
-            rows = [run(arguments.models, arguments.data, model, suite) for model, suite in RUNS]
+            for model, suite in RUNS:
+                rows.append(run(arguments.models, arguments.data, model, suite))
+                results.save("agreement", rows, peer="transformers, float32", gap_max=GAP_MAX)
         finally:
             smelt("down")
     print(results.table([{key: row[key] for key in row if key not in ("differences", "bundle")} for row in rows]))
-    results.save("agreement", rows, peer="transformers, float32", gap_max=GAP_MAX)
     return int(any(row["largest_gap"] > GAP_MAX for row in rows))
 
 
