@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.trainer.adapters.targets import linear_tensors
 from services.trainer.settings import TrainSettings
 from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.nf4_layout import stored_bytes
 
 LOGITS_BYTES = 320_000_000
 """Most that the fused loss holds of the logits."""
@@ -20,27 +21,40 @@ def trainable_parameters(config: ModelConfig, settings: TrainSettings) -> int:
         for spec in linear_tensors(config)
         if not targets or spec.name.removeprefix("layers.0.").removesuffix(".weight") in targets
     ]
-    return config.layers * settings.lora.rank * sum(outputs + inputs for outputs, inputs in shapes)
+    magnitudes = sum(outputs for outputs, _ in shapes) if settings.lora.dora else 0
+    return config.layers * (settings.lora.rank * sum(outputs + inputs for outputs, inputs in shapes) + magnitudes)
+
+
+def _weights_bytes(config: ModelConfig, settings: TrainSettings, value_bytes: int) -> int:
+    """Bytes of the base while training."""
+    if settings.method != "qlora":
+        return config.parameters * value_bytes
+    linear = [spec.elements for spec in linear_tensors(config)]
+    kept = config.parameters - config.layers * sum(linear)
+    # One weight is dequantized at a time.
+    return kept * value_bytes + config.layers * sum(map(stored_bytes, linear)) + max(linear) * value_bytes
 
 
 def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     """Component to bytes at the peak of a step: exact for what is stored, an estimate for activations.
 
     Adapters are float32 whatever the base is. A layer keeps its inputs, queries, keys, values and the MLP's three
-    products; with recomputation only its input.
+    products; with recomputation only its input. A base that is quantized is loaded as it is stored first.
     """
     value_bytes = 4 if settings.dtype == "float32" else 2
     trained = trainable_parameters(config, settings)
-    trained_bytes = 4 if settings.method == "lora" else value_bytes
+    trained_bytes = 4 if settings.is_adapted else value_bytes
     size = config.dimensions()
     kept = 6 * size["hidden"] + 2 * size["q"] + 2 * size["kv"] + 3 * size["intermediate"]
     per_token = size["hidden"] if settings.recompute else kept
     live = per_token * config.layers + (kept if settings.recompute else 0)
-    return {
-        "weights": config.parameters * value_bytes + (trained * 4 if settings.method == "lora" else 0),
+    weights = _weights_bytes(config, settings, value_bytes)
+    needs = {
+        "weights": weights + (trained * 4 if settings.is_adapted else 0),
         "gradients": trained * trained_bytes,
         "masters": 0 if trained_bytes == 4 else 4 * trained,
         "optimizer": 8 * trained,
         "activations": live * settings.sequence_tokens * value_bytes,
         "logits": min(LOGITS_BYTES, settings.sequence_tokens * config.vocab_size * value_bytes),
     }
+    return {**needs, "loading": max(config.parameters * value_bytes - sum(needs.values()), 0)}

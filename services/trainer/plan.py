@@ -76,7 +76,7 @@ def plan_of(prepared: Prepared, base_bytes: int) -> Plan:
     """The plan of a prepared training from a base of that many stored bytes."""
     settings, config = prepared.settings, prepared.bundle.config
     needs, trained = components(config, settings), trainable_parameters(config, settings)
-    checkpoint_bytes = 12 * trained + (0 if settings.dtype == "float32" or settings.method == "lora" else 6 * trained)
+    checkpoint_bytes = 12 * trained + (0 if settings.dtype == "float32" or settings.is_adapted else 6 * trained)
     schedule, data = prepared.schedule, prepared.data
     middle = schedule.total_steps // 2
     rates = [schedule.rate(step) for step in (0, middle, schedule.total_steps - 1)] if schedule.total_steps else []
@@ -104,7 +104,7 @@ def plan_of(prepared: Prepared, base_bytes: int) -> Plan:
 
 
 def _last_steps(prepared: Prepared) -> tuple[str, ...]:
-    merge = ("merge adapters",) if prepared.settings.method == "lora" else ()
+    merge = ("merge adapters",) if prepared.settings.is_adapted else ()
     return (*merge, *(("compare held-out loss",) if prepared.heldout else ()))
 
 

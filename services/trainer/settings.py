@@ -1,6 +1,6 @@
 """A training's settings: strict, in human numbers, each key known or refused with the nearest one that is.
 
-method: lora                       # lora or full
+method: lora                       # lora, qlora or full
 epochs: 2
 sequence_tokens: 1K
 learning_rate: 2e-3
@@ -31,7 +31,7 @@ _UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """Shape of an adapter; only with method lora."""
+    """Shape of an adapter; only with methods lora and qlora."""
 
     rank: int = 16
     """Inner dimension r, 1 to 1024."""
@@ -41,6 +41,8 @@ class LoraSettings:
     """Share of inputs of A dropped in training, 0 to below 1."""
     rank_stabilized: bool = False
     """Whether the scale is alpha / sqrt(r) instead of alpha / r."""
+    dora: bool = False
+    """Whether the length of each row of a weight is learnt beside its direction (DoRA)."""
     targets: tuple[str, ...] = ()
     """Linear layers of every block, e.g. attn.q; empty for all of them."""
 
@@ -80,7 +82,7 @@ class TrainSettings:
     """Everything about a training but its model and its data."""
 
     method: str = "lora"
-    """`lora` or `full`."""
+    """`lora`, `qlora` (lora on a base in NF4) or `full`."""
     epochs: int = 1
     """Passes over the data, 1 to 1000."""
     max_steps: int = 0
@@ -106,7 +108,7 @@ class TrainSettings:
     seed: int = 0
     """Decides shuffles, dropout and adapters."""
     dtype: str = "float32"
-    """Type of the weights while training: float32 or bfloat16."""
+    """Type of the weights while training, of dequantized ones too: float32 or bfloat16."""
     recompute: bool = False
     """Whether activations are computed again in the backward pass, to save memory."""
     checkpoint_steps: int = 50
@@ -119,7 +121,7 @@ class TrainSettings:
     optimizer: AdamSettings = field(default_factory=AdamSettings)
 
     def __post_init__(self) -> None:
-        _among("method", self.method, ("lora", "full"))
+        _among("method", self.method, ("lora", "qlora", "full"))
         _among("schedule", self.schedule, KINDS)
         _among("dtype", self.dtype, ("float32", "bfloat16"))
         whole = {"epochs": (1, 1000), "max_steps": (0, 10**9), "sequence_tokens": (8, 1 << 20), "seed": (0, 2**63 - 1),
@@ -131,10 +133,15 @@ class TrainSettings:
         _within("learning_rate", self.learning_rate, 1e-12, 1.0)
         _within("final_share", self.final_share, 0.0, 1.0)
         _within("clip_norm", self.clip_norm, 1e-6, 1e6)
-        if self.method == "full" and self.lora != LoraSettings():
+        if not self.is_adapted and self.lora != LoraSettings():
             raise UnsupportedOption("lora settings have no effect with method full; remove them, or choose method lora")
         if self.schedule == "constant" and self.final_share != TrainSettings.final_share:
             raise UnsupportedOption("final_share has no effect with schedule constant; remove it")
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether adapters are trained and merged at the end, instead of the weights themselves."""
+        return self.method != "full"
 
 
 def parse_settings(text: str) -> TrainSettings:

@@ -31,6 +31,7 @@ from services.trainer.settings import parse_settings
 from smeltkit.errors import JobCancelled, OutOfMemory, SmeltError
 from smeltkit.ml.bundle import Bundle, files_of
 from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder_nf4 import dequantization, quantize_linears
 from smeltkit.ml.decoder_weights import DTYPES, load_decoder, save_weights
 from smeltkit.ml.kernels import kernels_for
 from smeltkit.ml.lineage import Lineage
@@ -76,11 +77,15 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     )
     decoder.recomputes = settings.recompute
     before = row_losses(decoder, prepared.heldout.samples) if prepared.heldout else []
-    if settings.method == "lora":
+    if settings.method == "qlora":
+        quantize_linears(decoder)
+    if settings.is_adapted:
         attach(decoder, settings.lora)
     begin = time.monotonic()
     run = _run(folder, spec, prepared, decoder)
     outcome: dict[str, Any] = {"steps": run.step, "train_s": time.monotonic() - begin}
+    if exact := dequantization(decoder):
+        outcome["dequantization"] = exact
     if prepared.heldout:
         outcome["heldout"] = asdict(compare(before, row_losses(decoder, prepared.heldout.samples)))
     _write_bundle(folder, base, prepared, decoder)
@@ -121,7 +126,7 @@ def _write_bundle(folder: Path, base: Path, prepared: Prepared, decoder: Decoder
         if path.name not in _NOT_COPIED and ".safetensors" not in path.name:
             shutil.copyfile(path, target / path.name)
     state = decoder.state_dict()
-    if prepared.settings.method == "lora":
+    if prepared.settings.is_adapted:
         adapter = folder / "adapter"
         adapter.mkdir(exist_ok=True)
         save_adapter(decoder, prepared.settings.lora, adapter)

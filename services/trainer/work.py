@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from services.trainer.plan import plan_of, prepare
 from services.trainer.settings import TrainSettings
@@ -28,6 +28,8 @@ from smeltkit.ml.lineage import Lineage
 from smeltkit.revision import code_revision
 
 Tell = Callable[[int], None]
+_RECORDED: Final = ("heldout", "dequantization")
+"""What a training finds out that stays with its result."""
 
 
 class Phases(Protocol):
@@ -83,7 +85,7 @@ def train(
     lineage = Lineage(
         operation="train",
         inputs=(manifest.digest, *data),
-        parameters={"settings": parameters, **({"heldout": outcome["heldout"]} if "heldout" in outcome else {})},
+        parameters={"settings": parameters} | {key: outcome[key] for key in _RECORDED if key in outcome},
         code_revision=code_revision(),
         origin=bundle.lineage.origin,
     )

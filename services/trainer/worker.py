@@ -31,7 +31,11 @@ from smeltkit.manifest import BUNDLE_TYPE, Manifest
 from smeltkit.telemetry import span
 from smeltkit.workspaces import Workspaces
 
-METHODS: Mapping[int, str] = {trainer_pb2.METHOD_FULL: "full", trainer_pb2.METHOD_LORA: "lora"}
+METHODS: Mapping[int, str] = {
+    trainer_pb2.METHOD_FULL: "full",
+    trainer_pb2.METHOD_LORA: "lora",
+    trainer_pb2.METHOD_QLORA: "qlora",
+}
 """Method of the contract to the settings' word; others are not built yet."""
 
 
@@ -93,7 +97,8 @@ def settings_of(spec: trainer_pb2.TrainSpec) -> TrainSettings:
     settings = parse_settings(spec.settings_json)
     if METHODS.get(spec.method, "") != settings.method:
         asked = trainer_pb2.Method.Name(spec.method)
-        raise BadRequest(f"the request says {asked}, its settings method={settings.method}; built are full and lora")
+        built = ", ".join(METHODS.values())
+        raise BadRequest(f"the request says {asked}, its settings method={settings.method}; built are {built}")
     if not 1 <= len(spec.datasets) <= 2:
         raise BadRequest(f"{len(spec.datasets)} data sets are named; give the training data, then held-out data if any")
     return settings

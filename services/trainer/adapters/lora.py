@@ -1,7 +1,8 @@
-"""Low-rank adapters on the decoder's linear layers: W x + scale B A x, with W frozen.
+"""Low-rank adapters on the decoder's linear layers: W x + scale B A x, with W frozen, in floats or in NF4.
 
 Hu et al. (arXiv:2106.09685); the rank-stabilized scale alpha / sqrt(r) is Kalajdzievski's (arXiv:2312.03732). A starts
-uniform as torch starts a linear layer, B at zero, so an adapter begins as no change at all.
+uniform as torch starts a linear layer, B at zero, so an adapter begins as no change at all. DoRA (Liu et al.,
+arXiv:2402.09353) also learns the length m of each row: m / |W + scale B A| times the sum, the divisor as a constant.
 """
 
 from __future__ import annotations
@@ -18,56 +19,85 @@ from services.trainer.adapters.targets import linear_names
 from services.trainer.settings import LoraSettings
 from smeltkit.errors import BadConfig, TensorMismatch
 from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder_nf4 import Nf4Linear
+
+Frozen = nn.Linear | Nf4Linear
+"""What an adapter can be put on: `weight`, for NF4 made anew whenever it is asked for, and `bias`."""
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer and its adapter. A [r, inputs] and B [outputs, r] are float32, whatever the base is."""
+    """A frozen linear layer and its adapter: A [r, inputs], B [outputs, r] and, of DoRA, the magnitudes m [outputs].
 
-    def __init__(self, base: nn.Linear, config: LoraSettings) -> None:
+    They are float32, whatever the base is.
+    """
+
+    base_squares: Tensor
+
+    def __init__(self, base: Frozen, config: LoraSettings) -> None:
         super().__init__()
         self.base, self.scale, self.dropout = base, config.scale, config.dropout
-        device = base.weight.device
-        self.a = nn.Parameter(torch.empty(config.rank, base.in_features, device=device, dtype=torch.float32))
-        self.b = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device, dtype=torch.float32))
+        weight = base.weight.detach()
+        self.a = nn.Parameter(torch.empty(config.rank, base.in_features, device=weight.device, dtype=torch.float32))
+        self.b = nn.Parameter(torch.zeros(base.out_features, config.rank, device=weight.device, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        self.magnitude: nn.Parameter | None = None
+        if config.dora:
+            self.register_buffer("base_squares", weight.float().square().sum(1), persistent=False)
+            self.magnitude = nn.Parameter(self.base_squares.sqrt())
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, outputs] of x [T, inputs]."""
         a, b = self.a.to(x.dtype), self.b.to(x.dtype)
-        if self.dropout and self.training:
-            inner = functional.linear(functional.dropout(x, self.dropout), a)
-            return torch.addmm(self.base(x), inner, b.T, alpha=self.scale)
-        out: Tensor = _Adapted.apply(x, self.base.weight, self.base.bias, a, b, self.scale)  # type: ignore[no-untyped-call]
-        return out
+        is_dropping = self.dropout > 0 and self.training
+        kept = functional.dropout(x, self.dropout) if is_dropping else x
+        if self.magnitude is None and is_dropping:
+            return torch.addmm(self.base(x), functional.linear(kept, a), b.T, alpha=self.scale)
+        bias = self.base.bias if self.magnitude is None else None
+        out: Tensor = _Adapted.apply(kept, self.base, bias, a, b, self.scale)  # type: ignore[no-untyped-call]
+        if self.magnitude is None:
+            return out
+        rest = self.base(x - kept) if is_dropping else self.base.bias
+        # Half precision holds a gain less 1 far better than a gain near 1.
+        return torch.addcmul(out if rest is None else out + rest, out, (self._gain(self.magnitude) - 1).to(x.dtype))
 
-    def delta(self) -> Tensor:
-        """scale B A [outputs, inputs] in float32."""
-        return self.scale * (self.b.float() @ self.a.float())
+    def merged(self) -> Tensor:
+        """The one weight [outputs, inputs] in float32 that computes the same without an adapter."""
+        total = self.base.weight.float() + self.scale * (self.b.float() @ self.a.float())
+        return total if self.magnitude is None else total * self._gain(self.magnitude)[:, None]
+
+    def _gain(self, magnitude: Tensor) -> Tensor:
+        """m / |W + scale B A| of each row [outputs]; the norm by the parts of its square, without the sum itself."""
+        with torch.no_grad():
+            weight = self.base.weight
+            cross = (weight @ self.a.T.to(weight.dtype)).to(self.b.dtype)
+            outer = self.b @ (self.a @ self.a.T)
+            square = self.base_squares + (self.b * (2 * self.scale * cross + self.scale**2 * outer)).sum(1)
+        return magnitude * torch.rsqrt(square.clamp(min=1e-30))
 
 
 class _Adapted(torch.autograd.Function):
     """x W^T + bias + scale (x A^T) B^T for a frozen W, with both products added where the other's result stands.
 
     Autograd alone would write the sums of outputs and of gradients by x as tensors of their own, once more through
-    memory for each adapter.
+    memory for each adapter. W is asked for again in the backward pass, so that one in NF4 is never kept dequantized.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, base: Frozen, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         """Keeps x, which the layer's neighbours keep as well, and the [T, r] product."""
         inner = functional.linear(x, a)
-        ctx.save_for_backward(x, weight, a, b, inner)
-        ctx.scale = scale
-        return functional.linear(x, weight, bias).addmm_(inner, b.T, alpha=scale)
+        ctx.save_for_backward(x, a, b, inner)
+        ctx.base, ctx.scale = base, scale
+        return functional.linear(x, base.weight, bias).addmm_(inner, b.T, alpha=scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by x, A and B."""
-        x, weight, a, b, inner = ctx.saved_tensors
+        x, a, b, inner = ctx.saved_tensors
         by_inner = upstream @ b * ctx.scale
         by_b = upstream.T @ inner * ctx.scale
-        by_x = (upstream @ weight).addmm_(by_inner, a) if ctx.needs_input_grad[0] else None
+        by_x = (upstream @ ctx.base.weight).addmm_(by_inner, a) if ctx.needs_input_grad[0] else None
         return by_x, None, None, by_inner.T @ x, by_b, None
 
 
@@ -87,7 +117,7 @@ def attach(decoder: Decoder, config: LoraSettings) -> list[str]:
             part, _, leaf = name.partition(".")
             parent = layer.get_submodule(part)
             base = parent.get_submodule(leaf)
-            assert isinstance(base, nn.Linear), f"{name} carries an adapter already"
+            assert isinstance(base, Frozen), f"{name} carries an adapter already"
             setattr(parent, leaf, LoraLinear(base, config))
             carriers.append(f"layers.{index}.{name}")
     return carriers
@@ -102,23 +132,22 @@ def adapters(decoder: Decoder) -> Iterator[tuple[str, LoraLinear]]:
 
 @torch.no_grad()
 def merged_state(decoder: Decoder) -> dict[str, Tensor]:
-    """The canonical weights with every adapter added in: W + scale B A, in float32, rounded to the type of W.
+    """The canonical weights with every adapter added in, in float32, rounded to the type of W.
 
-    TensorMismatch unless every adapter changes its layer: an unchanged base is never the result of a merge.
+    A quantized base is dequantized: what the adapter was trained on, not what was quantized once. TensorMismatch unless
+    every adapter changes its layer: an unchanged base is never the result of a merge.
     """
-    carriers = dict(adapters(decoder))
-    state = {}
-    for name, value in decoder.state_dict().items():
-        owner, _, leaf = name.rpartition(".")
-        if owner in carriers:
-            continue
-        canonical = f"{owner.removesuffix('.base')}.{leaf}"
-        state[canonical] = value
-        if leaf == "weight" and owner.removesuffix(".base") in carriers:
-            changed = (value.float() + carriers[owner.removesuffix(".base")].delta()).to(value.dtype)
-            if torch.equal(changed, value):
-                raise TensorMismatch(f"the adapter of {canonical} changes nothing; it is untrained or lost in rounding")
-            state[canonical] = changed
-    if not carriers:
+    if not any(adapters(decoder)):
         raise TensorMismatch("the model carries no adapter, so there is nothing to merge")
+    state = {}
+    for spec in decoder.config.tensors():
+        owner, _, leaf = spec.name.rpartition(".")
+        module = decoder.get_submodule(owner)
+        carrier = module if isinstance(module, LoraLinear) else None
+        value: Tensor = getattr(module if carrier is None else carrier.base, leaf)
+        state[spec.name] = value
+        if carrier is not None and leaf == "weight":
+            state[spec.name] = carrier.merged().to(value.dtype)
+            if torch.equal(state[spec.name], value) or not carrier.b.any():
+                raise TensorMismatch(f"the adapter of {spec.name} changes nothing; it is untrained or lost in rounding")
     return state

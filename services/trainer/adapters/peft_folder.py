@@ -1,6 +1,7 @@
 """Adapter folders in PEFT's format, both ways: `adapter_config.json` and `adapter_model.safetensors`.
 
-What PEFT can express and this trainer does not (DoRA, ranks by pattern, saved modules, biases) is refused by name.
+What PEFT can express and this trainer does not (ranks by pattern, saved modules, biases) is refused by name. An adapter
+of a quantized base comes with a third file that says which one, and goes onto no other unless that is asked for.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ from services.trainer.settings import LoraSettings
 from smeltkit.errors import BadFile, TensorMismatch
 from smeltkit.ml import names
 from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder_nf4 import dequantization
 from smeltkit.ml.decoder_weights import to_numpy, to_torch
 from smeltkit.ml.model_files import read_json
 from smeltkit.ml.safetensors_io import DTYPES, SafetensorsFolder, read_header, write_safetensors
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
+BASE_FILE: Final = "dequantization.json"
 _PREFIX: Final = "base_model.model."
 _NEUTRAL: Final[dict[str, Any]] = {
-    "use_dora": False, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "rank_pattern": {},
+    "bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "rank_pattern": {},
     "alpha_pattern": {}, "layers_to_transform": None, "layer_replication": None, "lora_bias": False,
     "trainable_token_indices": None, "target_parameters": None, "use_qalora": False,
 }  # fmt: skip
 """Settings of PEFT and the value that each must have, since another would change what the adapter computes."""
+_PARTS: Final = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+"""Parameters of an adapter and what PEFT calls them."""
 
 
 def save_adapter(decoder: Decoder, config: LoraSettings, folder: Path, *, base: str = "") -> list[Path]:
@@ -38,8 +43,8 @@ def save_adapter(decoder: Decoder, config: LoraSettings, folder: Path, *, base: 
     for name, layer in adapters(decoder):
         module = names.canonical_to_hf(architecture, f"{name}.weight").removesuffix(".weight")
         leaves.add(module.rpartition(".")[2])
-        for part, value in (("lora_A", layer.a), ("lora_B", layer.b)):
-            rows.append((f"{_PREFIX}{module}.{part}.weight", "F32", to_numpy(value.detach().float().cpu())))
+        for part, value in layer.named_parameters(recurse=False):
+            rows.append((f"{_PREFIX}{module}.{_PARTS[part]}", "F32", to_numpy(value.detach().float().cpu())))
     declared = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -49,31 +54,41 @@ def save_adapter(decoder: Decoder, config: LoraSettings, folder: Path, *, base: 
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.rank_stabilized,
+        "use_dora": config.dora,
         "target_modules": sorted(leaves),
         "bias": "none",
     }
     (folder / CONFIG_FILE).write_text(json.dumps(declared, indent=2, sort_keys=True) + "\n")
     write_safetensors(folder / WEIGHTS_FILE, rows)
-    return [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
+    if exact := dequantization(decoder):
+        (folder / BASE_FILE).write_text(json.dumps(exact, indent=2, sort_keys=True) + "\n")
+    return [folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, *((BASE_FILE,) if exact else ()))]
 
 
-def load_adapter(decoder: Decoder, folder: Path) -> LoraSettings:
+def load_adapter(decoder: Decoder, folder: Path, *, to_any_base: bool = False) -> LoraSettings:
     """Attaches the adapters stored in `folder` to `decoder`; their config.
 
     BadFile for what this trainer cannot do, TensorMismatch for tensors missing, extra or of another shape: an adapter
-    whose modules are not in the model is never half applied.
+    whose modules are not in the model is never half applied. TensorMismatch too if they were trained on a quantized
+    base that `decoder` does not hold to the last bit, unless `to_any_base`; then the result must be evaluated anew.
     """
+    _check_base(decoder, folder / BASE_FILE, to_any_base=to_any_base)
     source = SafetensorsFolder(folder=folder, tensors=read_header(folder / WEIGHTS_FILE))
     architecture, found = decoder.config.architecture, {}
     for key, info in source.tensors.items():
-        module, _, part = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
-        if not key.startswith(_PREFIX) or part not in ("lora_A", "lora_B") or info.dtype not in DTYPES:
+        part = next((part for part, ending in _PARTS.items() if key.endswith(f".{ending}")), "")
+        if not key.startswith(_PREFIX) or not part or info.dtype not in DTYPES:
             raise TensorMismatch(f"{WEIGHTS_FILE}: {key!r} is no LoRA tensor")
+        module = key.removeprefix(_PREFIX).removesuffix(f".{_PARTS[part]}")
         name = names.hf_to_canonical(architecture, f"{module}.weight").removesuffix(".weight")
-        found[f"{name}.{'a' if part == 'lora_A' else 'b'}"] = to_torch(source.read(key), info.dtype)
+        found[f"{name}.{part}"] = to_torch(source.read(key), info.dtype)
     config = _config_of(read_json(folder / CONFIG_FILE, BadFile), {_target(name) for name in found})
     attach(decoder, config)
-    wanted = {f"{name}.{part}": getattr(layer, part) for name, layer in adapters(decoder) for part in "ab"}
+    wanted = {
+        f"{name}.{part}": value
+        for name, layer in adapters(decoder)
+        for part, value in layer.named_parameters(recurse=False)
+    }
     if wanted.keys() != found.keys():
         odd = sorted(wanted.keys() ^ found.keys())
         raise TensorMismatch(f"{WEIGHTS_FILE} and the model differ in {len(odd)} adapters, e.g. {odd[0]}")
@@ -85,6 +100,17 @@ def load_adapter(decoder: Decoder, folder: Path) -> LoraSettings:
                 )
             parameter.copy_(found[name])
     return config
+
+
+def _check_base(decoder: Decoder, file: Path, *, to_any_base: bool) -> None:
+    if to_any_base or not file.exists():
+        return
+    trained, own = read_json(file, BadFile), dequantization(decoder)
+    if trained != own:
+        raise TensorMismatch(
+            f"the adapter was trained on the base {trained}, but this one is {own or 'not quantized'};"
+            " quantize the same base in the same way, or allow any base and evaluate the result anew"
+        )
 
 
 def _target(name: str) -> str:
@@ -104,6 +130,7 @@ def _config_of(declared: dict[str, Any], targets: set[str]) -> LoraSettings:
             alpha=float(declared["lora_alpha"]),
             dropout=float(declared.get("lora_dropout", 0.0)),
             rank_stabilized=bool(declared.get("use_rslora", False)),
+            dora=bool(declared.get("use_dora", False)),
             targets=tuple(sorted(targets)),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from smeltkit.ml.kernels import reference
+from smeltkit.ml.nf4 import Nf4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class Kernels:
     """(gate, up) to silu(gate) * up."""
     softmax_gradient: Callable[[Tensor, Tensor], Tensor]
     """(logits [C, V], targets [C]) to losses [C] in float32; the logits become the gradient of the summed loss."""
+    dequantize_nf4: Callable[[Nf4, torch.dtype], Tensor]
+    """(quantized tensor, float type) to its values in that type; equal to the last bit everywhere."""
 
 
 REFERENCE = Kernels(
@@ -35,8 +39,9 @@ REFERENCE = Kernels(
     rotate=reference.rotate,
     swiglu=reference.swiglu,
     softmax_gradient=reference.softmax_gradient_,
+    dequantize_nf4=reference.dequantize_nf4,
 )
-"""Plain torch: any device, any float type, differentiable to any order except `softmax_gradient`."""
+"""Plain torch: any device, any float type, differentiable to any order but the last two."""
 
 
 def kernels_for(device_type: str) -> Kernels:
@@ -47,7 +52,7 @@ def kernels_for(device_type: str) -> Kernels:
 def triton_kernels() -> Kernels:
     """The Triton implementation; ImportError where Triton is not installed."""
     found: dict[str, Any] = {}
-    for operation in ("rms_norm", "rotate", "swiglu", "softmax_gradient"):
+    for operation in ("rms_norm", "rotate", "swiglu", "softmax_gradient", "dequantize_nf4"):
         module = importlib.import_module(f"smeltkit.ml.kernels.triton_{operation}")
         found[operation] = getattr(module, "softmax_gradient_" if operation == "softmax_gradient" else operation)
     return Kernels(**found)

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from smeltkit.ml.decoder_targets import IGNORED
+from smeltkit.ml.nf4 import Nf4, tables
+from smeltkit.ml.nf4_layout import LEVELS, SCALE_BLOCK
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -47,3 +49,13 @@ def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     gradient = torch.exp(exact - log_sum).scatter_add_(1, chosen, torch.full_like(log_sum, -1.0)) * is_counted
     logits.copy_(gradient)
     return losses.squeeze(1)
+
+
+def dequantize_nf4(weight: Nf4, dtype: torch.dtype) -> Tensor:
+    """The tensor that `weight` stores: level by scale in float32, rounded to `dtype`."""
+    levels, scale_levels = tables(weight.codes.device).split((len(LEVELS), 256))
+    largest = weight.scale_maxima.repeat_interleave(SCALE_BLOCK)[: len(weight.codes)]
+    scales = scale_levels[weight.scale_codes.int()] * largest + weight.scale_mean
+    halves = torch.stack((weight.codes >> 4, weight.codes & 15), dim=-1).flatten(1).int()
+    values: Tensor = (levels[halves] * scales[:, None]).flatten()[: weight.size]
+    return values.view(weight.shape).to(dtype)

@@ -1,4 +1,4 @@
-"""LoRA adapters: PEFT reads ours, we read PEFT's, and a merge is base + scale B A."""
+"""LoRA and DoRA adapters: PEFT reads ours, we read PEFT's, and a merge is base + scale B A."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ def _adapted(folder: Path, architecture: str, lora: LoraSettings) -> Decoder:
     attach(decoder, lora)
     for _, layer in adapters(decoder):
         torch.nn.init.normal_(layer.b, std=0.1)
+        if layer.magnitude is not None:
+            layer.magnitude.data *= 1 + 0.2 * torch.randn(len(layer.magnitude))
     return decoder
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "phi3"])
-@pytest.mark.parametrize("rank_stabilized", [False, True])
-def test_peft_computes_the_same_from_our_folder(tmp_path: Path, architecture: str, rank_stabilized: bool) -> None:
-    """Logits through transformers and PEFT equal ours in fp32, and so do the gradients of A and B."""
-    lora = LoraSettings(rank=4, alpha=12, rank_stabilized=rank_stabilized)
+@pytest.mark.parametrize("options", [{}, {"rank_stabilized": True}, {"dora": True}], ids=str)
+def test_peft_computes_the_same_from_our_folder(tmp_path: Path, architecture: str, options: dict[str, bool]) -> None:
+    """Logits and loss through transformers and PEFT equal ours in fp32, and so does the gradient of every parameter."""
+    lora = LoraSettings(rank=4, alpha=12, **options)
     ours = _adapted(tmp_path / "base", architecture, lora)
     (tmp_path / "adapter").mkdir()
     save_adapter(ours, lora, tmp_path / "adapter")
@@ -48,33 +50,41 @@ def test_peft_computes_the_same_from_our_folder(tmp_path: Path, architecture: st
     expected = theirs(torch.tensor([IDS]), labels=torch.tensor([IDS]))
     logits = ours(Packed.of([IDS]))
     torch.testing.assert_close(logits, expected.logits[0], rtol=1e-5, atol=1e-5)
-    ours.loss(Packed.of([IDS]), torch.tensor([*IDS[1:], -100])).div(len(IDS) - 1).backward()
+    loss = ours.loss(Packed.of([IDS]), torch.tensor([*IDS[1:], -100])).div(len(IDS) - 1)
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5)
+    loss.backward()
     expected.loss.backward()
     grads = [p.grad.norm() for name, p in theirs.named_parameters() if "lora_" in name and p.grad is not None]
-    mine = [p.grad.norm() for _, layer in adapters(ours) for p in (layer.a, layer.b) if p.grad is not None]
-    assert len(grads) == len(mine) == 2 * 2 * len(linear_names(ours.config))
-    torch.testing.assert_close(torch.stack(sorted(mine)), torch.stack(sorted(grads)), rtol=1e-4, atol=1e-7)
+    mine = [p.grad.norm() for p in ours.parameters() if p.grad is not None]
+    assert len(grads) == len(mine) == 2 * (3 if lora.dora else 2) * len(linear_names(ours.config))
+    torch.testing.assert_close(torch.stack(sorted(mine)), torch.stack(sorted(grads)), rtol=1e-5, atol=1e-6)
 
 
-def test_we_compute_the_same_from_pefts_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_we_compute_the_same_from_pefts_folder(tmp_path: Path, dora: bool) -> None:
     """An adapter made by PEFT gives here the logits that it gives there."""
     config = write_tiny_model(tmp_path, "qwen2", dtype="F32")
     base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     settings = peft.LoraConfig(
-        r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], use_rslora=True, init_lora_weights=False
-    )
+        r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], use_rslora=True, init_lora_weights=False,
+        use_dora=dora,
+    )  # fmt: skip
     theirs = peft.get_peft_model(base, settings)
     theirs.save_pretrained(str(tmp_path / "adapter"))
     ours = load_decoder(tmp_path, config)
     found = load_adapter(ours, tmp_path / "adapter")
-    assert found == LoraSettings(rank=3, alpha=5, rank_stabilized=True, targets=("attn.q", "mlp.down"))
+    assert found == LoraSettings(rank=3, alpha=5, rank_stabilized=True, dora=dora, targets=("attn.q", "mlp.down"))
     expected = theirs(torch.tensor([IDS])).logits[0]
     torch.testing.assert_close(ours(Packed.of([IDS])), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_merged_weights_are_base_plus_scaled_product(tmp_path: Path) -> None:
-    """R-001: every declared layer is changed, by scale B A and by nothing else, and generates the same logits."""
-    lora = LoraSettings(rank=4, alpha=12)
+@pytest.mark.parametrize("dora", [False, True])
+def test_merged_weights_are_base_plus_scaled_product(tmp_path: Path, dora: bool) -> None:
+    """R-001: every declared layer is changed, by scale B A and by nothing else, and generates the same logits.
+
+    With DoRA each row of that sum is then as long as its magnitude says.
+    """
+    lora = LoraSettings(rank=4, alpha=12, dora=dora)
     ours = _adapted(tmp_path, "phi3", lora)
     base = load_decoder(tmp_path, ours.config).state_dict()
     state = merged_state(ours)
@@ -82,6 +92,8 @@ def test_merged_weights_are_base_plus_scaled_product(tmp_path: Path) -> None:
     for name, value in base.items():
         layer = carriers.get(name.removesuffix(".weight"))
         expected = value if layer is None else value + 3.0 * layer.b @ layer.a
+        if layer is not None and layer.magnitude is not None:
+            expected = expected * (layer.magnitude / expected.norm(dim=1))[:, None]
         torch.testing.assert_close(state[name], expected, rtol=0, atol=1e-6)
     assert len(carriers) == 2 * len(linear_names(ours.config))
     plain = Decoder(ours.config)
@@ -90,14 +102,18 @@ def test_merged_weights_are_base_plus_scaled_product(tmp_path: Path) -> None:
     torch.testing.assert_close(plain(batch), ours(batch), rtol=1e-4, atol=1e-4)
 
 
-def test_backward_pass_of_an_adapted_layer_is_right() -> None:
-    """R-054: numeric gradients in float64, and the same values as with dropout's path at a rate of nearly nothing."""
+@pytest.mark.parametrize("dora", [False, True])
+def test_backward_pass_of_an_adapted_layer_is_right(dora: bool) -> None:
+    """R-054: numeric gradients in float64, and the same values as with dropout's path at a rate of nearly nothing.
+
+    DoRA's norm counts as a constant, so its gradients are held against PEFT's instead, above.
+    """
     torch.manual_seed(0)
-    layer = LoraLinear(torch.nn.Linear(6, 5), LoraSettings(rank=2)).double().requires_grad_(True)
+    layer = LoraLinear(torch.nn.Linear(6, 5), LoraSettings(rank=2, dora=dora)).double().requires_grad_(True)
     layer.base.requires_grad_(False)
     torch.nn.init.normal_(layer.b)
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, a, b: layer(x), (x, layer.a, layer.b))
+    assert torch.autograd.gradcheck(lambda x, *_: layer(x), (x, layer.magnitude) if dora else (x, layer.a, layer.b))
     plain = layer(x)
     layer.dropout = 1e-12
     torch.testing.assert_close(layer(x), plain)
@@ -124,7 +140,7 @@ def test_targets_that_the_model_does_not_have_are_refused(tmp_path: Path) -> Non
         load_adapter(decoder, tmp_path)
 
 
-@pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2})])
+@pytest.mark.parametrize(("key", "value"), [("use_qalora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2})])
 def test_settings_of_peft_that_we_do_not_honour_are_refused(tmp_path: Path, key: str, value: object) -> None:
     """An ignored setting would give another model than the one that was trained."""
     lora = LoraSettings(rank=2)

@@ -16,6 +16,7 @@ from services.trainer.schedule import Schedule
 from services.trainer.settings import LoraSettings, TrainSettings
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder_nf4 import quantize_linears
 from smeltkit.testing.tiny_models import tiny_config
 
 STEPS = 8
@@ -27,11 +28,13 @@ def make_run(folder: Path, method: str, *, run_digest: str = DIGEST) -> Run:
     torch.set_num_threads(1)
     torch.manual_seed(3)
     decoder = Decoder(ModelConfig.from_hf(tiny_config("qwen2")))
-    lora = LoraSettings(rank=4, dropout=0.2) if method == "lora" else LoraSettings()
+    lora = LoraSettings() if method == "full" else LoraSettings(rank=4, dropout=0.2)
     settings = TrainSettings(
         method=method, lora=lora, epochs=2, sequence_tokens=64, packs_per_step=2, checkpoint_steps=2, stuck_steps=20
     )
-    if method == "lora":
+    if method == "qlora":
+        quantize_linears(decoder)
+    if method != "full":
         attach(decoder, lora)
     draw = np.random.default_rng(0)
     samples = []

@@ -16,6 +16,7 @@ from smeltkit.ml.decoder_packing import Packed, packed_attention
 from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.kernels import REFERENCE, triton_kernels
 from smeltkit.ml.kernels.cross_entropy import linear_cross_entropy
+from smeltkit.ml.nf4 import quantize
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
@@ -146,11 +147,29 @@ def gradcheck() -> list[str]:
     return [f"{'ok' if is_right else 'WRONG':6}gradcheck {name}" for name, is_right in passed.items()]
 
 
+def dequantization(device: str) -> list[str]:
+    """NF4 to floats, equal to the reference to the last bit, also where the last block is not full.
+
+    The interpreter cuts bf16 off instead of rounding it, so there it is float32 alone.
+    """
+    lines, is_real = [], device == "cuda"
+    for shape in [(7, 30), (96, 416), (300, 64), *([(3584, 18944)] if is_real else [])]:
+        stored = quantize(torch.randn(shape, device=device) * 0.02)
+        dtypes = [torch.float32, torch.bfloat16] if is_real else [torch.float32]
+        both = [
+            [kernels.dequantize_nf4(stored, dtype) for dtype in dtypes] for kernels in (triton_kernels(), REFERENCE)
+        ]
+        is_equal = all(map(torch.equal, *both))
+        lines.append(f"{'ok' if is_equal else 'WRONG':6}dequantize_nf4 {shape}")
+    return lines
+
+
 def main(device: str) -> int:
     """Prints the findings; 1 if any is wrong."""
     torch.manual_seed(torch.seed() % 2**31)
     is_real = device == "cuda"
     lines = check_all(device, [torch.float32, torch.bfloat16] if is_real else [torch.float64])
+    lines += dequantization(device)
     if is_real:
         packs = [((5, 300, 1, 77), 12, 2), ((128, 128), 12, 2), ((64, 3), 4, 4)]
         errors = [packing_error(*pack) for pack in packs]
