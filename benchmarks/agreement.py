@@ -48,7 +48,7 @@ def smelt(*arguments: str) -> dict[str, Any]:
 
 
 async def generate(address: str, digest: str, prompts: Sequence[Any], suite: Any) -> list[tuple[list[int], list[int]]]:
-    """Prompt ids and completion ids of each prompt, greedy, through the gateway; none where the context is too short."""
+    """Prompt ids and completion ids of each prompt, greedy; none where the context is too short."""
     from smelt.inference.v1 import inference_pb2 as pb
     from smelt.inference.v1 import inference_pb2_grpc
 
