@@ -35,14 +35,17 @@ async def serve() -> None:
     http_config = from_environment(HttpConfig, "SMELT_HTTP_")
     platform = from_environment(PlatformConfig, "SMELT_PLATFORM_")
     rpc = from_environment(RpcConfig, "SMELT_RPC_")
+    identity = rpc.identity()
     async with AsyncExitStack() as stack:
         channels = {
-            name: await stack.enter_async_context(open_channel(address, token=rpc.token, is_retrying=False))
+            name: await stack.enter_async_context(
+                open_channel(address, token=rpc.token, identity=identity, peer=name, is_retrying=False)
+            )
             for name, address in config.addresses.items()
             if name != "inference"
         }
         channels["inference"] = await stack.enter_async_context(
-            open_inference(config.inference_address, token=rpc.token)
+            open_inference(config.inference_address, token=rpc.token, identity=identity)
         )
         bus = await Bus.connect(platform, name="gateway")
         stack.push_async_callback(bus.close)

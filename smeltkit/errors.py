@@ -116,6 +116,10 @@ class TensorMismatch(BadFile):
     """Tensors are missing, extra, or have another shape than the architecture declares."""
 
 
+class BadCertificate(BadFile):
+    """A certificate is missing, expired, not issued by our authority, or that of another service."""
+
+
 class UnsafeFile(BadFile):
     """Pickle, remote code or a path outside its folder: refused."""
 
@@ -293,6 +297,14 @@ class StoreDenied(Denied):
     """The object store refuses these credentials."""
 
 
+class CallerDenied(Denied):
+    """The certificate of the caller is that of a service which may not make this call."""
+
+
+class KeyDenied(Denied):
+    """The API key is known, but it may not be used for this."""
+
+
 class HubDenied(Denied):
     """The model hub refuses access to this repository."""
 
@@ -310,6 +322,10 @@ class BadToken(Unauthenticated):
 
 class TooManyRequests(Exhausted):
     """The queue of this service is full."""
+
+
+class QuotaUsedUp(Exhausted):
+    """The tokens that this API key may use in a window of time are used up."""
 
 
 class DiskFull(Exhausted):

@@ -17,6 +17,7 @@ from smeltkit.errors import ProbeFailed
 from smeltkit.ids import check_digest
 from smeltkit.routing.channel import open_inference
 from smeltkit.rpc.channel import call
+from smeltkit.rpc.tls import Identity
 
 
 class Prober(Protocol):
@@ -29,12 +30,12 @@ class Prober(Protocol):
 class InferenceProber:
     """Asks the inference service at `address`, as `open_inference` takes it."""
 
-    def __init__(self, address: str, *, token: str = "") -> None:
-        self._address, self._token = address, token
+    def __init__(self, address: str, *, token: str = "", identity: Identity | None = None) -> None:
+        self._address, self._token, self._identity = address, token, identity
 
     async def probe(self, bundle: str) -> inference_pb2.ProbeResponse:
         """The service's answer; ServiceUnavailable, ProbeFailed and others as the service says."""
-        async with open_inference(self._address, token=self._token) as channel:
+        async with open_inference(self._address, token=self._token, identity=self._identity) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             request = inference_pb2.ProbeRequest(model=bundle)
             response: inference_pb2.ProbeResponse = await call(stub.Probe, request, timeout_s=limits.PROBE_TIMEOUT_S)

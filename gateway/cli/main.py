@@ -39,7 +39,7 @@ _COMMANDS = {
     "jobs": _Entry("jobs", "List, follow, cancel and trace jobs."),
     "sandbox": _Entry("sandbox", "Run a program in the sandbox, or see how it isolates."),
     "gc": _Entry("gc", "Show, or delete, what in the store nothing leads to."),
-    "admin": _Entry("admin", "Back the platform up, and restore it."),
+    "admin": _Entry("admin", "Back the platform up, restore it, make certificates."),
     "config": _Entry("settings", "Show where each setting comes from."),
 }
 

@@ -114,6 +114,8 @@ def _environment(
         "SMELT_RPC_DRAIN_GRACE_S": user.get("SMELT_RPC_DRAIN_GRACE_S", f"{limits.STACK_DRAIN_GRACE_S:g}"),
         "SMELT_TELEMETRY_TRACE_DIR": str(home / "traces"),
     }
+    if own_certificate := environment.get("SMELT_RPC_TLS_DIR"):
+        environment["SMELT_RPC_TLS_DIR"] = str(Path(own_certificate).parent / name)
     if name in _PLATFORM_USERS:
         environment |= {f"SMELT_PLATFORM_{key.upper()}": _text(value) for key, value in asdict(platform).items()}
     settings: dict[str, str] = {}

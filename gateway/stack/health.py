@@ -14,16 +14,18 @@ from gateway.stack.components import Component
 from gateway.stack.process import ProcessRecord, is_running, log_tail
 from smeltkit import limits
 from smeltkit.blobs.s3 import S3Store
-from smeltkit.config import PlatformConfig
+from smeltkit.config import PlatformConfig, from_environment
 from smeltkit.errors import StackDown, Timeout
 from smeltkit.rpc.channel import open_channel
+from smeltkit.rpc.server import RpcConfig
 
 
 async def is_healthy(name: str, address: str) -> bool:
     """Whether this component answers within STACK_CHECK_TIMEOUT_S as one that works."""
-    check = {"nats": _nats_answers, "s3": _s3_answers}.get(name, _service_serves)
+    checks = {"nats": _nats_answers, "s3": _s3_answers}
+    answer = checks[name](address) if name in checks else _service_serves(name, address)
     try:
-        return await asyncio.wait_for(check(address), limits.STACK_CHECK_TIMEOUT_S)
+        return await asyncio.wait_for(answer, limits.STACK_CHECK_TIMEOUT_S)
     except (TimeoutError, OSError, grpc.aio.AioRpcError, httpx.HTTPError):
         return False
 
@@ -63,11 +65,12 @@ async def _s3_answers(address: str) -> bool:
         return (await client.get(f"http://{address}/")).status_code < 500
 
 
-async def _service_serves(address: str) -> bool:
+async def _service_serves(name: str, address: str) -> bool:
     host, _, port = address.rpartition(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.close()
-    async with open_channel(address, is_retrying=False) as channel:
+    identity = from_environment(RpcConfig, "SMELT_RPC_").identity()
+    async with open_channel(address, identity=identity, peer=name, is_retrying=False) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=limits.STACK_CHECK_TIMEOUT_S)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -32,6 +32,7 @@ async def serve() -> None:
     config = from_environment(EvaluatorConfig, "SMELT_EVALUATOR_")
     platform, rpc = from_environment(PlatformConfig, "SMELT_PLATFORM_"), from_environment(RpcConfig, "SMELT_RPC_")
     suites()
+    identity = rpc.identity()
     store, bus = S3Store(platform), await Bus.connect(platform, name="evaluator")
     try:
 
@@ -39,8 +40,8 @@ async def serve() -> None:
             return await asyncio.to_thread(store.has_manifest, digest)
 
         async with (
-            open_inference(config.inference_address, token=rpc.token) as inference,
-            open_channel(config.sandbox_address, token=rpc.token) as sandbox,
+            open_inference(config.inference_address, token=rpc.token, identity=identity) as inference,
+            open_channel(config.sandbox_address, token=rpc.token, identity=identity, peer="sandbox") as sandbox,
         ):
             tools = Tools(
                 config=config,

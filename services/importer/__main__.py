@@ -45,7 +45,7 @@ async def serve() -> None:
             stages=StageCache(bus, exists),
             catalog=Catalog(bus),
             bus=bus,
-            prober=InferenceProber(config.inference_address, token=rpc.token),
+            prober=InferenceProber(config.inference_address, token=rpc.token, identity=rpc.identity()),
         )
         ledger = JobLedger(bus)
         host = ServiceHost("importer", rpc)

@@ -19,6 +19,7 @@ from smeltkit.routing.pool import Pool
 from smeltkit.routing.replica import Replica
 from smeltkit.rpc.channel import open_channel
 from smeltkit.rpc.status import has_reason
+from smeltkit.rpc.tls import Identity
 
 _Opened = tuple[Any, Any]
 """The first reply of a call, None if there is none, and the iterator of the others."""
@@ -26,9 +27,16 @@ _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 @asynccontextmanager
-async def open_inference(addresses: str, *, token: str = "") -> AsyncIterator[grpc.aio.Channel]:
+async def open_inference(
+    addresses: str, *, token: str = "", identity: Identity | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to inference, wherever it runs: `addresses` as in `Pool`. BadConfig if they are malformed."""
-    pool = Pool(addresses, lambda address, host: open_channel(address, token=token, is_retrying=False))
+    pool = Pool(
+        addresses,
+        lambda address, host: open_channel(
+            address, token=token, identity=identity, peer="inference", is_retrying=False
+        ),
+    )
     await pool.start()
     try:
         yield cast(grpc.aio.Channel, _Routed(pool))

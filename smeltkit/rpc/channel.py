@@ -18,6 +18,7 @@ from smeltkit.errors import BadRequest, Timeout
 from smeltkit.rpc.context import time_left_s
 from smeltkit.rpc.interceptors import client_interceptors
 from smeltkit.rpc.status import from_rpc_error
+from smeltkit.rpc.tls import Identity
 
 MESSAGE_SIZE_OPTIONS = (
     ("grpc.max_send_message_length", limits.MESSAGE_MAX_BYTES),
@@ -25,10 +26,13 @@ MESSAGE_SIZE_OPTIONS = (
 )
 
 
-def open_channel(address: str, *, token: str = "", is_retrying: bool = True) -> grpc.aio.Channel:
+def open_channel(
+    address: str, *, token: str = "", identity: Identity | None = None, peer: str = "", is_retrying: bool = True
+) -> grpc.aio.Channel:
     """A channel to `address` (host:port, or dns:///name:port to spread calls over replicas); close it after use.
 
-    `token` is sent as a bearer token with each call. `is_retrying` False is for whoever only passes calls on.
+    `token` is sent as a bearer token with each call. With an `identity` calls are encrypted, and whoever answers must
+    prove to be the service `peer`. `is_retrying` False is for whoever only passes calls on.
     """
     options = [
         *MESSAGE_SIZE_OPTIONS,
@@ -41,7 +45,14 @@ def open_channel(address: str, *, token: str = "", is_retrying: bool = True) -> 
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.service_config", _service_config(is_retrying)),
     ]
-    return grpc.aio.insecure_channel(address, options=options, interceptors=client_interceptors(token))
+    if identity is None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=client_interceptors(token))
+    options.append(("grpc.ssl_target_name_override", peer))
+    return identity.channel(
+        lambda credentials: grpc.aio.secure_channel(
+            address, credentials, options=options, interceptors=client_interceptors(token)
+        )
+    )
 
 
 async def call(method: Any, request: Any, *, timeout_s: float) -> Any:

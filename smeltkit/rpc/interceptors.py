@@ -21,6 +21,7 @@ from opentelemetry.trace import SpanKind
 from smeltkit import limits
 from smeltkit.errors import BadToken, DeadlineRequired, InternalError, SmeltError, Unimplemented
 from smeltkit.ids import new_id
+from smeltkit.rpc.access import check_access
 from smeltkit.rpc.context import CALL, RpcContext
 from smeltkit.rpc.status import to_grpc_status
 from smeltkit.rpc.tracing import CallRecord
@@ -38,10 +39,14 @@ _BUILDERS: dict[tuple[bool, bool], Callable[..., Any]] = {
 
 
 class ServerGuard(grpc.aio.ServerInterceptor):
-    """Guards every call of one service. An empty `token` lets everybody in; `calls` are the handlers that still run."""
+    """Guards every call of one service. `calls` are the handlers that still run.
 
-    def __init__(self, service: str, token: str = "") -> None:
+    An empty `token` lets everybody in; with `has_callers` each call comes with a certificate, and the table decides.
+    """
+
+    def __init__(self, service: str, token: str = "", *, has_callers: bool = False) -> None:
         self._service = service
+        self._has_callers = has_callers
         self._token = token.encode()
         self.calls: set[asyncio.Task[Any]] = set()
 
@@ -108,6 +113,9 @@ class ServerGuard(grpc.aio.ServerInterceptor):
             return
         if self._token and not hmac.compare_digest(authorization.encode(), b"Bearer " + self._token):
             raise BadToken("the call has no valid token; caller and service need the same SMELT_RPC_TOKEN")
+        if self._has_callers:
+            names = context.auth_context().get("x509_subject_alternative_name", ())
+            check_access((name.decode(errors="replace") for name in names), self._service, method)
         if context.time_remaining() is None and not method.rpartition("/")[2].startswith("Watch"):
             raise DeadlineRequired(f"{method} came without a deadline; every call but Watch* and health needs one")
 

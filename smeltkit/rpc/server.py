@@ -21,6 +21,7 @@ from smeltkit import limits
 from smeltkit.errors import BadConfig, PortTaken
 from smeltkit.rpc.channel import MESSAGE_SIZE_OPTIONS
 from smeltkit.rpc.interceptors import ServerGuard
+from smeltkit.rpc.tls import Identity
 
 _LOG = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -40,6 +41,8 @@ class RpcConfig:
     """Seconds that calls under way get to end after SIGTERM."""
     token: str = field(default="", repr=False)
     """Bearer token that every caller must send; empty for none."""
+    tls_dir: str = ""
+    """Folder with tls.crt, tls.key and ca.crt: calls are then encrypted, and both sides show who they are; or empty."""
 
     def __post_init__(self) -> None:
         host, _, port = self.listen.rpartition(":")
@@ -47,6 +50,10 @@ class RpcConfig:
             raise BadConfig(f"listen={self.listen!r} must be host:port with a port of 0 to 65535")
         if self.drain_grace_s < 0:
             raise BadConfig(f"drain_grace_s={self.drain_grace_s} must not be negative")
+
+    def identity(self) -> Identity | None:
+        """Who this process is to others, None without TLS; BadCertificate."""
+        return Identity(self.tls_dir) if self.tls_dir else None
 
 
 class ServiceHost:
@@ -58,7 +65,10 @@ class ServiceHost:
         self.name = name
         self.address = ""
         self._config = config
-        self._guard = ServerGuard(name, config.token)
+        self._identity = config.identity()
+        if self._identity is not None:
+            self._identity.check_name(name)
+        self._guard = ServerGuard(name, config.token, has_callers=self._identity is not None)
         self._server = grpc.aio.server(
             interceptors=[self._guard],
             options=_server_options(),
@@ -102,7 +112,7 @@ class ServiceHost:
         if self._config.reflection:
             reflection.enable_server_reflection(self._listed, self._server)
         try:
-            port = self._server.add_insecure_port(self._config.listen)
+            port = self._bind()
         except RuntimeError as error:
             raise PortTaken(
                 f"cannot listen on {self._config.listen}: in use or not ours; free it or choose another"
@@ -111,6 +121,11 @@ class ServiceHost:
         await self._server.start()
         self.address = f"{self._config.listen.rpartition(':')[0]}:{port}"
         _LOG.info("serving", extra={"address": self.address, "services": self._services[1:]})
+
+    def _bind(self) -> int:
+        if self._identity is None:
+            return self._server.add_insecure_port(self._config.listen)
+        return self._server.add_secure_port(self._config.listen, self._identity.server_credentials())
 
     async def stop(self) -> None:
         """Drains: not ready, nothing new, calls under way end or are cut after the grace."""

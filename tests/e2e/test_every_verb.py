@@ -18,6 +18,7 @@ from smelt.artifact.v1 import artifact_pb2, artifact_pb2_grpc
 
 from gateway import stack
 from gateway.cli import main
+from smeltkit.rpc.tls import Identity
 from tests.e2e.conftest import BASIC, MODEL, Smelt
 
 SMALL = "ore-11m:q8_0"
@@ -341,6 +342,18 @@ def admin_restore(smelt: Smelt, reports: list[dict[str, Any]], folder: Path) -> 
     smelt("admin", "backup", str(folder / "backup"))
     refused = smelt.run("admin", "restore", str(folder / "backup"), "--json")
     assert refused.returncode == 4 and json.loads(refused.stdout)["error"]["reason"] == "NOT_EMPTY"
+
+
+@case("admin certificates")
+def admin_certificates(smelt: Smelt, reports: list[dict[str, Any]], folder: Path) -> None:
+    """Each is whom its folder says; another run renews them under the same authority."""
+    made = smelt("admin", "certificates", str(folder / "certificates"))["folders"]
+    authority = (folder / "certificates" / "gateway" / "ca.crt").read_bytes()
+    smelt("admin", "certificates", str(folder / "certificates"))
+    assert set(made) >= {"gateway", "sandbox", "operator"}
+    for name, place in made.items():
+        Identity(place).check_name(name)
+        assert (Path(place) / "ca.crt").read_bytes() == authority
 
 
 @case("config explain")

@@ -1,4 +1,4 @@
-"""Commands that look after a whole platform: backup and restore."""
+"""Commands that look after a whole platform: backup, restore, certificates."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from smeltkit.blobs.objects import ObjectStore
     from smeltkit.config import PlatformConfig
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Back a platform up, and restore it.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Back a platform up, restore it, make certificates."
+)
 Place: TypeAlias = Annotated[str, typer.Argument(metavar="DIR|s3://BUCKET/PREFIX", help="Where the backup is.")]
 _SHOWN = 20
 
 
 @app.callback()
 def admin() -> None:
-    """Back a platform up, and restore it."""
+    """Back a platform up, restore it, make certificates."""
 
 
 @app.command("backup")
@@ -37,6 +39,25 @@ def backup(place: Place, plan: Plan = False, as_json: Json = False) -> None:
 def restore(place: Place, plan: Plan = False, as_json: Json = False) -> None:
     """Fills an empty platform from a backup, reads every object back, and queues unfinished jobs again."""
     _run("restore", place, "restore", plan, as_json)
+
+
+@app.command("certificates")
+def certificates(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go; an authority there is used again.")],
+    as_json: Json = False,
+) -> None:
+    """Makes a certificate for each service and for whoever works the platform, from an authority of its own."""
+
+    def work(output: Output) -> None:
+        from smeltkit.certificates import issue, make_authority
+        from smeltkit.rpc.access import MAY_CALL, OPERATOR
+
+        authority = make_authority(folder)
+        made = {name: str(issue(authority, folder / name, name)) for name in MAY_CALL}
+        output.show({"folders": made}, table(("certificate of", "folder"), made.items()))
+        output.note(f"for `smelt up` and all that follows: export SMELT_RPC_TLS_DIR={(folder / OPERATOR).absolute()}")
+
+    run_locally(work, as_json=as_json)
 
 
 def _run(verb: str, place: str, command: str, is_planned: bool, as_json: bool) -> None:
