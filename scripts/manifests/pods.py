@@ -43,11 +43,18 @@ def probes(tree: Tree) -> Iterator[str]:
 
 @policy
 def grpc_health(tree: Tree) -> Iterator[str]:
-    """A service is ready when its health service says so, asked at the port where it listens."""
+    """A service is ready when its health service says so, asked at the port where it listens; by a command over TLS."""
     for load in tree.services:
-        port = int(tree.environment(load).get("SMELT_RPC_LISTEN", ":0").rpartition(":")[2])
+        environment = tree.environment(load)
+        port = int(environment.get("SMELT_RPC_LISTEN", ":0").rpartition(":")[2])
+        has_tls = bool(environment.get("SMELT_RPC_TLS_DIR"))
         for name in ("startup", "readiness"):
-            asked = load.main.get(f"{name}Probe", {}).get("grpc", {}).get("port")
+            probe = load.main.get(f"{name}Probe", {})
+            *words, asked = probe.get("exec", {}).get("command", [None])
+            if not has_tls:
+                asked = probe.get("grpc", {}).get("port")
+            elif words == ["python", "-m", "smeltkit.rpc.health"] and asked == f"127.0.0.1:{port}":
+                asked = port
             if asked != port:
                 yield f"{load}: the {name} probe must ask gRPC health at port {port}, not {asked}"
         if port not in [declared["containerPort"] for declared in load.main.get("ports", ())]:

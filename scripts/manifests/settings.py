@@ -10,7 +10,7 @@ from typing import Any
 
 from scripts.manifests.pods import limit_of
 from scripts.manifests.render import ROOT
-from scripts.manifests.tree import Tree, Workload, amount, policy
+from scripts.manifests.tree import SERVICES, Tree, Workload, amount, policy
 from scripts.settings_table import SECTIONS
 from smeltkit import limits
 from smeltkit.config import from_environment
@@ -26,6 +26,7 @@ SECRETS = {
     "api-keys": {"api-keys"},
     "nats-routes-tls": {"tls.crt", "tls.key", "ca.crt"},
     "edge-tls": {"tls.crt", "tls.key", "ca.crt"},
+    **{f"{service}-tls": {"tls.crt", "tls.key", "ca.crt"} for service in SERVICES},
 }
 """Secrets that a cluster must hold, and their keys: docs/deploy.md and the component external-secrets name the same."""
 
