@@ -22,6 +22,7 @@ REPORT_TYPE = "application/vnd.smelt.report.v1+json"
 REFERENCE_TYPE = "application/vnd.smelt.reference.v1+json"
 JUDGEMENT_TYPE = "application/vnd.smelt.judgement.v1+json"
 PROBE_TYPE = "application/vnd.smelt.probe.v1+json"
+RUN_TYPE = "application/vnd.smelt.run.v1+json"
 
 _KEYS = frozenset({"schemaVersion", "artifactType", "config", "layers", "subject"})
 

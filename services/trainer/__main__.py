@@ -7,6 +7,8 @@ import asyncio
 from smelt.trainer.v1 import trainer_pb2_grpc
 
 from services.trainer.config import TrainerConfig
+from services.trainer.paces import Paces
+from services.trainer.run_folders import RunFolders
 from services.trainer.servicer import TrainerServicer
 from services.trainer.verbs import Trainer
 from services.trainer.worker import Handlers, Tools
@@ -37,6 +39,7 @@ async def serve() -> None:
 
         workspaces = Workspaces(config.cache_dir / "work")
         await asyncio.to_thread(workspaces.reap)
+        ledger = JobLedger(bus)
         tools = Tools(
             config=config,
             store=store,
@@ -45,9 +48,10 @@ async def serve() -> None:
             stages=StageCache(bus, exists),
             catalog=Catalog(bus),
             bus=bus,
-            prober=InferenceProber(config.inference_address, token=rpc.token),
+            prober=InferenceProber(config.inference_address, token=rpc.token, identity=rpc.identity()),
+            folders=RunFolders(config.cache_dir / "runs", ledger),
+            paces=Paces(config.cache_dir / "paces", config.threads),
         )
-        ledger = JobLedger(bus)
         host = ServiceHost("trainer", rpc)
         host.add(
             "smelt.trainer.v1.TrainerService",
@@ -56,7 +60,7 @@ async def serve() -> None:
         )
         worker = Worker(bus, ledger, "trainer", Handlers(tools).by_kind(), slots=config.slots)
         host.set_ready(True)
-        await host.run(worker.run, Sweeper(ledger).run)
+        await host.run(worker.run, Sweeper(ledger).run, tools.folders.run)
     finally:
         await bus.close()
 

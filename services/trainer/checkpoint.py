@@ -41,6 +41,8 @@ class Progress:
     """Digest of settings, base and data: what a run must share with a checkpoint to go on from it."""
     tokens: int
     """Tokens seen."""
+    time_s: float
+    """Seconds of its steps."""
     losses: tuple[float, ...]
     """Latest losses, the newest last: what a stuck run is told by."""
 

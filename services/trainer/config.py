@@ -14,7 +14,7 @@ class TrainerConfig:
     """Prefix `SMELT_TRAINER_`."""
 
     inference_address: str
-    """Inference service that probes what was trained: host:port."""
+    """Inference that probes what was trained: host:port, several separated by commas."""
     cache_dir: Path = Path(".smelt/cache/trainer")
     """Folder of fetched bundles, of runs and their checkpoints."""
     cache_bytes: int = 20 * limits.GIB

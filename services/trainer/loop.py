@@ -13,7 +13,9 @@ from torch import Tensor
 from services.trainer import checkpoint, watch
 from services.trainer.data.order import Order
 from services.trainer.data.samples import Sample
+from services.trainer.forecast import Cost
 from services.trainer.optimizer import Optimizer
+from services.trainer.peak import PeakMemory
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
 from services.trainer.step import Pack, StepResult, train_step
@@ -35,6 +37,8 @@ class StepReport:
     tokens_per_second: float
     tokens: int
     """Tokens seen so far."""
+    memory_bytes: int
+    """Peak of the memory in use so far."""
     sample_ids: tuple[int, ...]
     """Which samples the step held."""
 
@@ -52,15 +56,16 @@ class Run:
         *,
         folder: Path,
         run_digest: str,
+        peak: PeakMemory,
     ) -> None:
         """`folder` holds this run's checkpoints; it resumes from the newest. `run_digest` says which run it is."""
         self.decoder, self.schedule = decoder, schedule
         self._samples, self._order, self._settings = samples, order, settings
-        self._folder, self._run_digest = folder, run_digest
+        self._folder, self._run_digest, self._peak = folder, run_digest, peak
         self._device = decoder.embed.weight.device
         self._optimizer = Optimizer(decoder.named_parameters(), settings.optimizer)
         self._losses: list[float] = []
-        self._tokens = 0
+        self._tokens, self._time_s = 0, 0.0
         self.step = 0
         """Steps done."""
         self._resume()
@@ -71,10 +76,18 @@ class Run:
         if self.step == 0:
             self._try_longest()
         while self.step < self.schedule.total_steps:
-            tell(self._step())
+            begin = time.monotonic()
+            report = self._step()
+            self._time_s += time.monotonic() - begin
+            tell(report)
             if self.step % self._settings.checkpoint_steps == 0 or self.step == self.schedule.total_steps:
                 self.save()
         self.decoder.eval()
+
+    @property
+    def cost(self) -> Cost:
+        """What the run took so far, over all processes that worked at it; memory is this one's."""
+        return Cost(time_s=self._time_s, memory_bytes=self._peak.bytes, tokens=self._tokens)
 
     def save(self) -> Path:
         """Writes a checkpoint of the present state."""
@@ -82,6 +95,7 @@ class Run:
             step=self.step,
             run_digest=self._run_digest,
             tokens=self._tokens,
+            time_s=self._time_s,
             losses=tuple(self._losses),
         )
         return checkpoint.save(self._folder, progress, self._tensors(), keep=self._settings.keep_checkpoints)
@@ -115,6 +129,7 @@ class Run:
             grad_norm=result.grad_norm,
             tokens_per_second=result.tokens / took_s,
             tokens=self._tokens,
+            memory_bytes=self._peak.bytes,
             sample_ids=ids,
         )
 
@@ -154,7 +169,8 @@ class Run:
         prefix = "optimizer."
         self._optimizer.load_state({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         torch.set_rng_state(tensors[checkpoint.RANDOM])
-        self.step, self._tokens, self._losses = progress.step, progress.tokens, list(progress.losses)
+        self.step, self._losses = progress.step, list(progress.losses)
+        self._tokens, self._time_s = progress.tokens, progress.time_s
 
 
 def pack_of(samples: Sequence[Sample], device: torch.device | str) -> Pack:

@@ -9,11 +9,13 @@ from services.trainer.adapters.targets import linear_names
 from services.trainer.data.dataset import Dataset, read_dataset
 from services.trainer.data.order import Order
 from services.trainer.data.samples import Encoder
+from services.trainer.forecast import Pace, forecast
 from services.trainer.memory import components, trainable_parameters
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
 from smeltkit.errors import BadConfig, SmeltError, UnsupportedOption
 from smeltkit.jobs.plan import Plan
+from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.bundle import Bundle
 
 PREVIEW_CHARS = 400
@@ -32,6 +34,16 @@ class Prepared:
     preview: str
     """The first sample, with what is learnt between double angle brackets."""
     refusals: tuple[SmeltError, ...]
+
+    @property
+    def config(self) -> ModelConfig:
+        """Dimensions of the model that is trained."""
+        return self.bundle.config
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the model in the whole run."""
+        return self.order.tokens_in(self.schedule.total_steps)
 
 
 def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, settings: TrainSettings) -> Prepared:
@@ -72,14 +84,15 @@ def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, sett
     )
 
 
-def plan_of(prepared: Prepared, base_bytes: int) -> Plan:
-    """The plan of a prepared training from a base of that many stored bytes."""
+def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Plan:
+    """The plan of a prepared training from a base of that many stored bytes; without a pace its time is unknown."""
     settings, config = prepared.settings, prepared.bundle.config
     needs, trained = components(config, settings), trainable_parameters(config, settings)
     checkpoint_bytes = 12 * trained + (0 if settings.dtype == "float32" or settings.is_adapted else 6 * trained)
     schedule, data = prepared.schedule, prepared.data
     middle = schedule.total_steps // 2
     rates = [schedule.rate(step) for step in (0, middle, schedule.total_steps - 1)] if schedule.total_steps else []
+    said = forecast(pace, prepared.tokens) if pace else None
     items = {
         "method": settings.method,
         "trainable": f"{trained:,} of {config.parameters:,} parameters",
@@ -96,7 +109,8 @@ def plan_of(prepared: Prepared, base_bytes: int) -> Plan:
     return Plan(
         read_bytes=base_bytes,
         write_bytes=base_bytes + checkpoint_bytes * (settings.keep_checkpoints + 1),
-        memory_bytes=sum(needs.values()),
+        memory_bytes=said.memory_bytes if said else sum(needs.values()),
+        time_s=said.time_s if said else 0.0,
         steps=("fetch base and data", "tokenize", "train", *_last_steps(prepared), "store bundle", "probe", "name"),
         items=items,
         refusals=prepared.refusals,

@@ -31,6 +31,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         job = await self._trainer.start_train(request.spec, request.request_id)
         return trainer_pb2.StartTrainResponse(job=job)
 
+    async def GetRun(self, request: trainer_pb2.GetRunRequest, context: RpcContext) -> trainer_pb2.GetRunResponse:
+        """The record of the training that made a bundle."""
+        return trainer_pb2.GetRunResponse(run=await self._trainer.get_run(request.bundle))
+
     async def PlanMerge(self, request: trainer_pb2.PlanMergeRequest, context: RpcContext) -> NoReturn:
         _refuse("merge")
 

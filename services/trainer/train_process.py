@@ -15,7 +15,6 @@ import json
 import shutil
 import signal
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,13 @@ import torch
 
 from services.trainer.adapters.lora import attach, merged_state
 from services.trainer.adapters.peft_folder import save_adapter
+from services.trainer.forecast import forecast
 from services.trainer.heldout import compare, row_losses
 from services.trainer.loop import Run, StepReport
+from services.trainer.paces import Paces
+from services.trainer.peak import PeakMemory
 from services.trainer.plan import Prepared, prepare
+from services.trainer.records import METRICS_FILE
 from services.trainer.settings import parse_settings
 from smeltkit.errors import JobCancelled, OutOfMemory, SmeltError
 from smeltkit.ml.bundle import Bundle, files_of
@@ -62,11 +65,14 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     prepared = prepare(base, bundle, Path(spec["data"]), heldout, settings)
     for refusal in prepared.refusals:
         raise refusal
+    pace = Paces(Path(spec["paces"]), spec["threads"]).of(prepared)
+    said = forecast(pace, prepared.tokens) if pace else None
     torch.manual_seed(settings.seed)
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
     torch.use_deterministic_algorithms(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    peak = PeakMemory(device)
     decoder = load_decoder(
         base,
         bundle.config,
@@ -81,9 +87,8 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
         quantize_linears(decoder)
     if settings.is_adapted:
         attach(decoder, settings.lora)
-    begin = time.monotonic()
-    run = _run(folder, spec, prepared, decoder)
-    outcome: dict[str, Any] = {"steps": run.step, "train_s": time.monotonic() - begin}
+    run = _run(folder, spec, prepared, decoder, peak)
+    outcome: dict[str, Any] = {"cost": asdict(run.cost), "forecast": said and asdict(said)}
     if exact := dequantization(decoder):
         outcome["dequantization"] = exact
     if prepared.heldout:
@@ -92,7 +97,7 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     return outcome
 
 
-def _run(folder: Path, spec: dict[str, Any], prepared: Prepared, decoder: Decoder) -> Run:
+def _run(folder: Path, spec: dict[str, Any], prepared: Prepared, decoder: Decoder, peak: PeakMemory) -> Run:
     run = Run(
         decoder,
         prepared.data.samples,
@@ -101,10 +106,12 @@ def _run(folder: Path, spec: dict[str, Any], prepared: Prepared, decoder: Decode
         prepared.settings,
         folder=folder / "checkpoints",
         run_digest=spec["run_digest"],
+        peak=peak,
     )
+    _forget_after(folder / METRICS_FILE, run.step)
     stops: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
-    with (folder / "metrics.jsonl").open("a") as metrics:
+    with (folder / METRICS_FILE).open("a") as metrics:
 
         def tell(report: StepReport) -> None:
             metrics.write(json.dumps(asdict(report)) + "\n")
@@ -115,6 +122,13 @@ def _run(folder: Path, spec: dict[str, Any], prepared: Prepared, decoder: Decode
 
         run.run(tell)
     return run
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drops the lines of steps that will be done again."""
+    if path.is_file():
+        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        path.write_text("".join(kept))
 
 
 def _write_bundle(folder: Path, base: Path, prepared: Prepared, decoder: Decoder) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from smelt.event.v1 import event_pb2
 from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2
 
-from services.trainer import work
+from services.trainer import records, work
 from services.trainer.worker import Tools, announce, settings_of, train_key
 from smeltkit.errors import BadRequest
 from smeltkit.ids import check_digest, check_name
@@ -40,18 +41,24 @@ class Trainer:
             await announce(self._tools, manifest, name=pinned.name, job_id=job.id)
         return job
 
+    async def get_run(self, bundle: str) -> event_pb2.TrainingFinished:
+        """What the newest training that made a bundle took, beside its forecast; UnknownArtifact if none is known."""
+        digest = await self._tools.catalog.resolve(bundle)
+        return await asyncio.to_thread(records.read_run, self._tools.store, digest)
+
     async def _plan(self, spec: trainer_pb2.TrainSpec) -> tuple[Plan, trainer_pb2.TrainSpec]:
         if not spec.base:
             raise BadRequest("a training needs a base; training from an architecture is not built in this release")
-        settings = settings_of(spec)
+        settings, tools = settings_of(spec), self._tools
         pinned = trainer_pb2.TrainSpec()
         pinned.CopyFrom(spec)
-        pinned.base = await self._tools.catalog.resolve(spec.base)
+        pinned.base = await tools.catalog.resolve(spec.base)
         data = tuple(map(check_digest, spec.datasets))
-        manifest = await asyncio.to_thread(self._tools.store.get_manifest, pinned.base)
-        cached = await self._tools.stages.get(train_key(self._tools.stages, pinned, settings))
-        with self._tools.workspaces.folder() as folder:
+        manifest = await asyncio.to_thread(tools.store.get_manifest, pinned.base)
+        cached = await tools.stages.get(train_key(tools.stages, pinned, settings))
+        with tools.workspaces.folder() as folder:
             found = await asyncio.to_thread(
-                work.plan_training, self._tools.store, self._tools.cache, manifest, data, settings, folder
-            )
+                work.plan_training, tools.store, tools.cache, manifest, data, settings, folder,
+                tools.paces if cached is None else None,
+            )  # fmt: skip
         return replace(found, cached_digest=cached or ""), pinned

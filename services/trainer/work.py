@@ -13,7 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from services.trainer.paces import Paces
 from services.trainer.plan import plan_of, prepare
+from services.trainer.records import METRICS_FILE
 from services.trainer.settings import TrainSettings
 from smeltkit import limits
 from smeltkit.blobs.cache import NodeCache
@@ -40,13 +42,21 @@ class Phases(Protocol):
 
 
 def plan_training(
-    store: Store, cache: NodeCache, manifest: Manifest, data: tuple[str, ...], settings: TrainSettings, folder: Path
+    store: Store,
+    cache: NodeCache,
+    manifest: Manifest,
+    data: tuple[str, ...],
+    settings: TrainSettings,
+    folder: Path,
+    paces: Paces | None,
 ) -> Plan:
-    """The plan of training a stored base on stored data, read into the empty `folder`."""
+    """The plan of training a stored base on stored data, read into the empty `folder`; without `paces` no time."""
     bundle = Bundle.from_manifest(manifest)
     files = _fetch(store, data, folder)
     with cache.materialize(manifest) as base:
-        return plan_of(prepare(base, bundle, files[0], files[1], settings), manifest.size_bytes)
+        prepared = prepare(base, bundle, files[0], files[1], settings)
+        pace = paces.of(prepared) if paces and not prepared.refusals else None
+        return plan_of(prepared, manifest.size_bytes, pace)
 
 
 def train(
@@ -58,11 +68,13 @@ def train(
     folder: Path,
     phases: Phases,
     *,
-    threads: int,
+    paces: Paces,
+    told: Callable[[dict[str, Any]], None],
 ) -> tuple[Manifest, dict[str, Any]]:
     """Trains in `folder`, going on from the checkpoints that lie there; the stored bundle and the outcome.
 
-    The training process's own error is raised again; NotBuilt where torch is not installed.
+    `told` gets the report of a step now and then. The training process's own error is raised again; NotBuilt where
+    torch is not installed.
     """
     if find_spec("torch") is None:
         raise NotBuilt("torch is not installed here; install the trainer's extra: pip install 'smelt[trainer]'")
@@ -77,11 +89,12 @@ def train(
             "heldout": str(files[1] or ""),
             "lineage": bundle.lineage.to_dict(),
             "licence": bundle.licence,
-            "threads": threads,
+            "threads": paces.threads,
+            "paces": str(paces.folder),
             "run_digest": digest_bytes(canonical_json([manifest.digest, *data, parameters, code_revision()])),
         }
         (folder / "spec.json").write_text(json.dumps(spec))
-        outcome = _follow(folder, phases)
+        outcome = _follow(folder, phases, told)
     lineage = Lineage(
         operation="train",
         inputs=(manifest.digest, *data),
@@ -101,7 +114,7 @@ def plain(settings: TrainSettings) -> dict[str, Any]:
     return value
 
 
-def _follow(folder: Path, phases: Phases) -> dict[str, Any]:
+def _follow(folder: Path, phases: Phases, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Runs the training process to its end, telling its steps."""
     (folder / "outcome.json").unlink(missing_ok=True)
     latest: dict[str, Any] = {}
@@ -117,7 +130,7 @@ def _follow(folder: Path, phases: Phases) -> dict[str, Any]:
         try:
             while process.poll() is None:
                 time.sleep(limits.TRAIN_POLL_S)
-                newest = _last_line(folder / "metrics.jsonl")
+                newest = _last_line(folder / METRICS_FILE)
                 if newest and not latest:
                     tell = phases.phase("train", newest["steps"], "steps", message)
                     first_step, began = newest["step"], time.monotonic()
@@ -125,6 +138,7 @@ def _follow(folder: Path, phases: Phases) -> dict[str, Any]:
                     done = newest["step"] - first_step
                     pace = (time.monotonic() - began) / done if done > 0 else 0.0
                     latest.update(newest, left_s=pace * (newest["steps"] - newest["step"]))
+                    told(newest)
                 tell(latest.get("step", 0))
         finally:
             _stop(process)

@@ -6,15 +6,17 @@ checkpoint; on another machine it starts again.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from smelt.event.v1 import event_pb2
 from smelt.trainer.v1 import trainer_pb2
 
-from services.trainer import work
+from services.trainer import records, work
 from services.trainer.config import TrainerConfig
+from services.trainer.events import StepEvents
+from services.trainer.paces import Paces
+from services.trainer.run_folders import RunFolders
 from services.trainer.settings import TrainSettings, parse_settings
 from smeltkit import probing
 from smeltkit.blobs.cache import NodeCache
@@ -51,6 +53,8 @@ class Tools:
     catalog: Catalog
     bus: Bus
     prober: probing.Prober
+    folders: RunFolders
+    paces: Paces
 
 
 class Handlers:
@@ -69,26 +73,28 @@ class Handlers:
         tools, settings, data = self._tools, settings_of(spec), tuple(spec.datasets)
         key = train_key(tools.stages, spec, settings)
         digest = await tools.stages.get(key)
-        folder = tools.config.cache_dir / "runs" / context.job_id
+        folder = tools.folders.of(context.job_id)
         if digest is None:
             manifest = await threads.run(context, tools.store.get_manifest, spec.base)
             folder.mkdir(parents=True, exist_ok=True)
-            with file_lock(folder.with_suffix(".lock")), span("smelt.trainer.train"):
-                made, _ = await threads.run(
+            with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
+                made, outcome = await threads.run(
                     context, work.train, tools.store, tools.cache, manifest, data, settings, folder, Reporter(context),
-                    threads=tools.config.threads,
+                    paces=tools.paces, told=StepEvents(tools.bus, context.job_id).tell,
                 )  # fmt: skip
             digest = made.digest
             await context.progress("probe", 0, 1)
             with span("smelt.trainer.probe"):
                 await probing.prove(tools.prober, tools.store, digest)
             await context.check_alive()
+            finished = await threads.run(
+                context, records.store_run, tools.store, folder, context.job_id, digest, outcome
+            )
+            await tools.bus.publish_event("trainer.training.finished", finished)
             await tools.stages.put(key, digest)
         await context.check_alive()
         stored = await threads.run(context, tools.store.get_manifest, digest)
         await announce(tools, stored, name=spec.name, job_id=context.job_id)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.with_suffix(".lock").unlink(missing_ok=True)
         return digest
 
 

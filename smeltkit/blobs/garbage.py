@@ -24,7 +24,7 @@ from smeltkit.errors import BadRequest
 from smeltkit.manifest import Manifest, canonical_json
 
 _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
-_ABOUT = re.compile(r"probes/([0-9a-f]{64})/")
+_ABOUT = re.compile(r"(?:probes|runs)/([0-9a-f]{64})/")
 
 
 class Yard(Protocol):

@@ -12,14 +12,15 @@ from smeltkit.errors import SmeltError
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Bytes read and stored, peak memory, steps, facts, why it would be refused, and the stored result if there is one.
+    """Bytes read and stored, peak memory, seconds, steps, facts, refusals, and the stored result if there is one.
 
-    Bytes are 0 where a service does not forecast them.
+    Bytes and seconds are 0 where there is nothing to base a forecast on.
     """
 
     read_bytes: int = 0
     write_bytes: int = 0
     memory_bytes: int = 0
+    time_s: float = 0.0
     steps: tuple[str, ...] = ()
     items: Mapping[str, str] = field(default_factory=dict)
     refusals: tuple[SmeltError, ...] = ()
@@ -37,6 +38,7 @@ def to_plan(plan: Plan) -> job_pb2.Plan:
         read_bytes=plan.read_bytes,
         write_bytes=plan.write_bytes,
         memory_bytes=plan.memory_bytes,
+        time_s=plan.time_s,
         steps=plan.steps,
         items=[job_pb2.PlanItem(name=name, value=value) for name, value in plan.items.items()],
         refusals=[job_pb2.Refusal(reason=error.reason(), message=error.message) for error in plan.refusals],

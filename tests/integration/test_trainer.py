@@ -9,18 +9,24 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from nats.aio.msg import Msg
+from smelt.event.v1 import event_pb2
 from smelt.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
+from services.trainer.run_folders import RunFolders
 from services.trainer.servicer import TrainerServicer
 from smeltkit.config import PlatformConfig
 from smeltkit.errors import BadConfig, BadSchedule, NotBuilt
+from smeltkit.ids import new_id
+from smeltkit.locks import file_lock
 from smeltkit.ml.bundle import Bundle
 from smeltkit.rpc.channel import call, open_channel
 from smeltkit.testing.importing import ImportRig, succeeded, trainer_service
 from smeltkit.testing.tiny_models import write_tiny_model
+from smeltkit.testing.waiting import eventually
 
 METHODS = trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].methods
-BUILT = {"PlanTrain", "StartTrain"}
+BUILT = {"PlanTrain", "StartTrain", "GetRun"}
 SETTINGS = {"epochs": 2, "sequence_tokens": 128, "packs_per_step": 2, "learning_rate": "2e-3", "lora": {"rank": 4}}
 
 
@@ -56,16 +62,27 @@ async def _spec(rig: ImportRig, folder: Path, base: str, **settings: object) -> 
 async def test_a_training_ends_in_a_bundle_that_generates(
     importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path
 ) -> None:
-    """R-016, R-066: planned, trained, merged, probed, named, with lineage and held-out loss; then found again."""
+    """R-016, R-066, R-068: planned, trained, merged, probed, named; forecast against outcome; then found again."""
+    heard: list[tuple[str, bytes]] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append((message.subject, message.data))
+
     write_tiny_model(tmp_path / "model", "qwen3", is_chat=False)
     base = succeeded(await importing.import_folder(tmp_path / "model", "tiny"))
     spec = await _spec(importing, tmp_path, "tiny")
     plan = (await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec), timeout_s=60)).plan
     facts = {item.name: item.value for item in plan.items}
-    assert not plan.refusals and plan.memory_bytes > 0 and not plan.cached_digest
+    assert not plan.refusals and plan.memory_bytes > 0 and plan.time_s > 0 and not plan.cached_digest
     assert facts["first sample"].startswith("0<< + 1 is 1, and so on.<|")
     request = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
-    digest = succeeded(await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job))
+    async with importing.bus.listen("smelt.evt.trainer.>", hear):
+        digest = succeeded(await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job))
+        await eventually(lambda: any("bundle.stored" in subject for subject, _ in heard))
+    run = (await call(stub.GetRun, trainer_pb2.GetRunRequest(bundle="tiny:trained"), timeout_s=60)).run
+    assert run.bundle_digest == digest and run.forecast.time_s == pytest.approx(plan.time_s)
+    assert run.outcome.tokens == run.forecast.tokens > 0 and "tokens" not in run.missed
+    _check_facts(heard, run)
     trained = Bundle.from_manifest(importing.store.get_manifest(digest))
     assert (trained.lineage.operation, trained.lineage.inputs) == ("train", (base, *spec.datasets))
     heldout = trained.lineage.parameters["heldout"]
@@ -74,6 +91,29 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     again = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
     job = (await call(stub.StartTrain, again, timeout_s=60)).job
     assert job.is_cached and job.result_digest == digest
+
+
+def _check_facts(heard: list[tuple[str, bytes]], run: event_pb2.TrainingFinished) -> None:
+    """The last step was told as it was stored, the end with what its record holds."""
+    steps = [event_pb2.TrainingStep.FromString(data) for subject, data in heard if ".step.measured." in subject]
+    ends = [event_pb2.TrainingFinished.FromString(data) for subject, data in heard if ".training.finished." in subject]
+    assert steps[-1].step == steps[-1].steps and steps[-1].tokens == run.outcome.tokens and steps[-1].loss > 0
+    assert ends == [run]
+
+
+async def test_folders_of_runs_that_are_over_are_removed(importing: ImportRig, tmp_path: Path) -> None:
+    """Cancelled, failed or unknown: gone, unless somebody works there; what may go on from its checkpoints stays."""
+    job = await importing.ledger.start(
+        service="nobody", kind="train", request=trainer_pb2.TrainSpec(), request_id=uuid4().hex
+    )
+    gone, folders = new_id("job"), RunFolders(tmp_path, importing.ledger)
+    for job_id in (job.id, gone):
+        (folders.of(job_id) / "checkpoints").mkdir(parents=True)
+    with file_lock(folders.lock_of(gone)):
+        assert await folders.reap() == []
+    assert await folders.reap() == [gone]
+    await importing.ledger.cancel(job.id)
+    assert await folders.reap() == [job.id] and not folders.of(job.id).exists()
 
 
 @pytest.mark.parametrize(

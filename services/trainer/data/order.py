@@ -51,6 +51,10 @@ class Order:
             epoch += 1
         return list(self.packs(epoch)[step * self.packs_per_step : (step + 1) * self.packs_per_step])
 
+    def tokens_in(self, steps: int) -> int:
+        """Tokens that go through the model in that many steps from the first."""
+        return sum(self.lengths[number] for step in range(steps) for pack in self.at(step) for number in pack)
+
     @property
     def efficiency(self) -> float:
         """Share of the first epoch's places that hold tokens, if every pack were as long as allowed."""

@@ -12,6 +12,7 @@ from services.trainer.adapters.lora import attach
 from services.trainer.data.order import Order
 from services.trainer.data.samples import Sample
 from services.trainer.loop import Run
+from services.trainer.peak import PeakMemory
 from services.trainer.schedule import Schedule
 from services.trainer.settings import LoraSettings, TrainSettings
 from smeltkit.ml.arch import ModelConfig
@@ -43,7 +44,8 @@ def make_run(folder: Path, method: str, *, run_digest: str = DIGEST) -> Run:
         samples.append(Sample(ids=ids, targets=np.append(ids[1:], np.int32(-100)).astype(np.int32)))
     order = Order(lengths=tuple(len(sample.ids) for sample in samples), sequence_tokens=64, packs_per_step=2, seed=1)
     schedule = Schedule(kind="cosine", peak=1e-2, warmup_steps=0, total_steps=STEPS)
-    return Run(decoder, samples, order, schedule, settings, folder=folder, run_digest=run_digest)
+    peak = PeakMemory("cpu")
+    return Run(decoder, samples, order, schedule, settings, folder=folder, run_digest=run_digest, peak=peak)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ class TrainerServiceStub:
                 request_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.StartTrainRequest.SerializeToString,
                 response_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.StartTrainResponse.FromString,
                 _registered_method=True)
+        self.GetRun = channel.unary_unary(
+                '/smelt.trainer.v1.TrainerService/GetRun',
+                request_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunRequest.SerializeToString,
+                response_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunResponse.FromString,
+                _registered_method=True)
         self.PlanMerge = channel.unary_unary(
                 '/smelt.trainer.v1.TrainerService/PlanMerge',
                 request_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.PlanMergeRequest.SerializeToString,
@@ -90,6 +95,13 @@ class TrainerServiceServicer:
 
     def StartTrain(self, request, context):
         """Trains.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRun(self, request, context):
+        """What the newest training that made a bundle took, beside its forecast.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +161,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.StartTrain,
                     request_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.StartTrainRequest.FromString,
                     response_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.StartTrainResponse.SerializeToString,
+            ),
+            'GetRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRun,
+                    request_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunRequest.FromString,
+                    response_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunResponse.SerializeToString,
             ),
             'PlanMerge': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanMerge,
@@ -236,6 +253,33 @@ class TrainerService:
             '/smelt.trainer.v1.TrainerService/StartTrain',
             smelt_dot_trainer_dot_v1_dot_trainer__pb2.StartTrainRequest.SerializeToString,
             smelt_dot_trainer_dot_v1_dot_trainer__pb2.StartTrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smelt.trainer.v1.TrainerService/GetRun',
+            smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunRequest.SerializeToString,
+            smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

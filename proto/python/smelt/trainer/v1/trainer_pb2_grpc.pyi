@@ -37,6 +37,8 @@ class TrainerServiceStub:
     """What a training would cost and why it would be refused."""
     StartTrain: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.StartTrainRequest, _trainer_pb2.StartTrainResponse]
     """Trains."""
+    GetRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetRunRequest, _trainer_pb2.GetRunResponse]
+    """What the newest training that made a bundle took, beside its forecast."""
     PlanMerge: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PlanMergeRequest, _trainer_pb2.PlanMergeResponse]
     """What a merge would do."""
     StartMerge: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.StartMergeRequest, _trainer_pb2.StartMergeResponse]
@@ -59,6 +61,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """What a training would cost and why it would be refused."""
     StartTrain: _aio.UnaryUnaryMultiCallable[_trainer_pb2.StartTrainRequest, _trainer_pb2.StartTrainResponse]  # type: ignore[assignment]
     """Trains."""
+    GetRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetRunRequest, _trainer_pb2.GetRunResponse]  # type: ignore[assignment]
+    """What the newest training that made a bundle took, beside its forecast."""
     PlanMerge: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PlanMergeRequest, _trainer_pb2.PlanMergeResponse]  # type: ignore[assignment]
     """What a merge would do."""
     StartMerge: _aio.UnaryUnaryMultiCallable[_trainer_pb2.StartMergeRequest, _trainer_pb2.StartMergeResponse]  # type: ignore[assignment]
@@ -90,6 +94,14 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.StartTrainResponse, _abc.Awaitable[_trainer_pb2.StartTrainResponse]]:
         """Trains."""
+
+    @_abc_1.abstractmethod
+    def GetRun(
+        self,
+        request: _trainer_pb2.GetRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.GetRunResponse, _abc.Awaitable[_trainer_pb2.GetRunResponse]]:
+        """What the newest training that made a bundle took, beside its forecast."""
 
     @_abc_1.abstractmethod
     def PlanMerge(

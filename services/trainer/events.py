@@ -1,0 +1,42 @@
+"""Steps of a training as facts on NATS: the newest one of each interval. What cannot be published stops no run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from smelt.event.v1 import event_pb2
+
+from smeltkit import limits
+from smeltkit.bus.client import Bus
+from smeltkit.errors import BusUnavailable
+
+_log = logging.getLogger(__name__)
+_TOLD = ("step", "steps", "loss", "learning_rate", "grad_norm", "tokens_per_second", "tokens", "memory_bytes")
+
+
+class StepEvents:
+    """Publishes the steps of one job. Made on the event loop, told from a thread."""
+
+    def __init__(self, bus: Bus, job_id: str) -> None:
+        self._bus, self._job_id = bus, job_id
+        self._loop = asyncio.get_running_loop()
+        self._published_s = 0.0
+
+    def tell(self, step: Mapping[str, Any]) -> None:
+        """Publishes a step's report, unless the last one was a moment ago and this is not the end."""
+        now_s = time.monotonic()
+        if now_s - self._published_s < limits.TRAIN_EVENT_PERIOD_S and step["step"] < step["steps"]:
+            return
+        self._published_s = now_s
+        message = event_pb2.TrainingStep(job_id=self._job_id, **{key: step[key] for key in _TOLD})
+        asyncio.run_coroutine_threadsafe(self._publish(message), self._loop)
+
+    async def _publish(self, message: event_pb2.TrainingStep) -> None:
+        try:
+            await self._bus.publish_event("trainer.step.measured", message)
+        except BusUnavailable:
+            _log.debug("job %s: step %d was not published", self._job_id, message.step)

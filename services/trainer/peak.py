@@ -1,0 +1,30 @@
+"""The most memory that a training held: on a GPU what torch allocated, else what the process grew by."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+
+class PeakMemory:
+    """Counts from its making on: what a process holds after its imports is no cost of a training."""
+
+    def __init__(self, device: str) -> None:
+        self._is_cuda = device == "cuda"
+        self._before = 0 if self._is_cuda else _status_bytes("VmRSS")
+
+    @property
+    def bytes(self) -> int:
+        """The peak so far, in bytes."""
+        if self._is_cuda:
+            return torch.cuda.max_memory_allocated()
+        return max(_status_bytes("VmHWM") - self._before, 0)
+
+
+def _status_bytes(key: str) -> int:
+    """A size of this process as Linux tells it."""
+    found = re.search(rf"^{key}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None, f"/proc/self/status tells no {key}"
+    return int(found[1]) * 1024

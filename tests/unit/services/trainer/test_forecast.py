@@ -1,0 +1,32 @@
+"""Forecasts: extended from shallow copies, held against the outcome."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.trainer.data.order import Order
+from services.trainer.forecast import Cost, Pace, at_depth, forecast, missed
+
+
+def test_every_further_layer_costs_the_same() -> None:
+    """R-068: ten layers from one and three; a model that was measured whole is taken as it is."""
+    shallow = {"layers": 1, "step_s": 1.0, "step_tokens": 100, "memory_bytes": 50}
+    deep = {"layers": 3, "step_s": 1.4, "step_tokens": 100, "memory_bytes": 70}
+    found = at_depth(shallow, deep, 10)
+    assert (found.step_s, found.memory_bytes) == (pytest.approx(2.8), 140)
+    assert at_depth(shallow, shallow, 1) == Pace(step_s=1.0, step_tokens=100, memory_bytes=50)
+    assert forecast(found, 1000) == Cost(time_s=pytest.approx(28.0), memory_bytes=140, tokens=1000)
+
+
+def test_a_forecast_that_is_far_off_is_named() -> None:
+    """R-068: by more than 15 % of what was said, to either side."""
+    said = Cost(time_s=100.0, memory_bytes=1000, tokens=50)
+    assert missed(said, Cost(time_s=114.0, memory_bytes=860, tokens=50)) == ()
+    assert missed(said, Cost(time_s=116.0, memory_bytes=840, tokens=51)) == ("time_s", "memory_bytes")
+
+
+def test_tokens_of_a_run_are_counted_to_the_sample() -> None:
+    """R-068: whole epochs and parts of one."""
+    order = Order(lengths=(5, 7, 3, 8, 6), sequence_tokens=10, packs_per_step=2, seed=1)
+    assert order.tokens_in(order.steps_in(2)) == 2 * 29
+    assert 0 < order.tokens_in(1) < 29
