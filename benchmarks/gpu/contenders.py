@@ -1,4 +1,4 @@
-"""Our trainer and the peer (transformers, peft, torch's fused AdamW), on the same weights and the same tokens."""
+"""Our trainer and the peer (transformers, peft, bitsandbytes, torch's fused AdamW), on the same weights and tokens."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from services.trainer.step import Pack, train_step
 from smeltkit.ml import names
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder_nf4 import quantize_linears
 from smeltkit.ml.decoder_packing import Packed
 from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.kernels import triton_kernels
@@ -39,13 +40,15 @@ def random_state(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def ours(shape: str, *, is_lora: bool) -> Step:
+def ours(shape: str, method: str) -> Step:
     """Our decoder and step."""
     config = ModelConfig.from_hf(SHAPES[shape])
     with torch.device("meta"):
         decoder = Decoder(config, kernels=triton_kernels())
     decoder.load_state_dict(random_state(config, 0), assign=True)
-    if is_lora:
+    if method == "qlora":
+        quantize_linears(decoder)
+    if method != "full":
         torch.manual_seed(1)
         attach(decoder, LoraSettings(rank=RANK, alpha=2 * RANK))
     optimizer = Optimizer(decoder.named_parameters(), AdamSettings())
@@ -63,8 +66,10 @@ def ours(shape: str, *, is_lora: bool) -> Step:
     return step
 
 
-def peer(shape: str, *, is_lora: bool, with_liger: bool = False) -> Step:
+def peer(shape: str, method: str, *, with_liger: bool = False) -> Step:
     """transformers with SDPA: full in float32 under bf16 autocast, LoRA by peft on a bf16 base under autocast.
+
+    QLoRA is that with bitsandbytes' layers for the linear layers of the blocks.
 
     Liger patches transformers for the rest of the process, so the peer without it must have run before.
     """
@@ -76,6 +81,7 @@ def peer(shape: str, *, is_lora: bool, with_liger: bool = False) -> Step:
 
         apply_liger_kernel_to_qwen2()
 
+    is_lora = method != "full"
     transformers.logging.set_verbosity_error()
     config = transformers.AutoConfig.for_model(**SHAPES[shape])
     with torch.device("cuda"):
@@ -89,6 +95,9 @@ def peer(shape: str, *, is_lora: bool, with_liger: bool = False) -> Step:
     }
     model.load_state_dict(found, strict=False, assign=True)
     model.tie_weights()
+    if method == "qlora":
+        to_bitsandbytes(model.model)
+        model.is_loaded_in_4bit = True
     if is_lora:
         settings = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, settings)
@@ -106,3 +115,18 @@ def peer(shape: str, *, is_lora: bool, with_liger: bool = False) -> Step:
         return float(loss.detach())
 
     return step
+
+
+def to_bitsandbytes(model: Any) -> None:
+    """Replaces every linear layer of a torch model by one of bitsandbytes with the same weight in NF4."""
+    import bitsandbytes
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            made = bitsandbytes.nn.Linear4bit(
+                layer.in_features, layer.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4",
+                device="meta",
+            )  # fmt: skip
+            values = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+            made.weight, made.bias = values.to(layer.weight.device), layer.bias
+            model.set_submodule(name, made)

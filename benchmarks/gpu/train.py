@@ -1,6 +1,6 @@
 """Training on one GPU against transformers + peft in the same run: tokens/s, MFU, peak memory, equal losses.
 
-    python -m benchmarks.gpu.train [CASE ...]     cases: cross-entropy, 350M-full, 1.5B-full, 1.5B-lora, 7B-lora
+    python -m benchmarks.gpu.train [CASE ...]     cases: cross-entropy, nf4, and those of CASES
 
 MFU is `shapes.flops_per_token` times tokens/s over the device's bf16 rate: the datasheet's 989 TFLOP/s and the rate of
 a large matrix product measured here, both shown. Weights, tokens and learning rate are the same on both sides, and the
@@ -26,13 +26,16 @@ from benchmarks.gpu.shapes import SHAPES, TOKENS, flops_per_token
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.kernels import triton_kernels
 from smeltkit.ml.kernels.cross_entropy import linear_cross_entropy
+from smeltkit.ml.nf4 import quantize
+from smeltkit.ml.nf4_layout import stored_bytes
 
 DATASHEET_TFLOPS = 989.0
 CASES: dict[str, dict[str, Any]] = {
-    "350M-full": {"shape": "350M", "is_lora": False, "sequences": 16},
-    "1.5B-full": {"shape": "1.5B", "is_lora": False, "sequences": 4},
-    "1.5B-lora": {"shape": "1.5B", "is_lora": True, "sequences": 8},
-    "7B-lora": {"shape": "7B", "is_lora": True, "sequences": 4},
+    "350M-full": {"shape": "350M", "method": "full", "sequences": 16},
+    "1.5B-full": {"shape": "1.5B", "method": "full", "sequences": 4},
+    "1.5B-lora": {"shape": "1.5B", "method": "lora", "sequences": 8},
+    "7B-lora": {"shape": "7B", "method": "lora", "sequences": 4},
+    "7B-qlora": {"shape": "7B", "method": "qlora", "sequences": 4},
 }
 WARM_STEPS, COMPARED_STEPS, TIMED_STEPS = 3, 50, 8
 
@@ -94,34 +97,58 @@ def cross_entropy(rate: float) -> list[dict[str, Any]]:
     return rows
 
 
+def nf4() -> list[dict[str, Any]]:
+    """Dequantizing the largest matrix of 7B to bf16: bytes moved a second by those of a large copy, and the peer."""
+    values = torch.randn(18944, 3584, device="cuda", dtype=torch.bfloat16) * 0.02
+    big = torch.empty(1 << 30, dtype=torch.int32, device="cuda").random_()
+    target = torch.empty_like(big)
+    copied = 2 * big.nbytes / seconds(lambda: target.copy_(big), repeats=10)
+    stored, dequantize = quantize(values), triton_kernels().dequantize_nf4
+    moved = values.nbytes + stored_bytes(stored.size)
+    took = seconds(lambda: dequantize(stored, torch.bfloat16), repeats=50)
+    row = {"case": "nf4", "ours_ms": took * 1e3, "ours_of_copy_rate": moved / took / copied, "copy_gb_s": copied / 1e9}
+    if find_spec("bitsandbytes"):
+        from bitsandbytes import functional
+
+        theirs = functional.quantize_4bit(values, quant_type="nf4", compress_statistics=True)
+        took = seconds(lambda: functional.dequantize_4bit(*theirs), repeats=50)
+        found = functional.dequantize_4bit(*theirs)
+        differing = (found != dequantize(stored, torch.bfloat16)).sum().item() / stored.size
+        row |= {"peer_ms": took * 1e3, "ratio": took * 1e3 / row["ours_ms"], "values_that_differ": differing}
+    return [row]
+
+
 def train(case: str, rate: float) -> list[dict[str, Any]]:
     """One row a contender of a case, each measured in a process of its own: Liger patches what it finds."""
-    names = ["ours", "peer"] + (["peer with Liger"] if find_spec("liger_kernel") else [])
+    names = ["ours", "ours on bf16"] if CASES[case]["method"] == "qlora" else ["ours"]
+    names += ["peer", "peer with Liger"] if find_spec("liger_kernel") else ["peer"]
     rows = []
     for name in names:
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
             rows.append({"case": case, "contender": name, **pool.submit(contend, case, name, rate).result()})
         print({key: value for key, value in rows[-1].items() if key != "losses"}, flush=True)
-    theirs = rows[1]
+    theirs = rows[names.index("peer")]
     for row in rows:
         if "error" not in row and "error" not in theirs:
             row["speed_ratio"] = row["tokens_per_second"] / theirs["tokens_per_second"]
             row["memory_ratio"] = row["peak_gib"] / theirs["peak_gib"]
             pairs = zip(row["losses"], theirs["losses"], strict=True)
             row["largest_loss_difference"] = max(abs(a - b) / b for a, b in pairs)
+    if "ours on bf16" in names:
+        rows[0]["speed_ratio_to_lora"] = rows[0]["tokens_per_second"] / rows[1]["tokens_per_second"]
     return rows
 
 
 def contend(case: str, name: str, rate: float) -> dict[str, Any]:
     """What one contender of a case measures."""
     facts = CASES[case]
-    shape, is_lora = facts["shape"], facts["is_lora"]
-    flops = flops_per_token(ModelConfig.from_hf(SHAPES[shape]), is_lora=is_lora)
+    shape, method = facts["shape"], facts["method"]
+    flops = flops_per_token(ModelConfig.from_hf(SHAPES[shape]), is_lora=method != "full")
 
     def make() -> contenders.Step:
-        if name == "ours":
-            return contenders.ours(shape, is_lora=is_lora)
-        return contenders.peer(shape, is_lora=is_lora, with_liger=name.endswith("Liger"))
+        if name.startswith("ours"):
+            return contenders.ours(shape, "lora" if name == "ours on bf16" else method)
+        return contenders.peer(shape, method, with_liger=name.endswith("Liger"))
 
     try:
         return measure(make, facts["sequences"], flops, rate)
@@ -163,7 +190,7 @@ def measure(make: Callable[[], contenders.Step], sequences: int, flops: float, r
 def main() -> None:
     """Runs the named cases, or all, and saves what was measured."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("cases", nargs="*", default=["cross-entropy", *CASES])
+    parser.add_argument("cases", nargs="*", default=["cross-entropy", "nf4", *CASES])
     parser.add_argument("--save", default="train_gpu")
     options = parser.parse_args()
     rate = matrix_tflops()
@@ -172,7 +199,7 @@ def main() -> None:
     )
     rows: list[dict[str, Any]] = []
     for case in options.cases:
-        rows += cross_entropy(rate) if case == "cross-entropy" else train(case, rate)
+        rows += cross_entropy(rate) if case == "cross-entropy" else nf4() if case == "nf4" else train(case, rate)
         facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "matrix_tflops": rate}
         results.save(options.save, rows, **facts)
     for row in rows:
