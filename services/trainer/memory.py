@@ -13,7 +13,7 @@ LOGITS_BYTES = 320_000_000
 
 def trainable_parameters(config: ModelConfig, settings: TrainSettings) -> int:
     """Values that the optimizer moves."""
-    if settings.method == "full":
+    if not settings.is_adapted:
         return config.parameters
     targets = settings.lora.targets
     shapes = [

@@ -13,6 +13,7 @@ from services.trainer.forecast import Pace, forecast
 from services.trainer.memory import components, trainable_parameters
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
+from services.trainer.shape import shaped
 from smeltkit.errors import BadConfig, SmeltError, UnsupportedOption
 from smeltkit.jobs.plan import Plan
 from smeltkit.ml.arch import ModelConfig
@@ -26,6 +27,8 @@ class Prepared:
     """Data, order and schedule of a training: what both the plan and the run are made from."""
 
     bundle: Bundle
+    config: ModelConfig
+    """Dimensions of the model that is trained: the base's, unless its weights begin at random."""
     settings: TrainSettings
     data: Dataset
     heldout: Dataset | None
@@ -36,11 +39,6 @@ class Prepared:
     refusals: tuple[SmeltError, ...]
 
     @property
-    def config(self) -> ModelConfig:
-        """Dimensions of the model that is trained."""
-        return self.bundle.config
-
-    @property
     def tokens(self) -> int:
         """Tokens that go through the model in the whole run."""
         return self.order.tokens_in(self.schedule.total_steps)
@@ -49,7 +47,8 @@ class Prepared:
 def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, settings: TrainSettings) -> Prepared:
     """Reads the data for a bundle's folder; BadDataset for a wrong row. Why it cannot run is in `refusals`."""
     encoder = Encoder(folder, bundle.contract)
-    found = read_dataset(data, encoder, settings.sequence_tokens)
+    config = shaped(folder, bundle.config, settings.shape)
+    found = read_dataset(data, encoder, settings.sequence_tokens, text_only=settings.method == "pretrain")
     order = Order(
         lengths=tuple(len(sample.ids) for sample in found.samples),
         sequence_tokens=settings.sequence_tokens,
@@ -74,6 +73,7 @@ def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, sett
     )
     return Prepared(
         bundle=bundle,
+        config=config,
         settings=settings,
         data=found,
         heldout=None if heldout is None else read_dataset(heldout, encoder, settings.sequence_tokens),
@@ -86,7 +86,7 @@ def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, sett
 
 def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Plan:
     """The plan of a prepared training from a base of that many stored bytes; without a pace its time is unknown."""
-    settings, config = prepared.settings, prepared.bundle.config
+    settings, config = prepared.settings, prepared.config
     needs, trained = components(config, settings), trainable_parameters(config, settings)
     checkpoint_bytes = 12 * trained + (0 if settings.dtype == "float32" or settings.is_adapted else 6 * trained)
     schedule, data = prepared.schedule, prepared.data
@@ -100,6 +100,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
         "left out": f"{len(data.too_long)} rows longer than {settings.sequence_tokens} tokens",
         "held out": "none" if prepared.heldout is None else f"{len(prepared.heldout.samples)} samples",
         "steps": f"{schedule.total_steps} of {prepared.order.steps_in(settings.epochs)} in {settings.epochs} epochs",
+        **_of_pretraining(prepared),
         "packing": f"{prepared.order.efficiency:.1%} of {settings.sequence_tokens} tokens a pack",
         "learning rate": " -> ".join(f"{rate:.2e}" for rate in rates),
         "checkpoints": f"every {settings.checkpoint_steps} steps, {checkpoint_bytes / 2**20:.1f} MiB each",
@@ -111,10 +112,34 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
         write_bytes=base_bytes + checkpoint_bytes * (settings.keep_checkpoints + 1),
         memory_bytes=said.memory_bytes if said else sum(needs.values()),
         time_s=said.time_s if said else 0.0,
-        steps=("fetch base and data", "tokenize", "train", *_last_steps(prepared), "store bundle", "probe", "name"),
+        steps=(
+            "fetch base and data",
+            "tokenize",
+            *_first_steps(prepared),
+            "train",
+            *_last_steps(prepared),
+            "store bundle",
+            "probe",
+            "name",
+        ),
         items=items,
         refusals=prepared.refusals,
     )
+
+
+def _of_pretraining(prepared: Prepared) -> dict[str, str]:
+    """Where the weights begin, and how many tokens the run has for each of them; a compute-optimal run has about 20.
+
+    Hoffmann et al., "Training Compute-Optimal Large Language Models" (arXiv:2203.15556), table 3.
+    """
+    if prepared.settings.method != "pretrain" or prepared.refusals:
+        return {}
+    share = prepared.tokens / prepared.config.parameters
+    return {"weights begin": prepared.settings.init, "tokens a parameter": f"{share:.2f}, compute-optimal is about 20"}
+
+
+def _first_steps(prepared: Prepared) -> tuple[str, ...]:
+    return ("draw weights",) if prepared.settings.init == "random" else ()
 
 
 def _last_steps(prepared: Prepared) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """A training's settings: strict, in human numbers, each key known or refused with the nearest one that is.
 
-method: lora                       # lora, qlora or full
+method: lora                       # lora, qlora, full or pretrain
 epochs: 2
 sequence_tokens: 1K
 learning_rate: 2e-3
@@ -80,9 +80,35 @@ class AdamSettings:
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Everything about a training but its model and its data."""
+@dataclass(frozen=True, kw_only=True)
+class ShapeSettings:
+    """Dimensions of a model that begins with random weights; 0 for those of the base."""
+
+    layers: int = 0
+    """Blocks."""
+    hidden_size: int = 0
+    """Width of the residual stream."""
+    intermediate_size: int = 0
+    """Inner width of the MLP."""
+    heads: int = 0
+    """Query heads."""
+    kv_heads: int = 0
+    """Key-value heads."""
+    head_dim: int = 0
+    """Width of a head."""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            _within(f"shape.{name}", value, 0, limits.DIMENSION_MAX)
+
+
 
     method: str = "lora"
-    """`lora`, `qlora` (lora on a base in NF4) or `full`."""
+    """`lora`, `qlora` (lora on a base in NF4), `full`, or `pretrain` (all weights, on text rows only)."""
+    init: str = "base"
+    """Weights to begin with, only with method pretrain: those of the `base`, or `random` ones of its shape."""
+    shape: ShapeSettings = field(default_factory=ShapeSettings)
+    """Other dimensions than the base's; only with init random."""
     epochs: int = 1
     """Passes over the data, 1 to 1000."""
     max_steps: int = 0
@@ -121,7 +147,8 @@ class TrainSettings:
     optimizer: AdamSettings = field(default_factory=AdamSettings)
 
     def __post_init__(self) -> None:
-        _among("method", self.method, ("lora", "qlora", "full"))
+        _among("method", self.method, ("lora", "qlora", "full", "pretrain"))
+        _among("init", self.init, ("base", "random"))
         _among("schedule", self.schedule, KINDS)
         _among("dtype", self.dtype, ("float32", "bfloat16"))
         whole = {"epochs": (1, 1000), "max_steps": (0, 10**9), "sequence_tokens": (8, 1 << 20), "seed": (0, 2**63 - 1),
@@ -141,7 +168,7 @@ class TrainSettings:
     @property
     def is_adapted(self) -> bool:
         """Whether adapters are trained and merged at the end, instead of the weights themselves."""
-        return self.method != "full"
+        return self.method in ("lora", "qlora")
 
 
 def parse_settings(text: str) -> TrainSettings:

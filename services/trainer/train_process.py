@@ -24,6 +24,7 @@ import torch
 from services.trainer.adapters.lora import attach, merged_state
 from services.trainer.adapters.peft_folder import save_adapter
 from services.trainer.forecast import forecast
+from services.trainer.fresh import fresh_decoder
 from services.trainer.heldout import compare, row_losses
 from services.trainer.loop import Run, StepReport
 from services.trainer.paces import Paces
@@ -31,6 +32,7 @@ from services.trainer.peak import PeakMemory
 from services.trainer.plan import Prepared, prepare
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import parse_settings
+from services.trainer.shape import CONFIG_FILE, shaped_config
 from smeltkit.errors import JobCancelled, OutOfMemory, SmeltError
 from smeltkit.ml.bundle import Bundle, files_of
 from smeltkit.ml.decoder import Decoder
@@ -73,15 +75,7 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     torch.use_deterministic_algorithms(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     peak = PeakMemory(device)
-    decoder = load_decoder(
-        base,
-        bundle.config,
-        dtype=getattr(torch, settings.dtype),
-        device=device,
-        kernels=kernels_for(device),
-        sequence_tokens=settings.sequence_tokens,
-    )
-    decoder.recomputes = settings.recompute
+    decoder = _decoder(base, prepared, device)
     before = row_losses(decoder, prepared.heldout.samples) if prepared.heldout else []
     if settings.method == "qlora":
         quantize_linears(decoder)
@@ -95,6 +89,23 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
         outcome["heldout"] = asdict(compare(before, row_losses(decoder, prepared.heldout.samples)))
     _write_bundle(folder, base, prepared, decoder)
     return outcome
+
+
+def _decoder(base: Path, prepared: Prepared, device: str) -> Decoder:
+    """The model to train, with the base's weights or new ones."""
+    settings = prepared.settings
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, settings.dtype),
+        "device": device,
+        "kernels": kernels_for(device),
+        "sequence_tokens": settings.sequence_tokens,
+    }
+    if settings.init == "random":
+        decoder = fresh_decoder(prepared.config, seed=settings.seed, **options)
+    else:
+        decoder = load_decoder(base, prepared.config, **options)
+    decoder.recomputes = settings.recompute
+    return decoder
 
 
 def _run(folder: Path, spec: dict[str, Any], prepared: Prepared, decoder: Decoder, peak: PeakMemory) -> Run:
@@ -139,6 +150,8 @@ def _write_bundle(folder: Path, base: Path, prepared: Prepared, decoder: Decoder
     for path in files_of(base):
         if path.name not in _NOT_COPIED and ".safetensors" not in path.name:
             shutil.copyfile(path, target / path.name)
+    if prepared.config != prepared.bundle.config:
+        (target / CONFIG_FILE).write_text(json.dumps(shaped_config(base, prepared.settings.shape), indent=2))
     state = decoder.state_dict()
     if prepared.settings.is_adapted:
         adapter = folder / "adapter"
@@ -146,7 +159,7 @@ def _write_bundle(folder: Path, base: Path, prepared: Prepared, decoder: Decoder
         save_adapter(decoder, prepared.settings.lora, adapter)
         state = merged_state(decoder)
     scheme = prepared.bundle.scheme if prepared.bundle.scheme in DTYPES else "BF16"
-    save_weights(target, prepared.bundle.config, state, scheme)
+    save_weights(target, prepared.config, state, scheme)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class Trainer:
 
     async def _plan(self, spec: trainer_pb2.TrainSpec) -> tuple[Plan, trainer_pb2.TrainSpec]:
         if not spec.base:
-            raise BadRequest("a training needs a base; training from an architecture is not built in this release")
+            raise BadRequest("a training needs a base: its weights, or with init random its shape and tokenizer")
         settings, tools = settings_of(spec), self._tools
         pinned = trainer_pb2.TrainSpec()
         pinned.CopyFrom(spec)

@@ -34,6 +34,7 @@ from smeltkit.telemetry import span
 from smeltkit.workspaces import Workspaces
 
 METHODS: Mapping[int, str] = {
+    trainer_pb2.METHOD_PRETRAIN: "pretrain",
     trainer_pb2.METHOD_FULL: "full",
     trainer_pb2.METHOD_LORA: "lora",
     trainer_pb2.METHOD_QLORA: "qlora",

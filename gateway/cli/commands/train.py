@@ -116,6 +116,7 @@ async def _spec(session: Session, file: Path) -> trainer_pb2.TrainSpec:
         "lora": trainer_pb2.METHOD_LORA,
         "qlora": trainer_pb2.METHOD_QLORA,
         "full": trainer_pb2.METHOD_FULL,
+        "pretrain": trainer_pb2.METHOD_PRETRAIN,
     }
     return trainer_pb2.TrainSpec(
         base=value["base"],

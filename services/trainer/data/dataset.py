@@ -44,10 +44,15 @@ class Dataset:
         return sum(sample.counted for sample in self.samples)
 
 
-def read_dataset(path: Path, encoder: Encoder, sequence_tokens: int) -> Dataset:
-    """The data set in a JSONL file; BadDataset names the row that is wrong, or says that nothing is left."""
+def read_dataset(path: Path, encoder: Encoder, sequence_tokens: int, *, text_only: bool = False) -> Dataset:
+    """The data set in a JSONL file; BadDataset names the row that is wrong, or says that nothing is left.
+
+    With `text_only` a conversation is a wrong row.
+    """
     samples, too_long, number = [], [], 0
     for number, row in _rows(path):
+        if text_only and "text" not in row:
+            raise BadDataset(f"{path.name} row {number} holds no text; method pretrain takes text rows only")
         sample = encoder.encode(row, f"{path.name} row {number}")
         if len(sample.ids) <= sequence_tokens:
             samples.append(sample)
