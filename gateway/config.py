@@ -19,7 +19,7 @@ class GatewayConfig:
     trainer_address: str
     """Where the trainer answers."""
     inference_address: str
-    """Where inference answers."""
+    """Where inference answers: host:port, several separated by commas; names are looked up again and again."""
     evaluator_address: str
     """Where the evaluator answers."""
     sandbox_address: str

@@ -14,7 +14,7 @@ class EvaluatorConfig:
     """Prefix `SMELT_EVALUATOR_`."""
 
     inference_address: str
-    """Inference service that generates: host:port."""
+    """Inference that generates: host:port, several separated by commas; names are looked up again and again."""
     sandbox_address: str
     """Sandbox that judges: host:port."""
     data_dir: Path | None = None

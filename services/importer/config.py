@@ -14,7 +14,7 @@ class ImporterConfig:
     """Prefix `SMELT_IMPORTER_`. The model hub is set by the hub library's own HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE."""
 
     inference_address: str
-    """Inference service that probes what is stored: host:port."""
+    """Inference that probes what is stored: host:port, several separated by commas."""
     cache_dir: Path = Path(".smelt/cache/importer")
     """Folder of fetched bundles and of work under way."""
     cache_bytes: int = 20 * limits.GIB

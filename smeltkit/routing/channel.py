@@ -33,9 +33,7 @@ async def open_inference(
     """A channel to inference, wherever it runs: `addresses` as in `Pool`. BadConfig if they are malformed."""
     pool = Pool(
         addresses,
-        lambda address, host: open_channel(
-            address, token=token, identity=identity, peer="inference", is_retrying=False
-        ),
+        lambda address: open_channel(address, token=token, identity=identity, peer="inference", is_retrying=False),
     )
     await pool.start()
     try:

@@ -24,10 +24,10 @@ _DNS = "dns:///"
 class Pool:
     """The replicas behind `addresses`: host:port, several separated by commas; names are looked up again and again.
 
-    `open_channel(address, host)` opens a channel to one replica, `host` being the name or address it was listed by.
+    `open_channel(address)` opens a channel to one replica.
     """
 
-    def __init__(self, addresses: str, open_channel: Callable[[str, str], grpc.aio.Channel]) -> None:
+    def __init__(self, addresses: str, open_channel: Callable[[str], grpc.aio.Channel]) -> None:
         self._targets = [_parse(part) for part in addresses.split(",")]
         self._open_channel = open_channel
         self._found: dict[tuple[str, int], list[str]] = {}
@@ -90,12 +90,11 @@ class Pool:
                 self._found[host, port] = await _lookup(host, port)
             except OSError as error:
                 _LOG.info("%s cannot be looked up: %s", host, error)
-        wanted = {address: host for (host, _), addresses in self._found.items() for address in addresses}
-        for address in self._replicas.keys() - wanted.keys():
+        wanted = {address for addresses in self._found.values() for address in addresses}
+        for address in self._replicas.keys() - wanted:
             self._keep(self._replicas.pop(address).retire())
-        for address in wanted.keys() - self._replicas.keys():
-            channel = self._open_channel(address, wanted[address])
-            self._replicas[address] = Replica(address, channel, self._changed.set)
+        for address in wanted - self._replicas.keys():
+            self._replicas[address] = Replica(address, self._open_channel(address), self._changed.set)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

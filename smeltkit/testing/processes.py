@@ -1,4 +1,4 @@
-"""Services as real processes for tests: `python -m services.X` on a free loopback port, killed at the end."""
+"""Services and the gateway as real processes for tests, on a free loopback port, killed at the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class ServiceProcess:
     def start(self) -> None:
         """Starts the process and waits until it is healthy; RuntimeError with its log if it does not become so."""
         with self._log.open("ab") as log:
-            command = [sys.executable, "-m", f"services.{self._name}"]
+            module = self._name if self._name == "gateway" else f"services.{self._name}"
+            command = [sys.executable, "-m", module]
             self._process = subprocess.Popen(command, env=self._settings, stdout=log, stderr=log)
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._is_healthy():
@@ -46,6 +47,13 @@ class ServiceProcess:
         if process is not None:
             process.kill()
             process.wait()
+
+    def terminate(self) -> int:
+        """Asks the process to end by SIGTERM and waits until it has; its exit code."""
+        process, self._process = self._process, None
+        assert process is not None, f"{self._name} does not run"
+        process.terminate()
+        return process.wait(_START_TIMEOUT_S)
 
     @property
     def log(self) -> str:

@@ -102,18 +102,24 @@ async def serving(*, address: str = "127.0.0.1:0", is_open: bool = True, grace_s
 
 @asynccontextmanager
 async def routed(*replicas: Fake) -> AsyncIterator[Any]:
-    """A stub that calls whichever of the replicas is best, once all of them are known."""
+    """A stub that calls whichever of the replicas is best, once all of them are known; they are its `known`."""
     async with open_inference(",".join(replica.host.address for replica in replicas)) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         known = channel._pool._replicas  # type: ignore[attr-defined]
         await eventually(lambda: all(replica.is_serving for replica in known.values()))
+        stub.known = known  # type: ignore[attr-defined]
         yield stub
 
 
-async def generate(stub: Any, text: str = "x") -> list[str]:
-    request = pb.GenerateRequest(model="model", text=text, max_tokens=TOKENS)
+async def generate(stub: Any, text: str = "x", begun: set[str] | None = None) -> list[str]:
+    """The replica's address with each reply; `begun` gets `text` with the first."""
+    request, found = pb.GenerateRequest(model="model", text=text, max_tokens=TOKENS), []
     async with stream(stub.Generate, request, timeout_s=20) as replies:
-        return [reply.text async for reply in replies]
+        async for reply in replies:
+            found.append(reply.text)
+            if begun is not None:
+                begun.add(text)
+    return found
 
 
 async def test_requests_at_once_are_spread_evenly() -> None:
@@ -133,8 +139,8 @@ async def test_a_call_that_breaks_before_its_first_reply_is_made_once_more_elsew
         ill = await stack.enter_async_context(serving(is_open=False, grace_s=0.0))
         async with routed(ill, well) as stub:
             ill.error = Draining("it is being unloaded", retry_after_s=1.0)
-            for number in range(8):
-                assert set(await generate(stub, str(number))) == {well.host.address}
+            for number in range(20):
+                assert set(await generate(stub, f"{number:03}" * 100)) == {well.host.address}
             assert ill.asked, "some of them met the replica that refuses"
             assert (await call(stub.Tokenize, pb.TokenizeRequest(model="model"), timeout_s=20)).text
             ill.error = None
@@ -149,15 +155,16 @@ async def test_a_call_that_began_to_answer_is_not_repeated_and_ends_with_a_typed
     async with serving() as well, AsyncExitStack() as stack:
         ill = await stack.enter_async_context(serving(is_open=False, grace_s=0.0))
         async with routed(ill, well) as stub:
-            tasks = [asyncio.create_task(generate(stub, str(number))) for number in range(6)]
-            await eventually(lambda: ill.running > 0)
+            begun: set[str] = set()
+            tasks = [asyncio.create_task(generate(stub, str(number), begun)) for number in range(6)]
+            await eventually(lambda: len(ill.asked + well.asked) == 6)
             count = ill.running
             ill.first.set()
-            await asyncio.sleep(0.2)
+            await eventually(lambda: len(begun) == 6)
             await stack.aclose()
             ends = await asyncio.gather(*tasks, return_exceptions=True)
             broken = [end for end in ends if isinstance(end, BaseException)]
-            assert len(broken) == count and {type(error) for error in broken} == {ServiceUnavailable}
+            assert len(broken) == count > 0 and {type(error) for error in broken} == {ServiceUnavailable}
             assert len(well.asked) == 6 - count
 
 
@@ -180,10 +187,10 @@ async def test_an_error_of_the_only_replica_is_its_own() -> None:
 async def test_a_replica_that_drains_gets_nothing_new_and_ends_what_it_has() -> None:
     async with serving(is_open=False) as old, serving() as new, routed(old, new) as stub:
         tasks = [asyncio.create_task(generate(stub, str(number))) for number in range(4)]
-        await eventually(lambda: old.running > 0)
+        await eventually(lambda: len(old.asked + new.asked) == 4)
         old.first.set()
         count, stopping = old.running, asyncio.create_task(old.host.stop())
-        await asyncio.sleep(0.1)
+        await eventually(lambda: not stub.known[old.host.address].is_serving)
         for number in range(6):
             assert set(await generate(stub, f"later {number}")) == {new.host.address}
         assert (old.running, len(old.asked)) == (count, count)
@@ -198,22 +205,24 @@ async def test_a_replica_without_the_model_is_told_to_load_it_and_then_takes_its
         async with routed(warm, cold) as stub:
             prompt = "x" * 4 * limits.ROUTE_WARM_TOKENS
             waiting = [asyncio.create_task(generate(stub, prompt + str(number))) for number in range(3)]
-            await eventually(lambda: cold.loads)
-            assert warm.running == 3 and cold.loads == ["model"]
-            await asyncio.sleep(0.1)
+            await eventually(lambda: warm.running == 3 and cold.loads)
+            assert cold.loads == ["model"]
+            await eventually(lambda: stub.known[cold.host.address].has("model"))
             assert set(await generate(stub, "y")) == {cold.host.address}
             warm.first.set()
             warm.last.set()
             await asyncio.gather(*waiting)
 
 
-async def test_no_replica_left_says_what_each_of_them_says() -> None:
+async def test_no_replica_left_says_what_each_of_them_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ROUTE_WAIT_S", 0.1)
     async with open_inference("127.0.0.1:1") as channel:
         with pytest.raises(NoReplica, match=r"127\.0\.0\.1:1 does not answer.*start one"):
             await generate(inference_pb2_grpc.InferenceServiceStub(channel))
 
 
-async def test_a_replica_that_comes_back_is_used_again() -> None:
+async def test_a_replica_that_comes_back_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ROUTE_WAIT_S", 0.1)
     address = f"127.0.0.1:{free_ports(1)[0]}"
     async with open_inference(address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
