@@ -30,9 +30,13 @@ def _level(metric: Metric) -> str:
 
 
 RECORDED: Final[Mapping[str, str]] = MappingProxyType(
-    {"smelt_inference_load": f"{_level(names.QUEUE_DEPTH)} + {_level(names.RUNNING)}"}
+    {
+        "smelt_inference_load": f"{_level(names.QUEUE_DEPTH)} + {_level(names.RUNNING)}",
+        "smelt_inference_load_tokens": _level(names.TOKENS_IN_FLIGHT),
+    }
 )
-"""Series that rules compute, with their expression. The load of inference is what its scalers follow."""
+"""Series that rules compute, with their expression. The load of inference is what its scalers follow: in requests, since
+short ones fill slots and not memory, and in tokens, since few long ones do the reverse."""
 
 
 @cache
