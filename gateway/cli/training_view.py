@@ -21,4 +21,6 @@ def run_view(run: event_pb2.TrainingFinished) -> RenderableType:
         said = getattr(run.forecast, field)
         off = f"{(took - said) / said:+.1%}" + (" (missed)" if field in run.missed else "")
         rows.append((name, human(said), human(took), off))
+    spikes = f"{run.clipped} clipped, {run.skipped} dropped, {run.rollbacks} rollbacks"
+    rows.append(("spikes", "", spikes, ""))
     return table(("", "forecast", "outcome", "off by"), rows)

@@ -43,6 +43,8 @@ class Progress:
     """Tokens seen."""
     time_s: float
     """Seconds of its steps."""
+    spikes: Mapping[str, Any]
+    """State of the guard against spikes."""
     losses: tuple[float, ...]
     """Latest losses, the newest last: what a stuck run is told by."""
 

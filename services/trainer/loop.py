@@ -18,7 +18,9 @@ from services.trainer.optimizer import Optimizer
 from services.trainer.peak import PeakMemory
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
+from services.trainer.spikes import SpikeGuard
 from services.trainer.step import Pack, StepResult, train_step
+from smeltkit.errors import TrainingDiverged
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_packing import Packed
 
@@ -39,6 +41,8 @@ class StepReport:
     """Tokens seen so far."""
     memory_bytes: int
     """Peak of the memory in use so far."""
+    is_skipped: bool
+    """Whether its update was dropped, because its loss was a spike."""
     sample_ids: tuple[int, ...]
     """Which samples the step held."""
 
@@ -64,6 +68,7 @@ class Run:
         self._folder, self._run_digest, self._peak = folder, run_digest, peak
         self._device = decoder.embed.weight.device
         self._optimizer = Optimizer(decoder.named_parameters(), settings.optimizer)
+        self._guard = SpikeGuard(settings.spikes)
         self._losses: list[float] = []
         self._tokens, self._time_s = 0, 0.0
         self.step = 0
@@ -79,10 +84,17 @@ class Run:
             begin = time.monotonic()
             report = self._step()
             self._time_s += time.monotonic() - begin
+            if self._guard.must_go_back:
+                self._go_back()
             tell(report)
             if self.step % self._settings.checkpoint_steps == 0 or self.step == self.schedule.total_steps:
                 self.save()
         self.decoder.eval()
+
+    @property
+    def spikes(self) -> dict[str, int]:
+        """Steps clipped, updates dropped and rollbacks so far."""
+        return self._guard.counts
 
     @property
     def cost(self) -> Cost:
@@ -96,6 +108,7 @@ class Run:
             run_digest=self._run_digest,
             tokens=self._tokens,
             time_s=self._time_s,
+            spikes=self._guard.state(),
             losses=tuple(self._losses),
         )
         return checkpoint.save(self._folder, progress, self._tensors(), keep=self._settings.keep_checkpoints)
@@ -107,10 +120,12 @@ class Run:
         frozen = watch.frozen_print(self.decoder) if self.step == 0 else {}
         begin = time.monotonic()
         result = train_step(
-            self.decoder, self._optimizer, packs, learning_rate=rate, clip_norm=self._settings.clip_norm
-        )
+            self.decoder, self._optimizer, packs, learning_rate=rate, clip_norm=self._settings.clip_norm,
+            bound=self._guard.bound,
+        )  # fmt: skip
         took_s = time.monotonic() - begin
-        watch.check_rate(self._optimizer, rate)
+        if not result.is_skipped:
+            watch.check_rate(self._optimizer, rate)
         if self.step < 2:
             watch.check_alive(self._optimizer, is_first=self.step == 0)
         watch.check_frozen(self.decoder, frozen)
@@ -130,6 +145,7 @@ class Run:
             tokens_per_second=result.tokens / took_s,
             tokens=self._tokens,
             memory_bytes=self._peak.bytes,
+            is_skipped=result.is_skipped,
             sample_ids=ids,
         )
 
@@ -157,11 +173,29 @@ class Run:
             checkpoint.RANDOM: torch.get_rng_state(),
         }
 
-    @torch.no_grad()
     def _resume(self) -> None:
         found = checkpoint.latest(self._folder)
         if found is None:
             return
+        progress = self._restore(found)
+        self.step, self._losses = progress.step, list(progress.losses)
+        self._tokens, self._time_s = progress.tokens, progress.time_s
+        self._guard.load_state(progress.spikes)
+
+    def _go_back(self) -> None:
+        """Takes the weights, optimizer and random state of the newest checkpoint; data and schedule go on from here."""
+        found = checkpoint.latest(self._folder)
+        if found is None:
+            raise TrainingDiverged(
+                f"the loss left its course before the first checkpoint, at step {self.step}; lower the learning rate,"
+                " or write checkpoints more often"
+            )
+        self._guard.go_back()
+        self._restore(found)
+        self.save()
+
+    @torch.no_grad()
+    def _restore(self, found: Path) -> checkpoint.Progress:
         progress, tensors = checkpoint.read(found)
         checkpoint.check_same_run(progress, self._run_digest)
         for name, value in zip(self._optimizer.names, self._optimizer.parameters, strict=True):
@@ -169,8 +203,7 @@ class Run:
         prefix = "optimizer."
         self._optimizer.load_state({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         torch.set_rng_state(tensors[checkpoint.RANDOM])
-        self.step, self._losses = progress.step, list(progress.losses)
-        self._tokens, self._time_s = progress.tokens, progress.time_s
+        return progress
 
 
 def pack_of(samples: Sequence[Sample], device: torch.device | str) -> Pack:

@@ -31,6 +31,7 @@ def store_run(
         "job": job_id,
         "forecast": said,
         "cost": took,
+        "spikes": outcome["spikes"],
         "missed": list(missed(Cost(**said), Cost(**took))) if said else [],
     }
     manifest = Manifest(artifact_type=RUN_TYPE, config=config, layers=(layer,), subject=bundle_digest)
@@ -48,17 +49,17 @@ def read_run(store: Store, bundle_digest: str) -> event_pb2.TrainingFinished:
 
 def _to_message(manifest: Manifest) -> event_pb2.TrainingFinished:
     config = manifest.config
-    costs = {
-        name: event_pb2.TrainingFinished.Cost(**config[key])
-        for name, key in (("forecast", "forecast"), ("outcome", "cost"))
-        if config[key]
-    }
+    said, spikes = config["forecast"], config["spikes"]
     return event_pb2.TrainingFinished(
         job_id=config["job"],
         bundle_digest=manifest.subject,
         run_digest=manifest.digest,
+        forecast=event_pb2.TrainingFinished.Cost(**said) if said else None,
+        outcome=event_pb2.TrainingFinished.Cost(**config["cost"]),
         missed=config["missed"],
-        **costs,
+        clipped=spikes["clipped"],
+        skipped=spikes["skipped"],
+        rollbacks=spikes["rollbacks"],
     )
 
 

@@ -69,17 +69,17 @@ class AdamSettings:
     """Added to the root of that mean, above 0."""
     weight_decay: float = 0.0
     """Decoupled decay of matrices; vectors (norms, biases) never decay."""
+    state: str = "float32"
+    """Type of the moments; bfloat16 also keeps no float32 copy of the weights, and rounds both stochastically."""
 
     def __post_init__(self) -> None:
+        _among("optimizer.state", self.state, ("float32", "bfloat16"))
         _below_one("optimizer.beta1", self.beta1)
         _below_one("optimizer.beta2", self.beta2)
         _within("optimizer.eps", self.eps, 1e-16, 1.0)
         _within("optimizer.weight_decay", self.weight_decay, 0.0, 1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """Everything about a training but its model and its data."""
 @dataclass(frozen=True, kw_only=True)
 class ShapeSettings:
     """Dimensions of a model that begins with random weights; 0 for those of the base."""
@@ -102,6 +102,29 @@ class ShapeSettings:
             _within(f"shape.{name}", value, 0, limits.DIMENSION_MAX)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpikeSettings:
+    """What is done about a step far outside of the run's course; a number that is not finite ends it in any case."""
+
+    action: str = "rollback"
+    """none; clip: bound the gradient; skip: also drop the update; rollback: also go back to the last checkpoint."""
+    sigmas: float = 6.0
+    """Deviations above the running mean from which a gradient norm or a loss is a spike."""
+    patience: int = 3
+    """Updates dropped in a row after which the weights go back."""
+    rollbacks_max: int = 3
+    """Rollbacks that a run may need before it ends."""
+
+    def __post_init__(self) -> None:
+        _among("spikes.action", self.action, ("none", "clip", "skip", "rollback"))
+        _within("spikes.sigmas", self.sigmas, 1.0, 100.0)
+        _within("spikes.patience", self.patience, 1, 1000)
+        _within("spikes.rollbacks_max", self.rollbacks_max, 0, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Everything about a training but its model and its data."""
 
     method: str = "lora"
     """`lora`, `qlora` (lora on a base in NF4), `full`, or `pretrain` (all weights, on text rows only)."""
@@ -145,6 +168,7 @@ class ShapeSettings:
     """Steps of one and the same loss after which the run ends, 2 to 1000."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     optimizer: AdamSettings = field(default_factory=AdamSettings)
+    spikes: SpikeSettings = field(default_factory=SpikeSettings)
 
     def __post_init__(self) -> None:
         _among("method", self.method, ("lora", "qlora", "full", "pretrain"))
@@ -161,7 +185,18 @@ class ShapeSettings:
         _within("final_share", self.final_share, 0.0, 1.0)
         _within("clip_norm", self.clip_norm, 1e-6, 1e6)
         if not self.is_adapted and self.lora != LoraSettings():
-            raise UnsupportedOption("lora settings have no effect with method full; remove them, or choose method lora")
+            raise UnsupportedOption(
+                f"lora settings have no effect with method {self.method}; remove them, or choose method lora"
+            )
+        if self.init != "base" and self.method != "pretrain":
+            raise UnsupportedOption(f"init={self.init!r} has no effect with method {self.method}; choose pretrain")
+        if self.init == "base" and self.shape != ShapeSettings():
+            raise UnsupportedOption("shape has no effect with the weights of the base; set init: random")
+        if self.optimizer.state != "float32" and (self.is_adapted or self.dtype == "float32"):
+            raise UnsupportedOption(
+                "optimizer.state=bfloat16 has no effect on float32 weights, adapters among them; choose method full"
+                " with dtype bfloat16, or remove it"
+            )
         if self.schedule == "constant" and self.final_share != TrainSettings.final_share:
             raise UnsupportedOption("final_share has no effect with schedule constant; remove it")
 

@@ -7,7 +7,7 @@ ends the run before a weight is touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,50 +42,69 @@ class StepResult:
     """Tokens that went through the model."""
     counted: int
     """Tokens of the loss."""
+    is_skipped: bool
+    """Whether the update was dropped."""
+
+
+Bound = Callable[[float, float], float]
+"""Loss and gradient norm to what the norm may be; 0 to drop the update. See `spikes`."""
 
 
 def train_step(
-    decoder: Decoder, optimizer: Optimizer, packs: Sequence[Pack], *, learning_rate: float, clip_norm: float
+    decoder: Decoder,
+    optimizer: Optimizer,
+    packs: Sequence[Pack],
+    *,
+    learning_rate: float,
+    clip_norm: float,
+    bound: Bound = lambda loss, norm: math.inf,
 ) -> StepResult:
-    """Accumulates the gradients of all packs, clips them together, updates the weights.
+    """Accumulates the gradients of all packs, clips them together, updates the weights unless `bound` forbids it.
 
     TrainingDiverged, with the weights as they were, if loss or gradients are not finite or the loss is exactly zero.
     """
     counted = sum(pack.counted for pack in packs)
     total = torch.zeros((), device=packs[0].targets.device, dtype=torch.float32)
     for pack in packs:
-        loss = decoder.loss(pack.batch, pack.targets) / counted
-        loss.backward()
-        total += loss.detach()
+        part = decoder.loss(pack.batch, pack.targets) / counted
+        part.backward()
+        total += part.detach()
     grads = [parameter.grad for parameter in optimizer.parameters if parameter.grad is not None]
-    norm = clip_(grads, clip_norm)
-    result = StepResult(
-        loss=total.item(),
-        grad_norm=norm.item(),
+    norm = norm_of(grads)
+    loss, grad_norm = total.item(), norm.item()
+    check_numbers(loss, grad_norm)
+    allowed = bound(loss, grad_norm)
+    if allowed > 0:
+        scale_(grads, norm, min(clip_norm, allowed))
+        optimizer.step(learning_rate)
+    else:
+        decoder.zero_grad(set_to_none=True)
+    return StepResult(
+        loss=loss,
+        grad_norm=grad_norm,
         tokens=sum(len(pack.batch) for pack in packs),
         counted=counted,
+        is_skipped=allowed <= 0,
     )
-    check_numbers(result)
-    optimizer.step(learning_rate)
-    return result
 
 
-def clip_(grads: Sequence[Tensor], clip_norm: float) -> Tensor:
-    """Scales gradients in place so that their global norm is at most `clip_norm`; the norm that they had.
-
-    Equal to torch.nn.utils.clip_grad_norm_. Norms are made in float32, whatever the gradients are.
-    """
+def norm_of(grads: Sequence[Tensor]) -> Tensor:
+    """Global norm of gradients, made in float32 whatever they are."""
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(grads), 2, dtype=torch.float32)))
-    torch._foreach_mul_(list(grads), (clip_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
-def check_numbers(result: StepResult) -> None:
+def scale_(grads: Sequence[Tensor], norm: Tensor, norm_max: float) -> None:
+    """Scales gradients of global norm `norm` in place to at most `norm_max`, as torch.nn.utils.clip_grad_norm_ does."""
+    torch._foreach_mul_(list(grads), (norm_max / (norm + 1e-6)).clamp(max=1.0))
+
+
+def check_numbers(loss: float, grad_norm: float) -> None:
     """Raises TrainingDiverged for a loss or a norm that no healthy step has."""
-    if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
+    if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise TrainingDiverged(
-            f"loss {result.loss} and gradient norm {result.grad_norm}: not finite; the last checkpoint is kept."
+            f"loss {loss} and gradient norm {grad_norm}: not finite; the last checkpoint is kept."
             " Lower the learning rate, or look at the rows of this step"
         )
-    if result.loss == 0.0:
+    if loss == 0.0:
         raise TrainingDiverged("the loss is exactly 0: nothing is being learnt; look at the response mask")

@@ -82,7 +82,7 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     if settings.is_adapted:
         attach(decoder, settings.lora)
     run = _run(folder, spec, prepared, decoder, peak)
-    outcome: dict[str, Any] = {"cost": asdict(run.cost), "forecast": said and asdict(said)}
+    outcome: dict[str, Any] = {"cost": asdict(run.cost), "forecast": said and asdict(said), "spikes": run.spikes}
     if exact := dequantization(decoder):
         outcome["dequantization"] = exact
     if prepared.heldout:

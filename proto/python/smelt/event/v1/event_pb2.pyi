@@ -350,12 +350,21 @@ class TrainingFinished(_message.Message):
     FORECAST_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     MISSED_FIELD_NUMBER: _builtins.int
+    CLIPPED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    ROLLBACKS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Job that made it."""
     bundle_digest: _builtins.str
     """Digest of the trained bundle."""
     run_digest: _builtins.str
     """Digest of the run's record."""
+    clipped: _builtins.int
+    """Steps whose gradient was clipped because it was a spike."""
+    skipped: _builtins.int
+    """Updates dropped because the loss was a spike."""
+    rollbacks: _builtins.int
+    """Times that the weights went back to a checkpoint."""
     @_builtins.property
     def forecast(self) -> Global___TrainingFinished.Cost:
         """What the plan said; unset if there was nothing to base it on."""
@@ -377,10 +386,13 @@ class TrainingFinished(_message.Message):
         forecast: Global___TrainingFinished.Cost | None = ...,
         outcome: Global___TrainingFinished.Cost | None = ...,
         missed: _abc.Iterable[_builtins.str] | None = ...,
+        clipped: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        rollbacks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "forecast", b"forecast", "job_id", b"job_id", "missed", b"missed", "outcome", b"outcome", "run_digest", b"run_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "clipped", b"clipped", "forecast", b"forecast", "job_id", b"job_id", "missed", b"missed", "outcome", b"outcome", "rollbacks", b"rollbacks", "run_digest", b"run_digest", "skipped", b"skipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
