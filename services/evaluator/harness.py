@@ -54,7 +54,7 @@ class Outcome:
     """Samples that an earlier attempt had stored."""
     generate_s: float
     loads: int
-    """Loads of the model that served this attempt: one, unless its service was started again."""
+    """Loads of the model that served this attempt: one a replica, unless its service was started again."""
     token_s: float
     """Seconds a token of the slowest completion of this attempt, from which its time-outs followed; 0 for none."""
 
@@ -87,7 +87,7 @@ class Harness:
         self._inference, self._judge, self._attempt, self._batches = inference, judge, attempt, batches
         self._engine, self._judges, self._concurrency = engine, 2 * judge_info.slots, concurrency
         self._done: Samples = {}
-        self._pace, self._loads = Pace(), set[str]()
+        self._pace, self._loads = Pace(), set[tuple[str, str]]()
         self._passed = 0
         self._infra: list[str] = []
 
@@ -186,10 +186,11 @@ class Harness:
             raise EngineUnavailable(
                 "the inference engine changed during the evaluation; the next attempt starts with it"
             )
-        self._loads.add(completion.load_id)
-        if len(self._loads) > limits.EVALUATION_LOADS_MAX:
+        self._loads.add((completion.replica_id, completion.load_id))
+        loads = sum(replica_id == completion.replica_id for replica_id, _ in self._loads)
+        if loads > limits.EVALUATION_LOADS_MAX:
             raise ModelReloaded(
-                f"the model was loaded {len(self._loads)} times for {len(self._done)} samples, at most"
+                f"the model was loaded {loads} times by one replica for {len(self._done)} samples, at most"
                 f" {limits.EVALUATION_LOADS_MAX} loads are allowed; give the inference service the memory to keep it"
             )
         self._batches.used = {"engine": dict(completion.engine), "sampling": _common(completion.effective)}

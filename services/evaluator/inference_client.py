@@ -72,6 +72,7 @@ class InferenceClient:
             effective=_to_settings(effective),
             engine=_to_facts(effective),
             load_id=effective.load_id,
+            replica_id=effective.replica_id,
         )
 
     async def encode(self, bundle: str, text: str) -> list[int]:

@@ -65,6 +65,8 @@ class Completion:
     """Engine, its digest, device, storage type and stop ids."""
     load_id: str = ""
     """The load of the model that gave it."""
+    replica_id: str = ""
+    """The process that gave it."""
 
 
 @dataclass(frozen=True, kw_only=True)

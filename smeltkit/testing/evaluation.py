@@ -39,6 +39,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     """Fields of the effective settings that differ from what was requested."""
     reloads_each_time: bool = False
     """Whether every completion comes from another load of the model."""
+    replicas: int = 1
+    """Processes that answer in turn, as a router spreads requests."""
     asked: Counter[str] = field(default_factory=Counter)
     """Generations by request id."""
     loaded: set[str] = field(default_factory=set)
@@ -102,6 +104,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         )
 
     def _effective(self, request: inference_pb2.GenerateRequest, prompt_tokens: int) -> inference_pb2.Effective:
+        count = sum(self.asked.values())
         fields: dict[str, Any] = {
             "model": request.model,
             "engine": "fake",
@@ -110,7 +113,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             "sampling": request.sampling,
             "max_tokens": request.max_tokens,
             "prompt_tokens": prompt_tokens,
-            "load_id": f"load-{sum(self.asked.values())}" if self.reloads_each_time else "load",
+            "load_id": f"load-{count if self.reloads_each_time else count % self.replicas}",
+            "replica_id": f"replica-{count % self.replicas}",
         }
         return inference_pb2.Effective(**{**fields, **self.change})
 

@@ -166,7 +166,10 @@ def _answered(gate: ModuleType, load_ids: list[str], engine: str = "engine") -> 
     made._engine, made._loads, made._done = SimpleNamespace(digest="engine"), set(), {}
     made._batches = SimpleNamespace(used={})
     asked = SimpleNamespace(settings=dict)
-    given = [SimpleNamespace(effective={}, engine={"digest": engine}, load_id=load_id) for load_id in load_ids]
+    given = [
+        SimpleNamespace(effective={}, engine={"digest": engine}, load_id=load_id, replica_id="one")
+        for load_id in load_ids
+    ]
     return _raises(lambda: [made._check(asked, completion) for completion in given])
 
 
@@ -230,7 +233,7 @@ CASES = (
     Case(
         model_loaded_for_each_item,
         harness,
-        "if len(self._loads) > limits.EVALUATION_LOADS_MAX:",
+        "if loads > limits.EVALUATION_LOADS_MAX:",
         "if False:",
         "ModelReloaded",
     ),

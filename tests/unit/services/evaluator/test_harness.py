@@ -210,6 +210,13 @@ async def test_a_model_that_is_loaded_for_each_item_ends_the_evaluation(tmp_path
     assert not caught.value.retryable
 
 
+async def test_several_replicas_may_each_load_the_model(tmp_path: Path) -> None:
+    """R-098: each of them once is no load for each item."""
+    replicas = 2 * limits.EVALUATION_LOADS_MAX
+    rig = Rig(tmp_path, FakeInference(even_only, replicas=replicas), rows=many_rows(2 * replicas))
+    assert (await rig.run()).loads == replicas
+
+
 async def test_references_are_judged_several_times_before_anything_is_generated(tmp_path: Path) -> None:
     """R-086."""
     rig = Rig(tmp_path, FakeInference(right))
