@@ -9,17 +9,69 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from scripts.demo import BASIC, MODEL, ROOT, console, smelt
+from rich.console import Console
+from rich.table import Table
+
+from scripts.demo import BASIC, MODEL, ROOT, TABLE_WIDTH, console, smelt
 
 TRAINING = ROOT / "examples" / "refine" / "ore-11m.yaml"
 SCHEME = "Q8_0"
+NAMES = {"ore-11m": "ore-11m:q8_0", "ore-11m:refined": "ore-11m:refined-q8_0"}
+"""Model to the name of its quantized form, the start first."""
 
 
-def score(name: str) -> dict[str, Any]:
-    """The report of a model on the shipped suite."""
-    return smelt("eval", "--suite", "basic", "--data", str(BASIC), name)
+def show_plan(plan: dict[str, Any]) -> None:
+    """The facts of a plan, a line each."""
+    forecast = {"time": f"{plan['time_s'] or 0:.0f} s", "peak memory": f"{plan['memory_bytes'] / 2**20:.0f} MiB"}
+    facts = {**forecast, **{item["name"]: item["value"].splitlines()[0] for item in plan["items"]}}
+    for name, value in facts.items():
+        console.print(f"  {name:>20}  {value}", markup=False)
+
+
+def outcome_table(trained: dict[str, Any]) -> Table:
+    """What the training was forecast to take, and what it took."""
+    table = Table("", "forecast", "outcome", title="the training")
+    forms = {"time_s": "{:.0f} s", "memory_bytes": "{:,} bytes", "tokens": "{:,}"}
+    run = trained["run"]
+    for field, form in forms.items():
+        said = form.format(run["forecast"][field]) if run["forecast"] else "n/a"
+        table.add_row(field, said, form.format(run["outcome"][field]))
+    change = trained["heldout"]
+    interval = f"{change['change']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
+    table.add_row("held-out loss", "", f"{change['before']:.4f} -> {change['after']:.4f}, {interval}")
+    return table
+
+
+def score_table(reports: list[dict[str, Any]], compared: dict[str, Any]) -> Table:
+    """The scores before and after, and the test of their difference in pairs."""
+    table = Table("bundle", "basic pass@1 [95 %]", title=f"{SCHEME}, before and after")
+    for name, report in zip(NAMES.values(), reports, strict=True):
+        score = report["scores"][0]
+        shown = (
+            f"{score['passed']}/{score['problems']} = {score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
+        )
+        table.add_row(name, shown)
+    interval = f"{compared['difference']:+.1%} [{compared['low']:+.1%}, {compared['high']:+.1%}]"
+    pairs = f"{len(compared['gained'])} gained, {len(compared['lost'])} lost, p = {compared['p_value']:.2g}"
+    table.add_row("difference in pairs", f"{interval}, {pairs}: {compared['verdict']}")
+    return table
+
+
+def lineage(reference: str) -> Iterator[str]:
+    """A line for every bundle from `reference` back to what was imported, each with what it was made from."""
+    while True:
+        artifact = smelt("inspect", reference)["artifact"]
+        made = artifact["config"]["lineage"]
+        is_first = made["operation"] == "import"
+        inputs = " + ".join(digest.removeprefix("sha256:")[:12] for digest in made["inputs"])
+        origin = f"{made['origin']}, {len(made['inputs'])} files" if is_first else inputs
+        yield f"{artifact['digest'].removeprefix('sha256:')[:12]}  {made['operation']} of {origin}"
+        if is_first:
+            return
+        reference = made["inputs"][0]
 
 
 def main() -> int:
@@ -30,23 +82,19 @@ def main() -> int:
     os.environ.setdefault("SMELT_TRAINER_THREADS", "1")
     smelt("up")
     smelt("import", str(MODEL), "--name", "ore-11m")
-    plan = smelt("train", "plan", str(TRAINING))
-    for item in plan["items"]:
-        console.print(f"  {item['name']:>20}  {item['value'].splitlines()[0]}", markup=False)
+    show_plan(smelt("train", "plan", str(TRAINING)))
     trained = smelt("train", "apply", str(TRAINING))
-    names = {"ore-11m": "ore-11m:q8_0", "ore-11m:refined": "ore-11m:refined-q8_0"}
-    for source, target in names.items():
+    for source, target in NAMES.items():
         smelt("quantize", source, "--scheme", SCHEME, "--name", target)
-    reports = [score(name) for name in names.values()]
+    reports = [smelt("eval", "--suite", "basic", "--data", str(BASIC), name) for name in NAMES.values()]
     compared = smelt("compare", *[report["digest"] for report in reports])
-    change = trained["heldout"]
-    console.print(
-        f"\nheld-out loss {change['before']:.4f} -> {change['after']:.4f},"
-        f" change {change['change']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
-    )
-    console.print_json(data=compared)
-    console.print(f"refined bundle {trained['artifact']['digest']}; `smelt inspect ore-11m:refined` shows its lineage")
-    console.print(f"took {time.monotonic() - started:.0f} s; the platform is still up, `make down` stops it")
+    lines = list(lineage(NAMES["ore-11m:refined"]))
+    out = Console(highlight=False, width=TABLE_WIDTH)
+    for table in (outcome_table(trained), score_table(reports, compared)):
+        out.print()
+        out.print(table)
+    out.print("\nlineage of the result, newest first", *lines, sep="\n  ", markup=False)
+    out.print(f"\ntook {time.monotonic() - started:.0f} s; the platform is still up, `make down` stops it")
     return 0
 
 
