@@ -52,7 +52,7 @@ def test_the_shipped_training_is_accepted() -> None:
     files = [EXAMPLES / "refine" / value[key] for key in ("data", "heldout")]
     prepared = prepare(base, bundle, files[0], files[1], settings)
     plan = plan_of(prepared, 1000)
-    assert not plan.refusals and prepared.data.rows == 1000 and not prepared.data.too_long
+    assert not plan.refusals and prepared.data.rows == 2500 and not prepared.data.too_long
     assert prepared.order.efficiency > 0.85
     assert plan.items["steps"].startswith(f"{prepared.schedule.total_steps} of")
 
