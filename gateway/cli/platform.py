@@ -41,6 +41,8 @@ def started(output: Output) -> StackStatus:
     """Starts or heals the platform of this machine, saying what it does."""
     from gateway.stack import start
 
+    if not environment().get("SMELT_HTTP_API_KEYS_FILE"):
+        output.note("the HTTP edge will ask for no API key: it listens on this machine only")
     return start(smelt_home(), report=output.note)
 
 

@@ -6,6 +6,7 @@ app = build_app(HttpConfig(), catalog, channel_to_inference, checks={"bus": ...,
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
@@ -20,12 +21,14 @@ from gateway.http import metrics
 from gateway.http.config import HttpConfig
 from gateway.http.edge import Edge
 from gateway.http.generation import Generation, Resolver, unknown_model
-from gateway.http.keys import ApiKeys
+from gateway.http.keys import ApiKeys, Tenant
+from gateway.http.quotas import Quotas
 from gateway.http.replies import Health, ModelInfo, ModelList
 from smeltkit import limits
 from smeltkit.catalog import Entry
 from smeltkit.manifest import BUNDLE_TYPE
 
+_LOG = logging.getLogger(__name__)
 Check = Callable[[], Awaitable[bool]]
 
 
@@ -46,12 +49,15 @@ def build_app(
 
     The caller closes the channel after the server has stopped. BadConfig if the file of API keys is wrong.
     """
+    if not config.api_keys_file:
+        _LOG.warning("the HTTP edge asks for no API key: whoever reaches it may use it (SMELT_HTTP_API_KEYS_FILE)")
     counts = metrics.Metrics()
     generation = Generation(
         catalog=catalog,
         inference=inference_pb2_grpc.InferenceServiceStub(inference),
         config=config,
         metrics=counts,
+        quotas=Quotas(),
     )
     models = _Models(catalog)
     routes = [
@@ -94,10 +100,14 @@ class _Models:
 
     async def list(self, request: Request) -> Response:
         entries = await self._catalog.list(BUNDLE_TYPE)
-        return _json(ModelList(object="list", data=[_to_model(entry) for entry in entries]))
+        tenant: Tenant = request.state.tenant
+        return _json(
+            ModelList(object="list", data=[_to_model(entry) for entry in entries if tenant.may_use(entry.name)])
+        )
 
     async def get(self, request: Request) -> Response:
         name = request.path_params["model"]
+        request.state.tenant.check_model(name)
         entry = await self._catalog.get(name)
         if entry is None or entry.artifact_type != BUNDLE_TYPE:
             raise unknown_model(name)

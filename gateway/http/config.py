@@ -13,7 +13,7 @@ class HttpConfig:
     """Prefix `SMELT_HTTP_`."""
 
     api_keys_file: str = ""
-    """File of the keys that are let in, one `NAME sha256:HEX` a line; empty lets everybody in."""
+    """File of the keys that are let in, one `TENANT sha256:HEX ...` a line; empty lets everybody in."""
     request_max_bytes: int = limits.HTTP_REQUEST_MAX_BYTES
     """Largest request body in bytes, 1 KiB to 64 MiB."""
     request_timeout_s: float = limits.GENERATE_TIMEOUT_S

@@ -66,7 +66,7 @@ class Edge:
         error: SmeltError
         try:
             if scope["path"] not in OPEN_ROUTES:
-                self._keys.check(authorization)
+                scope["state"]["tenant"] = self._keys.check(authorization)
             await self._app(scope, receive, answer)
             return None
         except ClientDisconnect:

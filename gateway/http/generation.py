@@ -18,7 +18,9 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.http import errors
 from gateway.http.config import HttpConfig
+from gateway.http.keys import Tenant
 from gateway.http.metrics import Metrics
+from gateway.http.quotas import Quotas
 from gateway.http.replies import ChatChunk, TextCompletion
 from gateway.http.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse
 from gateway.http.shapes import ChatShape, Part, Shape, TextShape, usage_of, used_by
@@ -60,6 +62,7 @@ class Generation:
     inference: inference_pb2_grpc.InferenceServiceAsyncStub
     config: HttpConfig
     metrics: Metrics
+    quotas: Quotas
 
     async def chat(self, request: Request) -> Exchange:
         """POST /v1/chat/completions."""
@@ -69,7 +72,7 @@ class Generation:
         call.chat.CopyFrom(inference_pb2.ChatPrompt(messages=messages))
         call.max_tokens = body.max_completion_tokens or body.max_tokens or 0
         call.logprobs = (body.top_logprobs or 0) if body.logprobs else -1
-        return Exchange(self, call, body, ChatShape(body.model, body.logprobs))
+        return Exchange(self, call, body, ChatShape(body.model, body.logprobs), request.state.tenant)
 
     async def complete(self, request: Request) -> Exchange:
         """POST /v1/completions."""
@@ -81,7 +84,7 @@ class Generation:
             call.tokens.CopyFrom(inference_pb2.TokenPrompt(ids=body.prompt))
         call.max_tokens = body.max_tokens or 0
         call.logprobs = -1 if body.logprobs is None else body.logprobs
-        return Exchange(self, call, body, TextShape(body.model, body.logprobs is not None))
+        return Exchange(self, call, body, TextShape(body.model, body.logprobs is not None), request.state.tenant)
 
     async def _read(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -105,7 +108,10 @@ class Generation:
             raise type(error)(error.message, details={**error.details, "field": "model"}) from error
 
     async def _to_call(self, request: Request, body: GenerationRequest) -> inference_pb2.GenerateRequest:
-        """What both kinds share. Values that the client did not set stay unset: inference fills in its defaults."""
+        """What both kinds share; values that were not given stay unset. KeyDenied, QuotaUsedUp."""
+        tenant: Tenant = request.state.tenant
+        tenant.check_model(body.model)
+        self.quotas.check(tenant)
         given = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
         return inference_pb2.GenerateRequest(
             model=await self._digest_of(body.model),
@@ -126,9 +132,14 @@ class Exchange:
     """The answer to one completion request, as an ASGI application."""
 
     def __init__(
-        self, owner: Generation, call: inference_pb2.GenerateRequest, body: GenerationRequest, shape: Shape
+        self,
+        owner: Generation,
+        call: inference_pb2.GenerateRequest,
+        body: GenerationRequest,
+        shape: Shape,
+        tenant: Tenant,
     ) -> None:
-        self._owner, self._call, self._body, self._shape = owner, call, body, shape
+        self._owner, self._call, self._body, self._shape, self._tenant = owner, call, body, shape, tenant
         self._effective = inference_pb2.Effective()
         self._completion_tokens = 0
         self._finish = inference_pb2.FINISH_REASON_UNSPECIFIED
@@ -139,6 +150,7 @@ class Exchange:
             await until_gone(receive, answer)
         finally:
             self._owner.metrics.count_tokens(self._effective.prompt_tokens, self._completion_tokens)
+            self._owner.quotas.count(self._tenant, self._effective.prompt_tokens + self._completion_tokens)
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         part = Part()

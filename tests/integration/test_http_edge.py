@@ -331,6 +331,37 @@ async def test_keys_let_in_and_keep_out(tmp_path: Path) -> None:
         assert (await http.get("/healthz")).status_code == 200, "probes have no key"
 
 
+async def test_a_tenant_gets_its_models_and_its_tokens_and_no_more(tmp_path: Path) -> None:
+    """FakeInference reads 7 tokens and generates 6 in each completion: the third is beyond 20."""
+    file = tmp_path / "keys"
+    file.write_text(f"alice {hash_key('sk')} tokens=20/10000000 models=ore-11m\nbob {hash_key('sk-bob')}\n")
+    async with served_edge(api_keys_file=str(file)) as edge, httpx.AsyncClient(base_url=edge.url) as http:
+        alice, bob = {"authorization": "Bearer sk"}, {"authorization": "Bearer sk-bob"}
+
+        async def ask(model: str, headers: dict[str, str], is_streamed: bool = False) -> httpx.Response:
+            body = {"model": model, "prompt": "x", "stream": is_streamed}
+            return await http.post("/v1/completions", json=body, headers=headers)
+
+        listed = (await http.get("/v1/models", headers=alice)).json()["data"]
+        assert [model["id"] for model in listed] == ["ore-11m"]
+        for answer in (
+            await ask("ore-11m:q8_0", alice),
+            await ask(MODEL, alice),
+            await http.get("/v1/models/ore-11m:q8_0", headers=alice),
+        ):
+            error = answer.json()["error"]
+            assert (answer.status_code, error["type"], error["code"], error["param"]) == (
+                403, "permission_error", "KEY_DENIED", "model",
+            )  # fmt: skip
+        assert not edge.inference.requests, "what is refused costs nothing"
+        assert [(await ask("ore-11m", alice, is_streamed)).status_code for is_streamed in (False, True)] == [200, 200]
+        refused = await ask("ore-11m", alice)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "QUOTA_USED_UP")
+        assert refused.json()["error"]["type"] == "rate_limit_error" and int(refused.headers["retry-after"]) > 1
+        assert (await ask("ore-11m", bob)).status_code == 200
+        assert (await http.get("/v1/models", headers=alice)).status_code == 200
+
+
 async def test_readiness_names_what_is_missing(edge: Served, http: httpx.AsyncClient) -> None:
     assert (await http.get("/v2/health/live")).status_code == 200
     assert (await http.get("/v2/health/ready")).json() == {"status": "ok", "checks": {"bus": True, "inference": True}}

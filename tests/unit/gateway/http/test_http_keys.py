@@ -7,17 +7,68 @@ from pathlib import Path
 import pytest
 
 from gateway.http.config import HttpConfig
-from gateway.http.keys import ApiKeys, hash_key
-from smeltkit.errors import BadApiKey, BadConfig
+from gateway.http.keys import ApiKeys, Tenant, hash_key
+from gateway.http.quotas import Quotas
+from smeltkit.errors import BadApiKey, BadConfig, KeyDenied, QuotaUsedUp
+
+ALICE = Tenant(name="alice")
 
 
 def test_without_keys_everybody_is_let_in() -> None:
-    assert ApiKeys.from_file("").check("") == ""
+    everybody = ApiKeys.from_file("").check("")
+    assert (everybody.name, everybody.tokens_max, everybody.may_use("anything")) == ("", 0, True)
 
 
 def test_holder_of_a_key_is_named() -> None:
-    keys = ApiKeys({"alice": hash_key("sk-1"), "bob": hash_key("sk-2")})
-    assert keys.check("Bearer sk-2") == "bob"
+    keys = ApiKeys({hash_key("sk-1"): ALICE, hash_key("sk-2"): Tenant(name="bob")})
+    assert keys.check("Bearer sk-2").name == "bob"
+
+
+def test_what_a_tenant_may_do_holds_for_all_of_its_keys(tmp_path: Path) -> None:
+    """So that a new key can be handed out before the old one goes; names mean what they mean elsewhere."""
+    file = tmp_path / "keys"
+    options = "tokens=1000/60 models=ore-11m,ore-11m:q8_0"
+    file.write_text(f"alice {hash_key('old')}\nbob {hash_key('b')}\nalice {hash_key('new')} {options}\n")
+    keys = ApiKeys.from_file(str(file))
+    alice = keys.check("Bearer old")
+    assert keys.check("Bearer new") is alice and (alice.tokens_max, alice.window_s) == (1000, 60)
+    assert [alice.may_use(name) for name in ("ore-11m", "ore-11m:latest", "ore-11m:q8_0")] == [True] * 3
+    for name in ("ore-11m:bf16", "ore-11", hash_key("a digest of whatever")):
+        with pytest.raises(KeyDenied, match="alice may not use .*; it may use ore-11m:latest, ore-11m:q8_0"):
+            alice.check_model(name)
+    assert keys.check("Bearer b").may_use(hash_key("a digest of whatever"))
+
+
+def test_keys_that_change_count_at_once_and_a_wrong_file_changes_nothing(tmp_path: Path) -> None:
+    file, other = tmp_path / "keys", tmp_path / "other"
+    file.write_text(f"alice {hash_key('first')}\n")
+    keys = ApiKeys.from_file(str(file))
+    other.write_text(f"alice {hash_key('second')}\n")
+    other.replace(file)
+    assert keys.check("Bearer second").name == "alice"
+    with pytest.raises(BadApiKey):
+        keys.check("Bearer first")
+    for spoil in (lambda: file.write_text(""), lambda: file.write_text("nonsense"), file.unlink):
+        spoil()
+        assert keys.check("Bearer second").name == "alice"
+
+
+def test_a_window_of_tokens_ends_and_another_begins() -> None:
+    now_s, bob = 1_000.0, Tenant(name="bob")
+    alice = Tenant(name="alice", tokens_max=10, window_s=60)
+    quotas = Quotas(clock=lambda: now_s)
+    for tokens in (6, 6):
+        quotas.check(alice)
+        quotas.count(alice, tokens)
+        quotas.count(bob, 10**9)
+    with pytest.raises(
+        QuotaUsedUp, match="alice used 12 tokens of 10 in 60 s; the next window begins in 20 s"
+    ) as refused:
+        quotas.check(alice)
+    assert refused.value.retry_after_s == 20
+    quotas.check(bob)
+    now_s = 1_020.0
+    quotas.check(alice)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +76,7 @@ def test_holder_of_a_key_is_named() -> None:
 )
 def test_wrong_credentials_are_refused(header: str) -> None:
     with pytest.raises(BadApiKey, match="Authorization: Bearer KEY"):
-        ApiKeys({"alice": hash_key("sk-1")}).check(header)
+        ApiKeys({hash_key("sk-1"): ALICE}).check(header)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +88,14 @@ def test_wrong_credentials_are_refused(header: str) -> None:
         "alice sk-plain\n",
         f"alice {hash_key('x')} more\n",
         f"a/b {hash_key('x')}\n",
-        f"alice {hash_key('x')}\nalice {hash_key('y')}\n",
+        f"alice {hash_key('x')}\nbob {hash_key('x')}\n",
+        f"alice {hash_key('x')} tokens=5\n",
+        f"alice {hash_key('x')} tokens=0/60\n",
+        f"alice {hash_key('x')} models=no such\n",
+        f"alice {hash_key('x')} models=\n",
+        f"alice {hash_key('x')} models=a models=b\n",
+        f"alice {hash_key('x')} rate=5\n",
+        f"alice {hash_key('x')} models=a\nalice {hash_key('y')} models=b\n",
         "alice sha256:abc\n",
     ],
 )
