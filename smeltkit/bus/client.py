@@ -23,6 +23,7 @@ from nats.js import JetStreamContext
 from smeltkit import limits
 from smeltkit.bus import consumer, publisher
 from smeltkit.bus.kv import Bucket, NatsBucket
+from smeltkit.bus.subjects import inbox_of
 from smeltkit.config import PlatformConfig
 from smeltkit.errors import BusUnavailable
 
@@ -93,6 +94,7 @@ class Bus:
             name=name,
             user=config.nats_user or None,
             password=config.nats_password or None,
+            inbox_prefix=inbox_of(config.nats_user),
             error_cb=on_error,
             disconnected_cb=on_away,
             reconnected_cb=on_back,

@@ -4,6 +4,7 @@ smelt.job.<service>.<kind>.<tenant>                  work queue SMELT_JOBS; body
 smelt.evt.<service>.<noun>.<verb-past>.<tenant>      facts, SMELT_EVENTS
 smelt.dlq.<service>.<kind>.<tenant>                  work that used up its attempts, SMELT_DLQ
 smelt.kv.<bucket>.<key>                              doorbells: a key of the bucket changed (not stored)
+_INBOX.<user>.>                                      answers to one user of NATS, which no other may hear
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ def event_subject(fact: str, tenant: str = DEFAULT_TENANT) -> str:
 def doorbell_subject(bucket: str, key: str) -> str:
     """Where NATS announces, without storing it, that `key` of `bucket` changed."""
     return f"smelt.kv.{bucket}.{key}"
+
+
+def inbox_of(user: str) -> str:
+    """Under which answers come to this user of NATS; one inbox for all where there are no users."""
+    return f"_INBOX.{user}" if user else "_INBOX"
 
 
 def worker_durable(service: str) -> str:

@@ -211,4 +211,5 @@ def _forbidden(user: str) -> tuple[list[str], list[str]]:
         "$SYS.REQ.SERVER.PING",
         "any.other",
     ]
-    return published, [f"smelt.kv.{bucket}.x" for bucket in others] + [">", "smelt.job.>", "$JS.ACK.>"]
+    heard = [f"smelt.kv.{bucket}.x" for bucket in others] + [">", "smelt.job.>", "$JS.ACK.>", "_INBOX.>"]
+    return published, heard + [f"_INBOX.{other}.>" for other in USERS if other != user]
