@@ -40,8 +40,8 @@ def random_state(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def ours(shape: str, method: str) -> Step:
-    """Our decoder and step."""
+def ours(shape: str, method: str, state: str = "float32") -> Step:
+    """Our decoder and step, with optimizer state of that type."""
     config = ModelConfig.from_hf(SHAPES[shape])
     with torch.device("meta"):
         decoder = Decoder(config, kernels=triton_kernels())
@@ -51,7 +51,7 @@ def ours(shape: str, method: str) -> Step:
     if method != "full":
         torch.manual_seed(1)
         attach(decoder, LoraSettings(rank=RANK, alpha=2 * RANK))
-    optimizer = Optimizer(decoder.named_parameters(), AdamSettings())
+    optimizer = Optimizer(decoder.named_parameters(), AdamSettings(state=state))
 
     def step(tokens: Tensor) -> float:
         count, length = tokens.shape
@@ -66,10 +66,11 @@ def ours(shape: str, method: str) -> Step:
     return step
 
 
-def peer(shape: str, method: str, *, with_liger: bool = False) -> Step:
+def peer(shape: str, method: str, state: str = "float32", *, with_liger: bool = False, by_guide: bool = False) -> Step:
     """transformers with SDPA: full in float32 under bf16 autocast, LoRA by peft on a bf16 base under autocast.
 
-    QLoRA is that with bitsandbytes' layers for the linear layers of the blocks.
+    QLoRA is that with bitsandbytes' layers for the linear layers of the blocks; `by_guide` prepares it as PEFT's guide
+    does, with recomputation and float32 norms. Full with bf16 state is all in bf16, rounded to nearest.
 
     Liger patches transformers for the rest of the process, so the peer without it must have run before.
     """
@@ -81,24 +82,23 @@ def peer(shape: str, method: str, *, with_liger: bool = False) -> Step:
 
         apply_liger_kernel_to_qwen2()
 
-    is_lora = method != "full"
+    dtype = torch.float32 if method == "full" and state == "float32" else torch.bfloat16
     transformers.logging.set_verbosity_error()
     config = transformers.AutoConfig.for_model(**SHAPES[shape])
     with torch.device("cuda"):
-        model: Any = transformers.AutoModelForCausalLM.from_config(
-            config, attn_implementation="sdpa", dtype=torch.bfloat16 if is_lora else torch.float32
-        )
+        model: Any = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
     own = ModelConfig.from_hf(SHAPES[shape])
     found = {
-        names.canonical_to_hf(own.architecture, name): value.to(torch.bfloat16 if is_lora else torch.float32)
-        for name, value in random_state(own, 0).items()
+        names.canonical_to_hf(own.architecture, name): value.to(dtype) for name, value in random_state(own, 0).items()
     }
     model.load_state_dict(found, strict=False, assign=True)
     model.tie_weights()
     if method == "qlora":
         to_bitsandbytes(model.model)
         model.is_loaded_in_4bit = True
-    if is_lora:
+        if by_guide:
+            model = peft.prepare_model_for_kbit_training(model)
+    if method != "full":
         settings = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, settings)
     model.train()

@@ -35,8 +35,18 @@ CASES: dict[str, dict[str, Any]] = {
     "1.5B-full": {"shape": "1.5B", "method": "full", "sequences": 4},
     "1.5B-lora": {"shape": "1.5B", "method": "lora", "sequences": 8},
     "7B-lora": {"shape": "7B", "method": "lora", "sequences": 4},
-    "7B-qlora": {"shape": "7B", "method": "qlora", "sequences": 4},
-}
+    "7B-qlora": {
+        "shape": "7B", "method": "qlora", "sequences": 4,
+        "contenders": ("ours", "peer", "peer by its guide", "ours on bf16"),
+    },
+    "1.5B-rounded": {
+        "shape": "1.5B", "method": "full", "state": "bfloat16", "sequences": 4,
+        "contenders": ("ours", "ours in float32"),
+    },
+    "7B-full": {
+        "shape": "7B", "method": "full", "state": "bfloat16", "sequences": 4, "contenders": ("ours", "peer"),
+    },
+}  # fmt: skip
 WARM_STEPS, COMPARED_STEPS, TIMED_STEPS = 3, 50, 8
 
 
@@ -119,36 +129,41 @@ def nf4() -> list[dict[str, Any]]:
 
 
 def train(case: str, rate: float) -> list[dict[str, Any]]:
-    """One row a contender of a case, each measured in a process of its own: Liger patches what it finds."""
-    names = ["ours", "ours on bf16"] if CASES[case]["method"] == "qlora" else ["ours"]
-    names += ["peer", "peer with Liger"] if find_spec("liger_kernel") else ["peer"]
+    """One row a contender of a case, each measured in a process of its own: Liger patches what it finds.
+
+    Ratios are to the second contender.
+    """
+    usual = ("ours", "peer", "peer with Liger") if find_spec("liger_kernel") else ("ours", "peer")
     rows = []
-    for name in names:
+    for name in CASES[case].get("contenders", usual):
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
             rows.append({"case": case, "contender": name, **pool.submit(contend, case, name, rate).result()})
         print({key: value for key, value in rows[-1].items() if key != "losses"}, flush=True)
-    theirs = rows[names.index("peer")]
+    theirs = rows[1]
     for row in rows:
         if "error" not in row and "error" not in theirs:
             row["speed_ratio"] = row["tokens_per_second"] / theirs["tokens_per_second"]
             row["memory_ratio"] = row["peak_gib"] / theirs["peak_gib"]
             pairs = zip(row["losses"], theirs["losses"], strict=True)
             row["largest_loss_difference"] = max(abs(a - b) / b for a, b in pairs)
-    if "ours on bf16" in names:
-        rows[0]["speed_ratio_to_lora"] = rows[0]["tokens_per_second"] / rows[1]["tokens_per_second"]
+    if rows[-1]["contender"] == "ours on bf16":
+        rows[0]["speed_ratio_to_lora"] = rows[0]["tokens_per_second"] / rows[-1]["tokens_per_second"]
     return rows
 
 
 def contend(case: str, name: str, rate: float) -> dict[str, Any]:
     """What one contender of a case measures."""
     facts = CASES[case]
-    shape, method = facts["shape"], facts["method"]
+    shape, method, state = facts["shape"], facts["method"], facts.get("state", "float32")
     flops = flops_per_token(ModelConfig.from_hf(SHAPES[shape]), is_lora=method != "full")
 
     def make() -> contenders.Step:
         if name.startswith("ours"):
-            return contenders.ours(shape, "lora" if name == "ours on bf16" else method)
-        return contenders.peer(shape, method, with_liger=name.endswith("Liger"))
+            is_plain = name == "ours in float32"
+            return contenders.ours(
+                shape, "lora" if name == "ours on bf16" else method, "float32" if is_plain else state
+            )
+        return contenders.peer(shape, method, state, with_liger=name.endswith("Liger"), by_guide=name.endswith("guide"))
 
     try:
         return measure(make, facts["sequences"], flops, rate)

@@ -44,6 +44,7 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     value_bytes = 4 if settings.dtype == "float32" else 2
     trained = trainable_parameters(config, settings)
     trained_bytes = 4 if settings.is_adapted else value_bytes
+    is_rounded = settings.optimizer.state == "bfloat16"
     size = config.dimensions()
     kept = 6 * size["hidden"] + 2 * size["q"] + 2 * size["kv"] + 3 * size["intermediate"]
     per_token = size["hidden"] if settings.recompute else kept
@@ -52,8 +53,8 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     needs = {
         "weights": weights + (trained * 4 if settings.is_adapted else 0),
         "gradients": trained * trained_bytes,
-        "masters": 0 if trained_bytes == 4 else 4 * trained,
-        "optimizer": 8 * trained,
+        "masters": 0 if trained_bytes == 4 or is_rounded else 4 * trained,
+        "optimizer": (4 if is_rounded else 8) * trained,
         "activations": live * settings.sequence_tokens * value_bytes,
         "logits": min(LOGITS_BYTES, settings.sequence_tokens * config.vocab_size * value_bytes),
     }

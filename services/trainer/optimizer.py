@@ -1,7 +1,8 @@
 """AdamW over the trainable parameters, with float32 master weights wherever a parameter is stored in less.
 
 An update of a bf16 weight is mostly smaller than the weight's own rounding, so it is made on a float32 copy that is
-rounded afterwards. What the optimizer really uses can be read back and is compared with the config at every start.
+rounded afterwards, or, with `state: bfloat16`, on the weight itself, rounded stochastically. What the optimizer really
+uses can be read back and is compared with the config at every start.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from services.trainer.rounded_adamw import RoundedAdamW
 from services.trainer.settings import AdamSettings
 from smeltkit.errors import SettingsDiffer
 
@@ -26,8 +28,10 @@ class Optimizer:
         self.names = [name for name, _ in named]
         self._config = config
         self._parameters = [value for _, value in named]
+        is_rounded = config.state == "bfloat16"
         self._masters = [
-            value if value.dtype == torch.float32 else value.detach().to(torch.float32) for value in self._parameters
+            value if is_rounded or value.dtype == torch.float32 else value.detach().to(torch.float32)
+            for value in self._parameters
         ]
         decays = [value.dim() > 1 for value in self._masters]
         shared: dict[str, Any] = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
@@ -36,8 +40,12 @@ class Optimizer:
              "weight_decay": config.weight_decay if wanted else 0.0}
             for wanted in (True, False)
         ]  # fmt: skip
-        is_fused = self._masters[0].is_cuda
-        self._inner = torch.optim.AdamW([group for group in groups if group["params"]], fused=is_fused, **shared)
+        groups = [group for group in groups if group["params"]]
+        self._inner = (
+            RoundedAdamW(groups, **shared)
+            if is_rounded
+            else torch.optim.AdamW(groups, fused=self._masters[0].is_cuda, **shared)
+        )
         self._check()
 
     @property
@@ -68,6 +76,7 @@ class Optimizer:
             "beta2": group["betas"][1],
             "eps": group["eps"],
             "weight_decay": group["weight_decay"],
+            "state": "bfloat16" if isinstance(self._inner, RoundedAdamW) else "float32",
             "learning_rate": group["lr"],
         }
 

@@ -88,7 +88,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
     """The plan of a prepared training from a base of that many stored bytes; without a pace its time is unknown."""
     settings, config = prepared.settings, prepared.config
     needs, trained = components(config, settings), trainable_parameters(config, settings)
-    checkpoint_bytes = 12 * trained + (0 if settings.dtype == "float32" or settings.is_adapted else 6 * trained)
+    checkpoint_bytes = needs["gradients"] + needs["masters"] + needs["optimizer"]
     schedule, data = prepared.schedule, prepared.data
     middle = schedule.total_steps // 2
     rates = [schedule.rate(step) for step in (0, middle, schedule.total_steps - 1)] if schedule.total_steps else []

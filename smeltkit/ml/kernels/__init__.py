@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Kernels:
     """(logits [C, V], targets [C]) to losses [C] in float32; the logits become the gradient of the summed loss."""
     dequantize_nf4: Callable[[Nf4, torch.dtype], Tensor]
     """(quantized tensor, float type) to its values in that type; equal to the last bit everywhere."""
+    rounded_adamw: Callable[[Tensor, Tensor, Tensor, Tensor, reference.AdamStep], None]
+    """(weight, gradient, mean, mean of squares; all of them bf16) updated in place, rounded stochastically."""
 
 
 REFERENCE = Kernels(
@@ -40,8 +42,9 @@ REFERENCE = Kernels(
     swiglu=reference.swiglu,
     softmax_gradient=reference.softmax_gradient_,
     dequantize_nf4=reference.dequantize_nf4,
+    rounded_adamw=reference.rounded_adamw_,
 )
-"""Plain torch: any device, any float type, differentiable to any order but the last two."""
+"""Plain torch: any device, any float type, differentiable to any order but the last three."""
 
 
 def kernels_for(device_type: str) -> Kernels:
@@ -52,7 +55,7 @@ def kernels_for(device_type: str) -> Kernels:
 def triton_kernels() -> Kernels:
     """The Triton implementation; ImportError where Triton is not installed."""
     found: dict[str, Any] = {}
-    for operation in ("rms_norm", "rotate", "swiglu", "softmax_gradient", "dequantize_nf4"):
-        module = importlib.import_module(f"smeltkit.ml.kernels.triton_{operation}")
-        found[operation] = getattr(module, "softmax_gradient_" if operation == "softmax_gradient" else operation)
+    for field in fields(Kernels):
+        module = importlib.import_module(f"smeltkit.ml.kernels.triton_{field.name}")
+        found[field.name] = getattr(module, field.name, None) or getattr(module, f"{field.name}_")
     return Kernels(**found)

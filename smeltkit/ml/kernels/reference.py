@@ -6,6 +6,8 @@ GPT-NeoX; SwiGLU, Shazeer (arXiv:2002.05202).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,6 +15,21 @@ from torch.nn import functional
 from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.nf4 import Nf4, tables
 from smeltkit.ml.nf4_layout import LEVELS, SCALE_BLOCK
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamStep:
+    """One update of AdamW."""
+
+    learning_rate: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    count: int
+    """Number of the update, from 1."""
+    seed: int
+    """Of the random bits, below 2^31."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -59,3 +76,18 @@ def dequantize_nf4(weight: Nf4, dtype: torch.dtype) -> Tensor:
     halves = torch.stack((weight.codes >> 4, weight.codes & 15), dim=-1).flatten(1).int()
     values: Tensor = (levels[halves] * scales[:, None]).flatten()[: weight.size]
     return values.view(weight.shape).to(dtype)
+
+
+def rounded_adamw_(weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, step: AdamStep) -> None:
+    """AdamW in float32 on bf16 tensors, in place; what comes out is rounded stochastically, right on average."""
+    exact = grad.float()
+    m = step.beta1 * mean.float() + (1 - step.beta1) * exact
+    v = step.beta2 * square.float() + (1 - step.beta2) * exact.square()
+    root = v.sqrt() / (1 - step.beta2**step.count) ** 0.5 + step.eps
+    rate = step.learning_rate / (1 - step.beta1**step.count)
+    w = weight.float() * (1 - step.learning_rate * step.weight_decay) - rate * m / root
+    generator = torch.Generator(weight.device).manual_seed(step.seed)
+    for target, value in ((weight, w), (mean, m), (square, v)):
+        bits = torch.randint(1 << 16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
+        # Added to the bits that are cut off: a carry into the others is as likely as they are large.
+        target.copy_(((value.view(torch.int32) + bits) & -(1 << 16)).view(torch.float32))

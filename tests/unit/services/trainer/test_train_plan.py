@@ -13,7 +13,7 @@ from services.trainer.adapters.lora import attach
 from services.trainer.heldout import compare
 from services.trainer.memory import components, trainable_parameters
 from services.trainer.plan import plan_of, prepare
-from services.trainer.settings import LoraSettings, TrainSettings, parse_settings
+from services.trainer.settings import AdamSettings, LoraSettings, TrainSettings, parse_settings
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.decoder import Decoder
@@ -31,6 +31,8 @@ def test_stored_components_are_exact(architecture: str) -> None:
     full = TrainSettings(method="full", dtype="bfloat16")
     assert trainable_parameters(config, full) == sum(value.numel() for value in decoder.parameters())
     assert components(config, full)["masters"] == 4 * config.parameters
+    rounded = components(config, replace(full, optimizer=AdamSettings(state="bfloat16")))
+    assert (rounded["masters"], rounded["optimizer"]) == (0, 4 * config.parameters)
     lora = TrainSettings(lora=LoraSettings(rank=3))
     attach(decoder, lora.lora)
     trained = sum(value.numel() for value in decoder.parameters() if value.requires_grad)

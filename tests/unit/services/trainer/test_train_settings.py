@@ -49,7 +49,13 @@ def test_unknown_keys_and_values_out_of_range_are_refused(value: Any, says: str)
 
 def test_settings_without_effect_are_refused() -> None:
     """R-006: what this mode does not read is an error."""
-    for value in ({"method": "full", "lora": {"rank": 4}}, {"schedule": "constant", "final_share": 0.5}):
+    rounded = {"optimizer": {"state": "bfloat16"}}
+    for value in (
+        {"method": "full", "lora": {"rank": 4}},
+        {"schedule": "constant", "final_share": 0.5},
+        {**rounded, "dtype": "bfloat16"},
+        {**rounded, "method": "full"},
+    ):
         with pytest.raises(UnsupportedOption, match="no effect"):
             parse_settings(json.dumps(value))
 

@@ -16,6 +16,7 @@ from smeltkit.ml.decoder_packing import Packed, packed_attention
 from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.kernels import REFERENCE, triton_kernels
 from smeltkit.ml.kernels.cross_entropy import linear_cross_entropy
+from smeltkit.ml.kernels.reference import AdamStep
 from smeltkit.ml.nf4 import quantize
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -164,12 +165,39 @@ def dequantization(device: str) -> list[str]:
     return lines
 
 
+def rounding(device: str) -> list[str]:
+    """The rounded update: each value one of the two next to the exact one, and the exact one on average."""
+    size, draws = (1_000_003, 64) if device == "cuda" else (1_500, 16)
+    weight, grad, mean = (torch.randn(size, device=device).bfloat16() for _ in range(3))
+    square = (torch.rand(size, device=device) + 0.5).bfloat16()
+    w, g, m, v = (value.double() for value in (weight, grad, mean, square))
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    w = w * (1 - 1e-3 * 0.1) - 1e-3 * m / (1 - 0.9**2) / ((v / (1 - 0.999**2)).sqrt() + 1e-8)
+    lines = []
+    for kind, kernels in (("reference", REFERENCE), ("triton", triton_kernels())):
+        found = [torch.zeros_like(exact) for exact in (w, m, v)]
+        for seed in range(draws):
+            drawn = [value.clone() for value in (weight, mean, square)]
+            step = AdamStep(
+                learning_rate=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, count=2, seed=seed * 7919
+            )
+            kernels.rounded_adamw(drawn[0], grad, drawn[1], drawn[2], step)
+            for total, value in zip(found, drawn, strict=True):
+                total += value.double() / draws
+        # In steps of bf16: of a mean of draws, the worst may be a whole step off and all together hardly any.
+        steps = [torch.exp2(exact.abs().clamp(min=1e-4).log2().floor() - 7) for exact in (w, m, v)]
+        off = [(total - exact) / step for total, exact, step in zip(found, (w, m, v), steps, strict=True)]
+        is_right = all(x.abs().max() < 1.01 and x.mean().abs() < 4 / (size * draws) ** 0.5 for x in off)
+        lines.append(f"{'ok' if is_right else 'WRONG':6}rounded_adamw {kind} {[x.mean().item() for x in off]}")
+    return lines
+
+
 def main(device: str) -> int:
     """Prints the findings; 1 if any is wrong."""
     torch.manual_seed(torch.seed() % 2**31)
     is_real = device == "cuda"
     lines = check_all(device, [torch.float32, torch.bfloat16] if is_real else [torch.float64])
-    lines += dequantization(device)
+    lines += dequantization(device) + rounding(device)
     if is_real:
         packs = [((5, 300, 1, 77), 12, 2), ((128, 128), 12, 2), ((64, 3), 4, 4)]
         errors = [packing_error(*pack) for pack in packs]
