@@ -296,6 +296,7 @@ def train_watch(smelt: Smelt, _: Any, folder: Path) -> None:
     job_id = smelt("train", "apply", str(folder / "training" / "training.yaml"), "--no-wait")["id"]
     watched = smelt("train", "watch", job_id)
     assert (watched["job"]["id"], watched["job"]["state"]) == (job_id, "succeeded")
+    assert watched["run"]["outcome"]["tokens"] == watched["run"]["forecast"]["tokens"] > 0
 
 
 @case("sandbox run")
