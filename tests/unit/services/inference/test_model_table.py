@@ -198,6 +198,22 @@ async def test_the_sweep_unloads_what_is_idle_for_too_long(monkeypatch: pytest.M
     assert set(shelf.closed) == {"a", "b"}
 
 
+async def test_a_drain_ends_a_model_only_when_its_requests_have_ended() -> None:
+    shelf = Shelf(a=10)
+    models, _ = made(shelf)
+    stop = asyncio.Event()
+    sweeping = asyncio.create_task(models.sweep(stop))
+    async with models.use("a"):
+        assert models.ready() == {"a"}
+        stop.set()
+        await eventually(lambda: not models.ready())
+        with pytest.raises(Draining):
+            await touch(models, "a")
+        assert not shelf.closed
+    await sweeping
+    assert shelf.closed == ["a"]
+
+
 def test_the_toy_has_the_fields_of_the_real_thing() -> None:
     """The doubles above name only fields that exist."""
     from services.inference.library import Described, Loaded
