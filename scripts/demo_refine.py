@@ -25,7 +25,8 @@ NAMES = {"ore-11m": "ore-11m:q8_0", "ore-11m:refined": "ore-11m:refined-q8_0"}
 
 def show_plan(plan: dict[str, Any]) -> None:
     """The facts of a plan, a line each."""
-    forecast = {"time": f"{plan['time_s'] or 0:.0f} s", "peak memory": f"{plan['memory_bytes'] / 2**20:.0f} MiB"}
+    time_s = f"{plan['time_s']:.0f} s" if plan["time_s"] else "n/a"
+    forecast = {"time": time_s, "peak memory": f"{plan['memory_bytes'] / 2**20:.0f} MiB"}
     facts = {**forecast, **{item["name"]: item["value"].splitlines()[0] for item in plan["items"]}}
     for name, value in facts.items():
         console.print(f"  {name:>20}  {value}", markup=False)
