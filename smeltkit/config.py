@@ -26,12 +26,8 @@ def from_environment(cls: type[T], prefix: str, environ: Mapping[str, str] | Non
     """A `cls` whose fields come from `overrides`, else `environ` (default: the process's), else their defaults."""
     source = os.environ if environ is None else environ
     hints = typing.get_type_hints(cls)
-    fields = {prefix + field.name.upper(): field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in source:
-        if key.startswith(prefix) and key not in fields:
-            near = difflib.get_close_matches(key, list(fields), n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(fields))}"
-            raise BadConfig(f"{key} is set but nothing reads it{hint}")
+    fields = _fields_of(cls, prefix)
+    check_known(cls, prefix, source)
     values = dict(overrides)
     for key, field in fields.items():
         if field.name not in values and key in source:
@@ -40,6 +36,16 @@ def from_environment(cls: type[T], prefix: str, environ: Mapping[str, str] | Non
     if missing:
         raise BadConfig(f"{', '.join(missing)} must be set")
     return cls(**values)
+
+
+def check_known(cls: type[Any], prefix: str, environ: Mapping[str, str]) -> None:
+    """BadConfig, with a did-you-mean, for a variable of `environ` with the prefix that no field of `cls` reads."""
+    fields = _fields_of(cls, prefix)
+    for key in environ:
+        if key.startswith(prefix) and key not in fields:
+            near = difflib.get_close_matches(key, list(fields), n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(fields))}"
+            raise BadConfig(f"{key} is set but nothing reads it{hint}")
 
 
 def parse_value(text: str, hint: Any, key: str) -> Any:
@@ -74,6 +80,11 @@ def default_environment(names: Mapping[str, str]) -> None:
 def smelt_home() -> Path:
     """The folder of the local platform's state: `SMELT_HOME`, else `.smelt` in the working directory."""
     return Path(os.environ.get("SMELT_HOME") or ".smelt").resolve()
+
+
+def _fields_of(cls: type[Any], prefix: str) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of `cls` by the variables that fill them."""
+    return {prefix + field.name.upper(): field for field in dataclasses.fields(cls)}
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:

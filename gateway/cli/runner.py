@@ -27,6 +27,7 @@ def run(command: str, work: Work, *, as_json: bool = False) -> None:
     """Runs `work` with a session at the gateway, which is started if it is the local one and does not run."""
     from gateway.cli.platform import configured_gateway, gateway_address
     from gateway.cli.session import open_session
+    from gateway.cli.settings import check_settings
     from smeltkit import telemetry
     from smeltkit.telemetry import names
 
@@ -39,6 +40,7 @@ def run(command: str, work: Work, *, as_json: bool = False) -> None:
 
     shutdown = None
     try:
+        check_settings()
         trace_dir = "" if configured_gateway() else str(smelt_home() / "traces")
         shutdown = telemetry.setup("cli", log_stream=sys.stderr, log_level="WARNING", trace_dir=trace_dir)
         asyncio.run(main(gateway_address(output)))
@@ -58,8 +60,11 @@ def _parent() -> dict[str, str]:
 
 def run_locally(work: Callable[[Output], None], *, as_json: bool = False) -> None:
     """Runs what needs no gateway."""
+    from gateway.cli.settings import check_settings
+
     output = Output(as_json)
     try:
+        check_settings()
         work(output)
     except SmeltError as error:
         fail(output, error)

@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.config import GatewayConfig
 from gateway.http.config import HttpConfig
-from smeltkit.config import BackupConfig, PlatformConfig, environment, smelt_home
+from smeltkit.config import BackupConfig, PlatformConfig, check_known, environment, smelt_home
 from smeltkit.rpc.server import RpcConfig
 from smeltkit.telemetry.setup import TelemetryConfig
 
@@ -52,6 +52,12 @@ def known_settings() -> list[Setting]:
                 given, default = "(hidden)" if given else None, "(hidden)"
             settings.append(_setting(variable, texts.get(field.name, ""), given, default))
     return settings
+
+
+def check_settings() -> None:
+    """BadConfig for a variable that looks like one of these settings and is none."""
+    for prefix, config in _CONFIGS:
+        check_known(config, prefix, environment())
 
 
 def _setting(variable: str, meaning: str, given: str | None, default: str | None) -> Setting:

@@ -14,6 +14,7 @@ from smelt.job.v1 import job_pb2
 from gateway.cli import main
 from gateway.cli.documents import to_document
 from gateway.cli.output import human_bytes, human_time
+from smeltkit.config import environment
 from smeltkit.errors import all_errors
 
 HEAVY = ("grpc", "torch", "opentelemetry", "nats", "minio", "llama_cpp", "numpy", "httpx")
@@ -88,3 +89,13 @@ def test_exit_codes_on_the_page_are_those_of_the_errors() -> None:
     """Each code that an error can give is explained."""
     page = (Path(__file__).resolve().parents[3] / "docs" / "api" / "cli.md").read_text()
     assert all(f"| {error.exit_code} |" in page for error in all_errors().values())
+
+
+@pytest.mark.parametrize("command", [["models"], ["gc"]])
+def test_a_setting_that_nobody_reads_is_refused_by_name(command: list[str]) -> None:
+    """With a gateway and without one: a misspelt setting must not pass silently."""
+    settings = environment({"SMELT_RPC_LISTENN": "127.0.0.1:1", "SMELT_GATEWAY": "127.0.0.1:1"})
+    words = [sys.executable, "-m", "gateway.cli.main", *command]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60, env=settings)
+    assert ended.returncode == 2
+    assert "BAD_CONFIG" in ended.stderr and "did you mean SMELT_RPC_LISTEN?" in ended.stderr
