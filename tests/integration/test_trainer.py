@@ -52,7 +52,7 @@ async def _spec(rig: ImportRig, folder: Path, base: str, **settings: object) -> 
     data = [rig.store.put_file(_rows(folder / f"{n}.jsonl", n))[0] for n in (24, 6)]
     return trainer_pb2.TrainSpec(
         base=base,
-        method=trainer_pb2.METHOD_LORA,
+        method=trainer_pb2.Method.Value(f"METHOD_{str(settings.get('method', 'lora')).upper()}"),
         datasets=data,
         settings_json=json.dumps({**SETTINGS, **settings}),
         name="tiny:trained",
@@ -62,7 +62,7 @@ async def _spec(rig: ImportRig, folder: Path, base: str, **settings: object) -> 
 async def test_a_training_ends_in_a_bundle_that_generates(
     importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path
 ) -> None:
-    """R-016, R-066, R-068: planned, trained, merged, probed, named; forecast against outcome; then found again."""
+    """R-016, R-027, R-066, R-068: planned, trained in NF4, proven, named; forecast against outcome; found again."""
     heard: list[tuple[str, bytes]] = []
 
     async def hear(message: Msg) -> None:
@@ -70,7 +70,7 @@ async def test_a_training_ends_in_a_bundle_that_generates(
 
     write_tiny_model(tmp_path / "model", "qwen3", is_chat=False)
     base = succeeded(await importing.import_folder(tmp_path / "model", "tiny"))
-    spec = await _spec(importing, tmp_path, "tiny")
+    spec = await _spec(importing, tmp_path, "tiny", method="qlora")
     plan = (await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec), timeout_s=60)).plan
     facts = {item.name: item.value for item in plan.items}
     assert not plan.refusals and plan.memory_bytes > 0 and plan.time_s > 0 and not plan.cached_digest
@@ -87,6 +87,7 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     assert (trained.lineage.operation, trained.lineage.inputs) == ("train", (base, *spec.datasets))
     heldout = trained.lineage.parameters["heldout"]
     assert heldout["high"] < 0 and heldout["rows"] == 6
+    assert trained.lineage.parameters["dequantization"]["scheme"] == "nf4"
     assert await importing.catalog.resolve("tiny:trained") == digest != base
     again = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
     job = (await call(stub.StartTrain, again, timeout_s=60)).job

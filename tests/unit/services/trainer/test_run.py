@@ -34,7 +34,7 @@ def _same(one: list[StepReport], other: list[StepReport]) -> bool:
     return keep == [(r.step, r.loss, r.learning_rate, r.grad_norm, r.tokens, r.sample_ids) for r in other]
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path, method: str) -> None:
     """R-057: losses, samples, weights and optimizer state, with dropout drawn from the stored generator."""
     whole = make_run(tmp_path / "whole", method)

@@ -111,7 +111,7 @@ def test_bf16_weights_move_by_updates_smaller_than_their_rounding() -> None:
 
 
 def test_rounded_state_learns_as_float32_state_does_and_goes_on_as_it_was() -> None:
-    """R-047, R-057: losses of 15 steps within 2 % at a rate whose updates bf16 would lose; resumed, the same bits."""
+    """R-047, R-057: losses of 10 steps within 2 % at a rate whose updates bf16 would lose; resumed, the same bits."""
     rounded = replace(CONFIG, beta2=0.999, state="bfloat16")
     trails = []
     for config in (replace(rounded, state="float32"), rounded):
@@ -120,7 +120,7 @@ def test_rounded_state_learns_as_float32_state_does_and_goes_on_as_it_was() -> N
         optimizer = Optimizer(decoder.named_parameters(), config)
         assert optimizer.in_use()["state"] == config.state
         pack, losses = _pack(*SAMPLES), []
-        for _ in range(15):
+        for _ in range(10):
             losses.append(train_step(decoder, optimizer, [pack], learning_rate=1e-3, clip_norm=1.0).loss)
         trails.append(losses)
     assert trails[0] == pytest.approx(trails[1], rel=0.02)
