@@ -34,7 +34,7 @@ RUNS = (
     ("ore-34m-instruct", "humaneval"),
     ("ore-34m-instruct", "mbpp"),
 )
-GAP_MAX = 0.25
+GAP_MAX = 0.1
 CONCURRENCY = 8
 
 
