@@ -170,6 +170,13 @@ async def test_every_other_subject_is_refused(cluster: Cluster, user: str) -> No
     assert not missed
 
 
+@pytest.mark.parametrize("user", ["", "importer", "sandbox", "smelt"])
+async def test_who_is_no_user_or_has_another_password_is_not_let_in(cluster: Cluster, user: str) -> None:
+    credentials = {"user": user, "password": "password-of-sandbox"} if user else {}
+    with pytest.raises(nats.errors.Error, match="(?i)authorization|no servers"):
+        await nats.connect(cluster.urls[0], **credentials, allow_reconnect=False, max_reconnect_attempts=0)
+
+
 async def test_with_one_server_dead_the_work_goes_on(cluster: Cluster) -> None:
     """Runs last. An election may outlast one call, which then says BusUnavailable; nothing stored is lost."""
     bus = await Bus.connect(cluster.config("importer"), name="importer")
