@@ -136,12 +136,17 @@ def client_interceptors(token: str = "") -> list[grpc.aio.ClientInterceptor]:
 
 
 class _ClientTracing:
+    """Health is asked without end, also of who is not there: it needs no token and leaves no trace."""
+
     def __init__(self, token: str) -> None:
         self._token = token
         self._endings: set[asyncio.Task[None]] = set()
 
     async def _start(self, continuation: Any, details: Any, request: Any) -> Any:
-        record = CallRecord(details.method.decode(), SpanKind.CLIENT)
+        method = details.method.decode()
+        if method.startswith(_OPEN_PREFIXES):
+            return await continuation(details, request)
+        record = CallRecord(method, SpanKind.CLIENT)
         with record.as_current():
             added = inject()
         if self._token:
