@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 
 from services.trainer.adapters.lora import attach
+from services.trainer.device import prepare_device
 from services.trainer.forecast import at_depth
 from services.trainer.optimizer import Optimizer
 from services.trainer.peak import PeakMemory
@@ -37,10 +38,7 @@ def main() -> int:
     asked = json.load(sys.stdin)
     settings = parse_settings(json.dumps(asked["settings"]))
     config = ModelConfig.from_dict(asked["config"])
-    if asked["threads"]:
-        torch.set_num_threads(asked["threads"])
-    torch.use_deterministic_algorithms(True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = prepare_device(asked["threads"])
     packs = asked["packs"] if device == "cuda" else asked["packs"][:1]  # on a CPU a second pack tells nothing new
     peak = PeakMemory(device)
     shallow, deep = (

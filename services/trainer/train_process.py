@@ -23,6 +23,7 @@ import torch
 
 from services.trainer.adapters.lora import attach, merged_state
 from services.trainer.adapters.peft_folder import save_adapter
+from services.trainer.device import prepare_device
 from services.trainer.forecast import forecast
 from services.trainer.fresh import fresh_decoder
 from services.trainer.heldout import compare, row_losses
@@ -69,11 +70,8 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
         raise refusal
     pace = Paces(Path(spec["paces"]), spec["threads"]).of(prepared)
     said = forecast(pace, prepared.tokens) if pace else None
+    device = prepare_device(spec["threads"])
     torch.manual_seed(settings.seed)
-    if spec["threads"]:
-        torch.set_num_threads(spec["threads"])
-    torch.use_deterministic_algorithms(True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     peak = PeakMemory(device)
     decoder = _decoder(base, prepared, device)
     before = row_losses(decoder, prepared.heldout.samples) if prepared.heldout else []
