@@ -35,8 +35,8 @@ RECORDED: Final[Mapping[str, str]] = MappingProxyType(
         "smelt_inference_load_tokens": _level(names.TOKENS_IN_FLIGHT),
     }
 )
-"""Series that rules compute, with their expression. The load of inference is what its scalers follow: in requests, since
-short ones fill slots and not memory, and in tokens, since few long ones do the reverse."""
+"""Series that rules compute, with their expression. The load of inference is what its scalers follow: in requests, as
+short ones fill slots and not memory, and in tokens, as few long ones do the reverse."""
 
 
 @cache

@@ -32,7 +32,7 @@ class InferenceClient:
 
     async def loaded(self, bundle: str) -> Engine | None:
         """The engine that serves `bundle` already, None if it is not loaded."""
-        request = pb.ListModelsRequest()
+        request = pb.ListModelsRequest(model=bundle)
         reply = await call(self._stub.ListModels, request, timeout_s=limits.CALL_TIMEOUT_DEFAULT_S)
         ready = (model for model in reply.models if model.digest == bundle and model.state == pb.MODEL_STATE_READY)
         return next((_to_engine(model) for model in ready), None)

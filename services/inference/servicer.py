@@ -92,7 +92,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return pb.UnloadResponse()
 
     async def ListModels(self, request: pb.ListModelsRequest, context: RpcContext) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=[_model(entry) for entry in self._models.list()])
+        entries = (entry for entry in self._models.list() if request.model in ("", entry.digest))
+        return pb.ListModelsResponse(models=[_model(entry) for entry in entries])
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: RpcContext) -> pb.TokenizeResponse:
         async with self._models.use(check_digest(request.model)) as loaded:

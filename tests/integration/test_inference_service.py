@@ -90,8 +90,9 @@ def text(replies: list[pb.GenerateResponse]) -> str:
 
 
 async def model_of(stub: Any, digest: str) -> pb.Model | None:
-    listed = await call(stub.ListModels, pb.ListModelsRequest(), timeout_s=TIMEOUT_S)
-    return next((model for model in listed.models if model.digest == digest), None)
+    listed = await call(stub.ListModels, pb.ListModelsRequest(model=digest), timeout_s=TIMEOUT_S)
+    assert {model.digest for model in listed.models} <= {digest}
+    return next(iter(listed.models), None)
 
 
 @pytest.mark.parametrize("format", ["safetensors", "gguf"])

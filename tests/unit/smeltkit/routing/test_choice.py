@@ -138,3 +138,10 @@ def test_what_is_no_request_of_inference_asks_for_nothing() -> None:
     assert demand_of(GENERATE, b"\xff\xff\xff") == demand_of("/other.Service/Call", b"x") == Demand()
     listed = demand_of("/smelt.inference.v1.InferenceService/ListModels", pb.ListModelsRequest())
     assert listed == Demand()
+
+
+def test_a_question_about_a_model_goes_to_who_has_it() -> None:
+    method, request = "/smelt.inference.v1.InferenceService/ListModels", pb.ListModelsRequest(model="model")
+    warm, cold = replicas(900, 0)
+    cold.hear(0, frozenset())
+    assert choose([cold, warm], demand_of(method, request)) is warm
