@@ -53,7 +53,12 @@ class Order:
 
     def tokens_in(self, steps: int) -> int:
         """Tokens that go through the model in that many steps from the first."""
-        return sum(self.lengths[number] for step in range(steps) for pack in self.at(step) for number in pack)
+        tokens, epoch = 0, 0
+        while steps > 0:
+            packs = self.packs(epoch)[: steps * self.packs_per_step]
+            tokens += sum(self.lengths[number] for pack in packs for number in pack)
+            steps, epoch = steps - self.steps(epoch), epoch + 1
+        return tokens
 
     @property
     def efficiency(self) -> float:
