@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from smeltkit.errors import BadModelConfig, BadTemplate
 from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.model_files import template_in
 from smeltkit.ml.tokenizer import Tokenizer
 
 Task = Literal["chat", "completion"]
@@ -188,17 +189,6 @@ def resolve_contract(
         bos_text=_token_text(tokenizer_config.get("bos_token")),
         eos_text=_token_text(tokenizer_config.get("eos_token")),
     )
-
-
-def template_in(tokenizer_config: Mapping[str, Any]) -> str | None:
-    """The chat template inside tokenizer_config.json: the only one, or of several the one named `default`."""
-    declared = tokenizer_config.get("chat_template")
-    if isinstance(declared, list):
-        named = {str(item.get("name")): item.get("template") for item in declared if isinstance(item, dict)}
-        declared = named.get("default")
-    if declared is not None and not isinstance(declared, str):
-        raise BadTemplate("tokenizer_config.json: chat_template must be a text or a list of named texts")
-    return declared
 
 
 def _stop_sources(

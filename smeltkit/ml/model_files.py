@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from smeltkit import limits
 from smeltkit.errors import BadFile, BadModelConfig, BadTemplate
-from smeltkit.ml.contract import template_in
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
 
@@ -35,6 +35,17 @@ def template_of(folder: Path) -> str | None:
         return _read(path, limits.TEMPLATE_MAX_BYTES, BadTemplate).decode()
     except UnicodeDecodeError as error:
         raise BadTemplate(f"{TEMPLATE_FILE} is no UTF-8 text: {error}") from error
+
+
+def template_in(tokenizer_config: Mapping[str, Any]) -> str | None:
+    """The chat template inside tokenizer_config.json: the only one, or of several the one named `default`."""
+    declared = tokenizer_config.get("chat_template")
+    if isinstance(declared, list):
+        named = {str(item.get("name")): item.get("template") for item in declared if isinstance(item, dict)}
+        declared = named.get("default")
+    if declared is not None and not isinstance(declared, str):
+        raise BadTemplate("tokenizer_config.json: chat_template must be a text or a list of named texts")
+    return declared
 
 
 def _read(path: Path, max_bytes: int, error: type[BadFile]) -> bytes:

@@ -9,8 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSPORTS = {"grpc", "grpc_health", "grpc_reflection", "grpc_status", "nats", "minio", "urllib3"}
-SPEAKERS = {"__main__", "servicer", "worker", "inference_client", "sandbox_client", "hub", "client"}
-"""Modules of a service that may import a transport: they wire, translate or call."""
+SPEAKERS = {
+    *("__main__", "servicer", "worker", "inference_client", "sandbox_client", "hub", "client"),
+    *("channel", "pool", "replica"),
+}
+"""Modules that may import a transport: they wire, translate or call."""
 LIBRARY = ("rpc", "bus", "jobs", "blobs", "testing")
 DOMAIN = sorted(
     path

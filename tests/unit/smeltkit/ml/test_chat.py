@@ -16,7 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from smeltkit import limits
 from smeltkit.errors import BadRequest, BadTemplate
 from smeltkit.ml.chat import ChatTemplate
-from smeltkit.ml.contract import template_in
+from smeltkit.ml.model_files import template_in
 
 ORE = Path(__file__).parents[4] / "examples/models/ore-11m"
 USER = [{"role": "user", "content": "hi"}]
