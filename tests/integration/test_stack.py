@@ -63,7 +63,7 @@ def loaded(home: Path) -> StackState:
 
 
 def processes_below(home: Path) -> list[str]:
-    """Command lines of all processes whose working directory is below `home`."""
+    """Command lines of all processes whose working directory is below `home`; one that is ending has none any more."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -71,7 +71,7 @@ def processes_below(home: Path) -> list[str]:
                 found.append((entry / "cmdline").read_text().replace("\0", " "))
         except (OSError, ValueError):
             continue
-    return found
+    return [command for command in found if command]
 
 
 def test_everything_is_healthy_at_the_addresses_of_the_state_file(home: Path) -> None:
