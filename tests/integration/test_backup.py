@@ -39,11 +39,11 @@ async def empty(s3: S3Server, tmp_path: Path) -> AsyncIterator[tuple[JobRig, S3S
 
 
 @pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, s3: S3Server, tmp_path: Path) -> ObjectStore:
-    """Where the backup goes: a folder, or a prefix of a bucket that holds something else."""
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """Where the backup goes: a folder, or a prefix of a bucket of another make that holds something else."""
     if request.param == "folder":
         return LocalStore(tmp_path / "backup")
-    shared = fresh_store(s3, tmp_path / "uploads")
+    shared = fresh_store(request.getfixturevalue("second_s3"), tmp_path / "uploads")
     shared.put_bytes(b"somebody else's")
     return StoreBelow(shared, "backups/today")
 
@@ -82,7 +82,7 @@ def quiet(_: str) -> None:
 async def test_a_platform_at_work_is_backed_up_and_lives_on_elsewhere(
     rig: JobRig, store: S3Store, empty: tuple[JobRig, S3Store], place: ObjectStore
 ) -> None:
-    """R-120, R-121: finished jobs, names and results are there; jobs at work and in the queue are done again, once."""
+    """R-120, R-121, R-125: finished jobs, names and results are there; all other jobs are done again, once."""
     other, other_store = empty
     toy = Toy(rig, store, "held", "leaves")
     async with rig.working({"make": toy}, slots=8):
