@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from smelt.job.v1 import job_pb2, job_pb2_grpc
 
 from gateway import stack
 
@@ -45,13 +48,16 @@ class Smelt:
         pid = next(item.pid for item in stack.status(self.home).components if item.name == name)
         os.kill(pid, signal.SIGKILL)
 
-    def wait_until(self, job_id: str, is_enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The job once `is_enough`; it must not end before."""
-        while True:
-            job = self("jobs", "get", job_id)
-            if is_enough(job):
-                return job
-            assert job["state"] in ("queued", "running"), job
+    def wait_until(self, job_id: str, is_enough: Callable[[job_pb2.Job], bool]) -> None:
+        """Returns once the job is enough, asked every 10 ms: a command takes longer than the work; it must not end."""
+        with grpc.insecure_channel(stack.status(self.home).gateway_grpc) as channel:
+            stub = job_pb2_grpc.JobServiceStub(channel)
+            while True:
+                job = stub.GetJob(job_pb2.GetJobRequest(id=job_id), timeout=30).job
+                if is_enough(job):
+                    return
+                assert job.state in (job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING), job
+                time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from gateway import stack
 from tests.e2e.conftest import BASIC, Smelt
 
-LIMIT = 40
+LIMIT = 60
 # One completion at a time: what shares a batch changes the last bits of a logit, and a restart changes what shares it.
 EVAL = ("eval", "--suite", "basic", "--data", str(BASIC), "--limit", str(LIMIT), "--concurrency", "1", "ore-11m:q8_0")
 
@@ -15,7 +15,7 @@ EVAL = ("eval", "--suite", "basic", "--data", str(BASIC), "--limit", str(LIMIT),
 def start(smelt: Smelt, seed: int) -> str:
     """A fresh evaluation (its seed makes it another request), caught while it generates."""
     job = smelt(*EVAL, "--seed", str(seed), "--no-wait")
-    smelt.wait_until(job["id"], lambda now: now["progress"]["phase"] == "generate" and now["progress"]["done"] > 2)
+    smelt.wait_until(job["id"], lambda now: now.progress.phase == "generate" and now.progress.done > 2)
     return str(job["id"])
 
 

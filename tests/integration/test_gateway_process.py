@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -70,7 +71,7 @@ async def test_both_edges_answer_and_sigterm_ends_the_process(gateway: Running) 
         health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
         jobs = job_pb2_grpc.JobServiceStub(channel)
-        listed = await call(jobs.ListJobs, job_pb2.ListJobsRequest(service="nobody"), timeout_s=10)
+        listed = await call(jobs.ListJobs, job_pb2.ListJobsRequest(service=secrets.token_hex(8)), timeout_s=10)
         assert not listed.jobs
         with pytest.raises(UnknownJob):
             await call(jobs.GetJob, job_pb2.GetJobRequest(id="job-none"), timeout_s=10)
