@@ -99,7 +99,7 @@ async def llama_server(
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
     )
-    limits = httpx.Limits(max_connections=256, keepalive_expiry=1)
+    limits = httpx.Limits(max_connections=256, max_keepalive_connections=0)  # it closes idle ones when it likes
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600, limits=limits) as client:
         try:
             await _wait_healthy(client)
