@@ -70,9 +70,9 @@ def main() -> int:
         rows = asyncio.run(measure(folder))
     print(results.table(rows))
     last = rows[-1]
-    is_met = last["ratio"] >= TARGET_RATIO and last["decision_ms_p99"] - last["hop_ms_p99"] < TARGET_ADDED_MS
+    is_met = last["ratio"] >= TARGET_RATIO and max(row["decision_ms_p99"] for row in rows) < TARGET_ADDED_MS
     facts = {"streams": STREAMS, "slots": SLOTS, "step_s": STEP_S, "tokens": TOKENS, "rounds": ROUNDS}
-    targets = {"ratio": TARGET_RATIO, "decision_beyond_hop_ms_p99": TARGET_ADDED_MS}
+    targets = {"ratio": TARGET_RATIO, "decision_ms_p99": TARGET_ADDED_MS}
     print(results.save("routing", rows, settings=facts, targets=targets, is_met=is_met, load_average=os.getloadavg()))
     return 0 if is_met else 1
 
