@@ -8,9 +8,9 @@ from typing import Protocol
 from smelt.artifact.v1 import artifact_pb2, artifact_pb2_grpc
 
 from gateway.references import References
+from smeltkit.artifacts import to_artifact
 from smeltkit.blobs.store import Presigner, Store
 from smeltkit.catalog import Catalog, Entry
-from smeltkit.manifest import Manifest, canonical_json
 from smeltkit.rpc.context import RpcContext
 
 
@@ -76,24 +76,6 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
         url = await asyncio.to_thread(self._store.presign_download, request.digest)
         size_bytes = await asyncio.to_thread(self._store.size, request.digest)
         return artifact_pb2.GetDownloadResponse(url=url, size_bytes=size_bytes or 0)
-
-
-def to_artifact(manifest: Manifest) -> artifact_pb2.Artifact:
-    """The manifest as clients see it."""
-    layers = (
-        artifact_pb2.Descriptor(
-            media_type=layer.media_type, digest=layer.digest, size_bytes=layer.size_bytes, path=layer.path
-        )
-        for layer in manifest.layers
-    )
-    return artifact_pb2.Artifact(
-        digest=manifest.digest,
-        artifact_type=manifest.artifact_type,
-        config_json=canonical_json(dict(manifest.config)).decode(),
-        layers=layers,
-        size_bytes=manifest.size_bytes,
-        subject=manifest.subject,
-    )
 
 
 def _to_name(entry: Entry) -> artifact_pb2.Name:

@@ -23,6 +23,7 @@ REFERENCE_TYPE = "application/vnd.smelt.reference.v1+json"
 JUDGEMENT_TYPE = "application/vnd.smelt.judgement.v1+json"
 PROBE_TYPE = "application/vnd.smelt.probe.v1+json"
 RUN_TYPE = "application/vnd.smelt.run.v1+json"
+TOGETHER_TYPE = "application/vnd.smelt.together.v1+json"
 
 _KEYS = frozenset({"schemaVersion", "artifactType", "config", "layers", "subject"})
 

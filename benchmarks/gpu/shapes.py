@@ -1,9 +1,10 @@
-"""Models of the training benchmarks, as config.json values, and the arithmetic that a token of each costs."""
+"""Models of the training benchmarks, as config.json values, and what a token of each costs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from services.trainer.flops import model_flops
 from smeltkit.ml.arch import ModelConfig
 
 TOKENS = 2048
@@ -28,12 +29,5 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def flops_per_token(config: ModelConfig, *, is_lora: bool, tokens: int = TOKENS) -> float:
-    """Model FLOPs of one training token: 6 per weight of a matrix product (4 where it is frozen), causal attention.
-
-    Matrix products are all weights but the embedding, and the head once, tied or not. Attention is 6 q S a layer and
-    token (half of the full square), forward and backward. Recomputation and optimizer count nothing.
-    """
-    body = sum(spec.elements for spec in config.tensors() if spec.name.startswith("layers."))
-    head = config.vocab_size * config.hidden_size
-    attention = 6 * config.layers * config.heads * config.head_dim * tokens
-    return (4 if is_lora else 6) * (body + head) + attention
+    """Model FLOPs of one token in a sample of `tokens`, as the trainer counts them."""
+    return model_flops(config, [tokens], is_adapted=is_lora) / tokens

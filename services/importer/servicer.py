@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from smelt.artifact.v1 import artifact_pb2
 from smelt.importer.v1 import importer_pb2, importer_pb2_grpc
 
 from services.importer.verbs import Importer
+from smeltkit.artifacts import to_artifact
 from smeltkit.jobs.plan import to_plan
-from smeltkit.manifest import Manifest, canonical_json
 from smeltkit.rpc.context import RpcContext
 
 
@@ -62,20 +61,3 @@ class ImporterServicer(importer_pb2_grpc.ImporterServiceServicer):
             parameters=view.bundle.config.parameters,
             rendered_example=view.rendered_example,
         )
-
-
-def to_artifact(manifest: Manifest) -> artifact_pb2.Artifact:
-    """A manifest as a message."""
-    return artifact_pb2.Artifact(
-        digest=manifest.digest,
-        artifact_type=manifest.artifact_type,
-        config_json=canonical_json(dict(manifest.config)).decode(),
-        layers=[
-            artifact_pb2.Descriptor(
-                media_type=layer.media_type, digest=layer.digest, size_bytes=layer.size_bytes, path=layer.path
-            )
-            for layer in manifest.layers
-        ],
-        size_bytes=manifest.size_bytes,
-        subject=manifest.subject,
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from typing import Final
 
 import torch
@@ -10,6 +12,8 @@ from smeltkit.config import default_environment
 
 _CUBLAS: Final = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """Without a workspace of fixed size cuBLAS is not deterministic, and torch refuses its products."""
+_PRODUCT_SIZE: Final = {"cuda": 8192, "cpu": 512}
+"""Rows and columns of the product by which a device's rate is told."""
 
 
 def prepare_device(threads: int) -> str:
@@ -19,3 +23,26 @@ def prepare_device(threads: int) -> str:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def matrix_flops(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product on the device: the median of five, after two to warm up.
+
+    Its numbers are drawn from a generator of its own, so that no random state of a training moves.
+    """
+    size = _PRODUCT_SIZE[device]
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype, generator=generator) for _ in range(2))
+    times = []
+    for _ in range(7):
+        begin = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return 2 * size**3 / statistics.median(times[2:])
+
+
+def device_name(device: str) -> str:
+    """What the device is called, for records: a GPU by its name, a CPU by its number of threads."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"

@@ -15,7 +15,7 @@ from smeltkit.bus.client import Bus
 from smeltkit.errors import BusUnavailable
 
 _log = logging.getLogger(__name__)
-_TOLD = ("step", "steps", "loss", "learning_rate", "grad_norm", "tokens_per_second", "tokens", "memory_bytes")
+_TOLD = ("step", "steps", "loss", "learning_rate", "grad_norm", "tokens_per_second", "tokens", "memory_bytes", "mfu")
 
 
 class StepEvents:
@@ -32,7 +32,8 @@ class StepEvents:
         if now_s - self._published_s < limits.TRAIN_EVENT_PERIOD_S and step["step"] < step["steps"]:
             return
         self._published_s = now_s
-        message = event_pb2.TrainingStep(job_id=self._job_id, **{key: step[key] for key in _TOLD})
+        found = {key: step[key] for key in _TOLD}
+        message = event_pb2.TrainingStep(job_id=self._job_id, name=step.get("name", ""), **found)
         asyncio.run_coroutine_threadsafe(self._publish(message), self._loop)
 
     async def _publish(self, message: event_pb2.TrainingStep) -> None:

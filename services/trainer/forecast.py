@@ -7,11 +7,14 @@ further layer costs the same. Tokens follow from the order of the samples, to th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 MISS_SHARE: Final = 0.15
 """A forecast that is off by more than this share of itself has missed."""
+
+QUIET_SHARE: Final = 0.9
+"""Least share of a processor with which a pace counts as measured on a quiet machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,13 @@ class Pace:
     """Tokens of the measured step."""
     memory_bytes: int
     """Peak beyond what the process holds before it loads a model."""
+    processor_share: float = 1.0
+    """Share of the step's time in which its main thread had a processor; well below 1 on a busy machine."""
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing else held up what was measured."""
+        return self.processor_share >= QUIET_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,16 @@ def forecast(pace: Pace, tokens: int) -> Cost:
     return Cost(time_s=tokens * pace.step_s / pace.step_tokens, memory_bytes=pace.memory_bytes, tokens=tokens)
 
 
+def learnt(known: Pace | None, took: Cost) -> Pace:
+    """What a finished run adds to a pace: its own, where it was the faster one, and its peak.
+
+    Other work only ever slows a step down, so of two paces the faster one is nearer to what the machine can do.
+    """
+    own = Pace(step_s=took.time_s, step_tokens=took.tokens, memory_bytes=took.memory_bytes)
+    is_faster = known is None or own.step_s / own.step_tokens < known.step_s / known.step_tokens
+    return own if is_faster or known is None else replace(known, memory_bytes=own.memory_bytes)
+
+
 def at_depth(shallow: Mapping[str, Any], deep: Mapping[str, Any], layers: int) -> Pace:
     """The pace of `layers` layers from two measurements, each with its `layers`, `step_s` and so on."""
     further = (layers - deep["layers"]) / max(deep["layers"] - shallow["layers"], 1)
@@ -47,7 +67,10 @@ def at_depth(shallow: Mapping[str, Any], deep: Mapping[str, Any], layers: int) -
         return float(deep[key] + max(deep[key] - shallow[key], 0) * further)
 
     return Pace(
-        step_s=extended("step_s"), step_tokens=deep["step_tokens"], memory_bytes=round(extended("memory_bytes"))
+        step_s=extended("step_s"),
+        step_tokens=deep["step_tokens"],
+        memory_bytes=round(extended("memory_bytes")),
+        processor_share=min(shallow["processor_share"], deep["processor_share"]),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,16 @@ from services.trainer.data.samples import Sample
 from services.trainer.forecast import Cost
 from services.trainer.optimizer import Optimizer
 from services.trainer.peak import PeakMemory
+from services.trainer.ranks import ALONE, Ranks
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
+from services.trainer.sharding import held, part_of, whole
 from services.trainer.spikes import SpikeGuard
 from services.trainer.step import Pack, StepResult, train_step
 from smeltkit.errors import TrainingDiverged
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_packing import Packed
+from smeltkit.ml.decoder_targets import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,10 @@ class StepReport:
     """Peak of the memory in use so far."""
     is_skipped: bool
     """Whether its update was dropped, because its loss was a spike."""
+    counted: int
+    """Learnt tokens of the step; with the next two what `noise` is told from."""
+    first_counted: int
+    first_grad_norm: float | None
     sample_ids: tuple[int, ...]
     """Which samples the step held."""
 
@@ -61,11 +68,15 @@ class Run:
         folder: Path,
         run_digest: str,
         peak: PeakMemory,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`folder` holds this run's checkpoints; it resumes from the newest. `run_digest` says which run it is."""
+        """`folder` holds this run's checkpoints; it resumes from the newest. `run_digest` says which run it is.
+
+        Of several `ranks` each makes this run with the same arguments, over its part of the decoder.
+        """
         self.decoder, self.schedule = decoder, schedule
         self._samples, self._order, self._settings = samples, order, settings
-        self._folder, self._run_digest, self._peak = folder, run_digest, peak
+        self._folder, self._run_digest, self._peak, self._ranks = folder, run_digest, peak, ranks
         self._device = decoder.embed.weight.device
         self._optimizer = Optimizer(decoder.named_parameters(), settings.optimizer)
         self._guard = SpikeGuard(settings.spikes)
@@ -77,6 +88,11 @@ class Run:
 
     def run(self, tell: Callable[[StepReport], None]) -> None:
         """Trains to the end; `tell` hears of every step and may raise to stop. Errors of `step` and `watch`."""
+        for report in self.steps():
+            tell(report)
+
+    def steps(self) -> Iterator[StepReport]:
+        """Trains as it is asked for the next step; what is due after a step is done when the next is asked for."""
         self.decoder.train()
         if self.step == 0:
             self._try_longest()
@@ -86,7 +102,7 @@ class Run:
             self._time_s += time.monotonic() - begin
             if self._guard.must_go_back:
                 self._go_back()
-            tell(report)
+            yield report
             if self.step % self._settings.checkpoint_steps == 0 or self.step == self.schedule.total_steps:
                 self.save()
         self.decoder.eval()
@@ -101,8 +117,8 @@ class Run:
         """What the run took so far, over all processes that worked at it; memory is this one's."""
         return Cost(time_s=self._time_s, memory_bytes=self._peak.bytes, tokens=self._tokens)
 
-    def save(self) -> Path:
-        """Writes a checkpoint of the present state."""
+    def save(self) -> None:
+        """Writes a checkpoint of the present state, whole, whoever holds it; to be called by all ranks."""
         progress = checkpoint.Progress(
             step=self.step,
             run_digest=self._run_digest,
@@ -111,23 +127,27 @@ class Run:
             spikes=self._guard.state(),
             losses=tuple(self._losses),
         )
-        return checkpoint.save(self._folder, progress, self._tensors(), keep=self._settings.keep_checkpoints)
+        tensors = self._tensors()
+        if self._ranks.is_first:
+            checkpoint.save(self._folder, progress, tensors, keep=self._settings.keep_checkpoints)
 
     def _step(self) -> StepReport:
         numbers = self._order.at(self.step)
-        packs = [pack_of([self._samples[number] for number in pack], self._device) for pack in numbers]
+        mine = self._ranks.share(numbers)
+        packs = [pack_of([self._samples[number] for number in pack], self._device) for pack in mine]
+        packs += [idle_pack(self._device)] * (-(-len(numbers) // self._ranks.count) - len(mine))
         rate = self.schedule.rate(self.step)
         frozen = watch.frozen_print(self.decoder) if self.step == 0 else {}
         begin = time.monotonic()
         result = train_step(
             self.decoder, self._optimizer, packs, learning_rate=rate, clip_norm=self._settings.clip_norm,
-            bound=self._guard.bound,
+            bound=self._guard.bound, ranks=self._ranks,
         )  # fmt: skip
         took_s = time.monotonic() - begin
         if not result.is_skipped:
             watch.check_rate(self._optimizer, rate)
         if self.step < 2:
-            watch.check_alive(self._optimizer, is_first=self.step == 0)
+            watch.check_alive(self._optimizer, is_first=self.step == 0, ranks=self._ranks)
         watch.check_frozen(self.decoder, frozen)
         return self._count(result, rate, took_s, tuple(number for pack in numbers for number in pack))
 
@@ -146,6 +166,9 @@ class Run:
             tokens=self._tokens,
             memory_bytes=self._peak.bytes,
             is_skipped=result.is_skipped,
+            counted=result.counted,
+            first_counted=result.first_counted,
+            first_grad_norm=result.first_grad_norm,
             sample_ids=ids,
         )
 
@@ -166,11 +189,13 @@ class Run:
         return sum(self._order.lengths[number] for number in pack)
 
     def _tensors(self) -> dict[str, Tensor]:
-        weights = zip(self._optimizer.names, self._optimizer.parameters, strict=True)
+        spread = dict(zip(self._optimizer.names, self._optimizer.parameters, strict=True))
+        state = self._optimizer.state()
+        random = self._ranks.gathered(torch.get_rng_state())
         return {
-            **{f"weights.{name}": value.detach() for name, value in weights},
-            **{f"optimizer.{name}": value for name, value in self._optimizer.state().items()},
-            checkpoint.RANDOM: torch.get_rng_state(),
+            **{f"weights.{name}": whole(held(value), value) for name, value in spread.items()},
+            **{f"optimizer.{key}": whole(value, spread[key.rpartition(".")[0]]) for key, value in state.items()},
+            **{_random_name(rank): value for rank, value in enumerate(random)},
         }
 
     def _resume(self) -> None:
@@ -198,12 +223,27 @@ class Run:
     def _restore(self, found: Path) -> checkpoint.Progress:
         progress, tensors = checkpoint.read(found)
         checkpoint.check_same_run(progress, self._run_digest)
-        for name, value in zip(self._optimizer.names, self._optimizer.parameters, strict=True):
-            value.copy_(tensors[f"weights.{name}"])
+        spread = dict(zip(self._optimizer.names, self._optimizer.parameters, strict=True))
+        for name, value in spread.items():
+            held(value).copy_(part_of(tensors[f"weights.{name}"], value))
         prefix = "optimizer."
-        self._optimizer.load_state({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        torch.set_rng_state(tensors[checkpoint.RANDOM])
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        self._optimizer.load_state(
+            {key: part_of(value, spread[name]) if (name := key.rpartition(".")[0]) in spread else value
+             for key, value in state.items()}
+        )  # fmt: skip
+        torch.set_rng_state(tensors[_random_name(self._ranks.rank)])
         return progress
+
+
+def _random_name(rank: int) -> str:
+    """Name of a process's generator state among the tensors of a checkpoint."""
+    return f"{checkpoint.RANDOM}.{rank}" if rank else checkpoint.RANDOM
+
+
+def idle_pack(device: torch.device | str) -> Pack:
+    """What a process takes through the model that has nothing to do in a step while others have: nothing is learnt."""
+    return Pack(batch=Packed.of([[0]], device), targets=torch.tensor([IGNORED], device=device), counted=0)
 
 
 def pack_of(samples: Sequence[Sample], device: torch.device | str) -> Pack:

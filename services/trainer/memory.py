@@ -38,24 +38,38 @@ def _weights_bytes(config: ModelConfig, settings: TrainSettings, value_bytes: in
 def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     """Component to bytes at the peak of a step: exact for what is stored, an estimate for activations.
 
-    Adapters are float32 whatever the base is. A layer keeps its inputs, queries, keys, values and the MLP's three
-    products; with recomputation only its input. A base that is quantized is loaded as it is stored first.
+    Activations are highest when the backward pass begins. Of the gradients of a step's first pack only the head's
+    exist then; those of earlier packs all do. Where float32 gradients of all weights take more than that, in the
+    update, the difference is told as `updating`. A layer keeps the inputs and outputs of its norms, queries, keys,
+    values and the MLP's three products; with recomputation only its input. Adapters are float32 whatever the base is.
+    A base that is quantized is loaded as it is stored first.
     """
     value_bytes = 4 if settings.dtype == "float32" else 2
     trained = trainable_parameters(config, settings)
     trained_bytes = 4 if settings.is_adapted else value_bytes
     is_rounded = settings.optimizer.state == "bfloat16"
+    gradients = trained * trained_bytes
+    head = 0 if settings.is_adapted else config.vocab_size * config.hidden_size * trained_bytes
     size = config.dimensions()
-    kept = 6 * size["hidden"] + 2 * size["q"] + 2 * size["kv"] + 3 * size["intermediate"]
+    kept = 4 * size["hidden"] + 2 * size["q"] + 2 * size["kv"] + 3 * size["intermediate"]
     per_token = size["hidden"] if settings.recompute else kept
     live = per_token * config.layers + (kept if settings.recompute else 0)
     weights = _weights_bytes(config, settings, value_bytes)
     needs = {
         "weights": weights + (trained * 4 if settings.is_adapted else 0),
-        "gradients": trained * trained_bytes,
+        "gradients": gradients if settings.packs_per_step > 1 else min(head, gradients),
         "masters": 0 if trained_bytes == 4 or is_rounded else 4 * trained,
         "optimizer": (4 if is_rounded else 8) * trained,
         "activations": live * settings.sequence_tokens * value_bytes,
         "logits": min(LOGITS_BYTES, settings.sequence_tokens * config.vocab_size * value_bytes),
     }
+    stored = needs["weights"] + needs["masters"] + needs["optimizer"]
+    updating = stored + (4 * trained if needs["masters"] else gradients)
+    needs["updating"] = max(updating - sum(needs.values()), 0)
     return {**needs, "loading": max(config.parameters * value_bytes - sum(needs.values()), 0)}
+
+
+def checkpoint_bytes(config: ModelConfig, settings: TrainSettings) -> int:
+    """Bytes of a checkpoint: the trained values, their masters and the optimizer's state."""
+    needs, value_bytes = components(config, settings), 4 if settings.is_adapted or settings.dtype == "float32" else 2
+    return trainable_parameters(config, settings) * value_bytes + needs["masters"] + needs["optimizer"]

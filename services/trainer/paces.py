@@ -1,4 +1,8 @@
-"""Paces of trainings on this machine, each measured once, in a process of its own, and kept beside the cache."""
+"""Paces of trainings on this machine, each measured in a process of its own and kept beside the cache.
+
+One that was measured while other work held the processors is told but not kept, and what a run really took corrects
+what is kept.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from services.trainer.forecast import Pace
+from services.trainer.forecast import Cost, Pace, learnt
 from services.trainer.plan import Prepared
 from smeltkit import limits
 from smeltkit.ids import digest_bytes
@@ -28,7 +32,23 @@ class Paces:
 
     def of(self, prepared: Prepared) -> Pace | None:
         """The pace of a training; None, and a line in the log, where it cannot be measured."""
-        asked = canonical_json(
+        asked = self._asked(prepared)
+        kept = self._kept(asked)
+        if kept is not None:
+            return kept
+        measured = _measure(asked)
+        if measured is not None and measured.is_quiet:
+            self._keep(asked, measured)
+        return measured
+
+    def learn(self, prepared: Prepared, took: Cost) -> None:
+        """Corrects what is kept by what a run of this training took."""
+        asked = self._asked(prepared)
+        self._keep(asked, learnt(self._kept(asked), took))
+
+    def _asked(self, prepared: Prepared) -> bytes:
+        """All that the pace depends on, for the process that measures it."""
+        return canonical_json(
             {
                 "config": prepared.config.to_dict(),
                 "settings": {k: v for k, v in asdict(prepared.settings).items() if k not in _WITHOUT_EFFECT},
@@ -36,16 +56,19 @@ class Paces:
                 "threads": self.threads,
             }
         )
-        path = self.folder / f"{digest_bytes(asked).removeprefix('sha256:')}.json"
-        if path.is_file():
-            return Pace(**json.loads(path.read_bytes()))
-        measured = _measure(asked)
-        if measured is None:
-            return None
+
+    def _path(self, asked: bytes) -> Path:
+        return self.folder / f"{digest_bytes(asked).removeprefix('sha256:')}.json"
+
+    def _kept(self, asked: bytes) -> Pace | None:
+        path = self._path(asked)
+        return Pace(**json.loads(path.read_bytes())) if path.is_file() else None
+
+    def _keep(self, asked: bytes, pace: Pace) -> None:
+        path = self._path(asked)
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".new").write_text(json.dumps(asdict(measured)))
+        path.with_suffix(".new").write_text(json.dumps(asdict(pace)))
         path.with_suffix(".new").rename(path)
-        return measured
 
 
 def _measure(asked: bytes) -> Pace | None:

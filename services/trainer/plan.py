@@ -10,7 +10,7 @@ from services.trainer.data.dataset import Dataset, read_dataset
 from services.trainer.data.order import Order
 from services.trainer.data.samples import Encoder
 from services.trainer.forecast import Pace, forecast
-from services.trainer.memory import components, trainable_parameters
+from services.trainer.memory import checkpoint_bytes, components, trainable_parameters
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
 from services.trainer.shape import shaped
@@ -88,7 +88,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
     """The plan of a prepared training from a base of that many stored bytes; without a pace its time is unknown."""
     settings, config = prepared.settings, prepared.config
     needs, trained = components(config, settings), trainable_parameters(config, settings)
-    checkpoint_bytes = needs["gradients"] + needs["masters"] + needs["optimizer"]
+    saved_bytes = checkpoint_bytes(config, settings)
     schedule, data = prepared.schedule, prepared.data
     middle = schedule.total_steps // 2
     rates = [schedule.rate(step) for step in (0, middle, schedule.total_steps - 1)] if schedule.total_steps else []
@@ -101,15 +101,16 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
         "held out": "none" if prepared.heldout is None else f"{len(prepared.heldout.samples)} samples",
         "steps": f"{schedule.total_steps} of {prepared.order.steps_in(settings.epochs)} in {settings.epochs} epochs",
         **_of_pretraining(prepared),
+        **_of_load(pace),
         "packing": f"{prepared.order.efficiency:.1%} of {settings.sequence_tokens} tokens a pack",
         "learning rate": " -> ".join(f"{rate:.2e}" for rate in rates),
-        "checkpoints": f"every {settings.checkpoint_steps} steps, {checkpoint_bytes / 2**20:.1f} MiB each",
+        "checkpoints": f"every {settings.checkpoint_steps} steps, {saved_bytes / 2**20:.1f} MiB each",
         **{f"memory, {name}": f"{size / 2**20:.1f} MiB" for name, size in needs.items() if size},
         "first sample": prepared.preview,
     }
     return Plan(
         read_bytes=base_bytes,
-        write_bytes=base_bytes + checkpoint_bytes * (settings.keep_checkpoints + 1),
+        write_bytes=base_bytes + saved_bytes * (settings.keep_checkpoints + 1),
         memory_bytes=said.memory_bytes if said else sum(needs.values()),
         time_s=said.time_s if said else 0.0,
         steps=(
@@ -136,6 +137,14 @@ def _of_pretraining(prepared: Prepared) -> dict[str, str]:
         return {}
     share = prepared.tokens / prepared.config.parameters
     return {"weights begin": prepared.settings.init, "tokens a parameter": f"{share:.2f}, compute-optimal is about 20"}
+
+
+def _of_load(pace: Pace | None) -> dict[str, str]:
+    """What to think of a time that was measured beside other work."""
+    if pace is None or pace.is_quiet:
+        return {}
+    share = f"a step had the processor for {pace.processor_share:.0%} of its time"
+    return {"time measured": f"on a busy machine, {share}: it takes less on a quiet one; not kept"}
 
 
 def _first_steps(prepared: Prepared) -> tuple[str, ...]:

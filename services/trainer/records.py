@@ -1,41 +1,61 @@
-"""The record of a training: what it took beside its forecast, and every step, as an artifact about the bundle it made.
+"""The record of a training as an artifact about the bundle it made: what went in, what it took beside its forecast, how
+it went, and every step.
 
 The bundle itself holds nothing that differs from run to run, so that equal trainings give equal digests; this does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from smelt.event.v1 import event_pb2
 
 from services.trainer.forecast import Cost, missed
+from services.trainer.noise import noise_scale
+from smeltkit import limits
 from smeltkit.blobs.store import Store
-from smeltkit.errors import UnknownArtifact
+from smeltkit.errors import BadRequest, UnknownArtifact
 from smeltkit.manifest import RUN_TYPE, Descriptor, Manifest
+from smeltkit.ml.lineage import Lineage
 
 METRICS_FILE = "metrics.jsonl"
+_REFS: Final = "runs/"
 
 
 def store_run(
-    store: Store, folder: Path, job_id: str, bundle_digest: str, outcome: Mapping[str, Any]
+    store: Store, folder: Path, job_id: str, name: str, bundle: Manifest, outcome: Mapping[str, Any]
 ) -> event_pb2.TrainingFinished:
-    """Stores the record of the run in `folder`, whose training process said `outcome`; what was recorded."""
+    """Stores the record of the run in `folder` that made `bundle` and said `outcome`; what was recorded.
+
+    `name` is the one that the bundle was made for, empty if none.
+    """
     path = folder / METRICS_FILE
     digest, size_bytes = store.put_file(path)
     layer = Descriptor(media_type="application/x-ndjson", digest=digest, size_bytes=size_bytes, path=METRICS_FILE)
     said, took = outcome["forecast"], outcome["cost"]
+    lineage = Lineage.from_dict(bundle.config["lineage"])
     config = {
         "job": job_id,
+        "name": name,
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "base": lineage.inputs[0],
+        "data": list(lineage.inputs[1:]),
+        "settings": lineage.parameters["settings"],
+        "code_revision": lineage.code_revision,
+        "device": outcome["device"],
         "forecast": said,
         "cost": took,
-        "spikes": outcome["spikes"],
         "missed": list(missed(Cost(**said), Cost(**took))) if said else [],
+        "spikes": outcome["spikes"],
+        "heldout": outcome.get("heldout"),
+        **_summary(path, outcome["matrix_flops"]),
     }
-    manifest = Manifest(artifact_type=RUN_TYPE, config=config, layers=(layer,), subject=bundle_digest)
-    store.put_ref(_ref(bundle_digest), store.put_manifest(manifest))
+    manifest = Manifest(artifact_type=RUN_TYPE, config=config, layers=(layer,), subject=bundle.digest)
+    store.put_ref(_ref(bundle.digest), store.put_manifest(manifest))
     return _to_message(manifest)
 
 
@@ -45,6 +65,39 @@ def read_run(store: Store, bundle_digest: str) -> event_pb2.TrainingFinished:
     if digest is None:
         raise UnknownArtifact(f"no training of {bundle_digest} is recorded; it was made by other means, or elsewhere")
     return _to_message(store.get_manifest(digest))
+
+
+def list_runs(store: Store, limit: int) -> list[Manifest]:
+    """Records of the trainings that made the bundles there are, newest first; at most `limit`, 0 for RUNS_LISTED."""
+    if not 0 <= limit <= limits.RUNS_LISTED_MAX:
+        raise BadRequest(f"limit={limit} must be 0 to {limits.RUNS_LISTED_MAX}")
+    digests = (store.get_ref(name) for name in store.list_refs(_REFS))
+    found = [store.get_manifest(digest) for digest in digests if digest is not None]
+    found.sort(key=lambda run: (run.config.get("finished_at", ""), run.digest), reverse=True)
+    return found[: limit or limits.RUNS_LISTED]
+
+
+def _summary(path: Path, matrix_flops: float) -> dict[str, Any]:
+    """What the steps say together: speed by all their seconds, MFU by each one's share of them; None without a step."""
+    losses, took_s, used_s, tokens = [], 0.0, 0.0, 0
+    for step in _steps(path):
+        step_s = (step["tokens"] - tokens) / step["tokens_per_second"]
+        took_s, used_s, tokens = took_s + step_s, used_s + step_s * step["mfu"], step["tokens"]
+        losses.append(step["loss"])
+    return {
+        "steps": len(losses),
+        "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
+        "tokens_per_second": tokens / took_s if losses else None,
+        "mfu": used_s / took_s if losses else None,
+        "matrix_flops": matrix_flops,
+        "noise_scale": noise_scale(_steps(path)),
+    }
+
+
+def _steps(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open() as file:
+        for line in file:
+            yield json.loads(line)
 
 
 def _to_message(manifest: Manifest) -> event_pb2.TrainingFinished:
@@ -64,4 +117,4 @@ def _to_message(manifest: Manifest) -> event_pb2.TrainingFinished:
 
 
 def _ref(bundle_digest: str) -> str:
-    return f"runs/{bundle_digest.removeprefix('sha256:')}/newest"
+    return f"{_REFS}{bundle_digest.removeprefix('sha256:')}/newest"

@@ -7,6 +7,7 @@ from typing import NoReturn
 from smelt.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
 from services.trainer.verbs import Trainer
+from smeltkit.artifacts import to_artifact
 from smeltkit.errors import NotBuilt
 from smeltkit.jobs.plan import to_plan
 from smeltkit.rpc.context import RpcContext
@@ -22,18 +23,25 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self, request: trainer_pb2.PlanTrainRequest, context: RpcContext
     ) -> trainer_pb2.PlanTrainResponse:
         """What a training would do."""
-        return trainer_pb2.PlanTrainResponse(plan=to_plan(await self._trainer.plan_train(request.spec)))
+        return trainer_pb2.PlanTrainResponse(
+            plan=to_plan(await self._trainer.plan_train(request.spec, request.together))
+        )
 
     async def StartTrain(
         self, request: trainer_pb2.StartTrainRequest, context: RpcContext
     ) -> trainer_pb2.StartTrainResponse:
-        """Trains a bundle."""
-        job = await self._trainer.start_train(request.spec, request.request_id)
+        """Trains a bundle, or several adapters on one base."""
+        job = await self._trainer.start_train(request.spec, request.together, request.request_id)
         return trainer_pb2.StartTrainResponse(job=job)
 
     async def GetRun(self, request: trainer_pb2.GetRunRequest, context: RpcContext) -> trainer_pb2.GetRunResponse:
         """The record of the training that made a bundle."""
         return trainer_pb2.GetRunResponse(run=await self._trainer.get_run(request.bundle))
+
+    async def ListRuns(self, request: trainer_pb2.ListRunsRequest, context: RpcContext) -> trainer_pb2.ListRunsResponse:
+        """Records of trainings."""
+        runs = await self._trainer.list_runs(request.limit)
+        return trainer_pb2.ListRunsResponse(runs=map(to_artifact, runs))
 
     async def PlanMerge(self, request: trainer_pb2.PlanMergeRequest, context: RpcContext) -> NoReturn:
         _refuse("merge")

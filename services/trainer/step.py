@@ -42,6 +42,10 @@ class StepResult:
     """Tokens that went through the model."""
     counted: int
     """Tokens of the loss."""
+    first_counted: int
+    """Those of the first pack."""
+    first_grad_norm: float | None
+    """Norm of the gradient of the first pack's own mean; None if there is but one pack. See `noise`."""
     is_skipped: bool
     """Whether the update was dropped."""
 
@@ -65,13 +69,16 @@ def train_step(
     """
     counted = sum(pack.counted for pack in packs)
     total = torch.zeros((), device=packs[0].targets.device, dtype=torch.float32)
-    for pack in packs:
+    first = None
+    for number, pack in enumerate(packs, start=1):
         part = decoder.loss(pack.batch, pack.targets) / counted
         part.backward()
         total += part.detach()
-    grads = [parameter.grad for parameter in optimizer.parameters if parameter.grad is not None]
+        if number == 1 < len(packs):
+            first = norm_of(_grads(optimizer)) * (counted / pack.counted)
+    grads = _grads(optimizer)
     norm = norm_of(grads)
-    loss, grad_norm = total.item(), norm.item()
+    loss, grad_norm, first_norm = total.item(), norm.item(), None if first is None else first.item()
     check_numbers(loss, grad_norm)
     allowed = bound(loss, grad_norm)
     if allowed > 0:
@@ -84,8 +91,14 @@ def train_step(
         grad_norm=grad_norm,
         tokens=sum(len(pack.batch) for pack in packs),
         counted=counted,
+        first_counted=packs[0].counted,
+        first_grad_norm=first_norm,
         is_skipped=allowed <= 0,
     )
+
+
+def _grads(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter.grad for parameter in optimizer.parameters if parameter.grad is not None]
 
 
 def norm_of(grads: Sequence[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ import json
 import shutil
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ import torch
 
 from services.trainer.adapters.lora import attach, merged_state
 from services.trainer.adapters.peft_folder import save_adapter
-from services.trainer.device import prepare_device
+from services.trainer.device import device_name, matrix_flops, prepare_device
+from services.trainer.flops import model_flops
 from services.trainer.forecast import forecast
 from services.trainer.fresh import fresh_decoder
 from services.trainer.heldout import compare, row_losses
@@ -48,15 +50,25 @@ _NOT_COPIED = ("contract.json", "lineage.json")
 def main(folder: Path) -> int:
     """0 with an outcome, 1 with an error in outcome.json."""
     spec = json.loads((folder / "spec.json").read_text())
+    return write_outcome(folder, lambda: train(folder, spec))
+
+
+def write_outcome(folder: Path, work: Callable[[], dict[str, Any]]) -> int:
+    """Leaves what `work` returns in outcome.json, or the error that it raises; 1 for an error, else 0."""
     try:
-        outcome = train(folder, spec)
+        outcome = work()
     except SmeltError as error:
-        outcome = {"reason": error.reason(), "message": error.message}
+        outcome = error_of(error)
     except (MemoryError, torch.OutOfMemoryError):
         remedy = "lower sequence_tokens, or set recompute or dtype bfloat16"
-        outcome = {"reason": OutOfMemory.reason(), "message": f"the training ran out of memory; {remedy}"}
+        outcome = error_of(OutOfMemory(f"the training ran out of memory; {remedy}"))
     (folder / "outcome.json").write_text(json.dumps(outcome))
     return int("reason" in outcome)
+
+
+def error_of(error: SmeltError) -> dict[str, Any]:
+    """An error as part of an outcome."""
+    return {"reason": error.reason(), "message": error.message}
 
 
 def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
@@ -68,19 +80,40 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     prepared = prepare(base, bundle, Path(spec["data"]), heldout, settings)
     for refusal in prepared.refusals:
         raise refusal
-    pace = Paces(Path(spec["paces"]), spec["threads"]).of(prepared)
+    paces = Paces(Path(spec["paces"]), spec["threads"])
+    pace = paces.of(prepared)
     said = forecast(pace, prepared.tokens) if pace else None
     device = prepare_device(spec["threads"])
+    rate = matrix_flops(device, getattr(torch, settings.dtype))
     torch.manual_seed(settings.seed)
     peak = PeakMemory(device)
-    decoder = _decoder(base, prepared, device)
+    decoder = load_base(base, prepared, device)
     before = row_losses(decoder, prepared.heldout.samples) if prepared.heldout else []
     if settings.method == "qlora":
         quantize_linears(decoder)
     if settings.is_adapted:
         attach(decoder, settings.lora)
-    run = _run(folder, spec, prepared, decoder, peak)
-    outcome: dict[str, Any] = {"cost": asdict(run.cost), "forecast": said and asdict(said), "spikes": run.spikes}
+    run = make_run(folder, spec["run_digest"], prepared, decoder, peak)
+    stops: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
+    with Journal(folder / METRICS_FILE, run.step, prepared, rate) as journal:
+
+        def tell(report: StepReport) -> None:
+            journal.write(report)
+            if stops:
+                run.save()
+                raise JobCancelled(f"stopped after step {report.step}, which is saved")
+
+        run.run(tell)
+    paces.learn(prepared, run.cost)
+    facts = {"device": device_name(device), "matrix_flops": rate, "forecast": said and asdict(said)}
+    return {**facts, **finish(folder, base, prepared, run, before)}
+
+
+def finish(folder: Path, base: Path, prepared: Prepared, run: Run, before: Sequence[float]) -> dict[str, Any]:
+    """Measures what a run reached, with `before` as the held-out losses at its start, and writes its bundle."""
+    decoder = run.decoder
+    outcome: dict[str, Any] = {"cost": asdict(run.cost), "spikes": run.spikes}
     if exact := dequantization(decoder):
         outcome["dequantization"] = exact
     if prepared.heldout:
@@ -89,7 +122,7 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     return outcome
 
 
-def _decoder(base: Path, prepared: Prepared, device: str) -> Decoder:
+def load_base(base: Path, prepared: Prepared, device: str) -> Decoder:
     """The model to train, with the base's weights or new ones."""
     settings = prepared.settings
     options: dict[str, Any] = {
@@ -106,31 +139,43 @@ def _decoder(base: Path, prepared: Prepared, device: str) -> Decoder:
     return decoder
 
 
-def _run(folder: Path, spec: dict[str, Any], prepared: Prepared, decoder: Decoder, peak: PeakMemory) -> Run:
-    run = Run(
+def make_run(folder: Path, run_digest: str, prepared: Prepared, decoder: Decoder, peak: PeakMemory) -> Run:
+    """The run of a prepared training in `folder`, at its newest checkpoint."""
+    return Run(
         decoder,
         prepared.data.samples,
         prepared.order,
         prepared.schedule,
         prepared.settings,
         folder=folder / "checkpoints",
-        run_digest=spec["run_digest"],
+        run_digest=run_digest,
         peak=peak,
     )
-    _forget_after(folder / METRICS_FILE, run.step)
-    stops: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
-    with (folder / METRICS_FILE).open("a") as metrics:
 
-        def tell(report: StepReport) -> None:
-            metrics.write(json.dumps(asdict(report)) + "\n")
-            metrics.flush()
-            if stops:
-                run.save()
-                raise JobCancelled(f"stopped after step {report.step}, which is saved")
 
-        run.run(tell)
-    return run
+class Journal:
+    """The file of a run's steps: a line each, with its MFU, on disk before anybody is told."""
+
+    def __init__(self, path: Path, step: int, prepared: Prepared, rate: float) -> None:
+        """Goes on after `step`; `rate` is that of a matrix product in FLOP/s, see `flops`."""
+        _forget_after(path, step)
+        self._prepared, self._rate = prepared, rate
+        self._file = path.open("a")
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def write(self, report: StepReport) -> dict[str, Any]:
+        """Writes a step; what was written."""
+        lengths = [self._prepared.order.lengths[number] for number in report.sample_ids]
+        flops = model_flops(self._prepared.config, lengths, is_adapted=self._prepared.settings.is_adapted)
+        line = {**asdict(report), "mfu": flops * report.tokens_per_second / sum(lengths) / self._rate}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        return line
 
 
 def _forget_after(path: Path, step: int) -> None:

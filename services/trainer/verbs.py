@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 from smelt.event.v1 import event_pb2
 from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2
 
-from services.trainer import records, work
-from services.trainer.worker import Tools, announce, settings_of, train_key
+from services.trainer import records, together, work
+from services.trainer.worker import TOGETHER, Tools, announce, parts_of, settings_of, train_key
 from smeltkit.errors import BadRequest
 from smeltkit.ids import check_digest, check_name
 from smeltkit.jobs.ledger import JobLedger
 from smeltkit.jobs.plan import Plan
+from smeltkit.manifest import Manifest
 
 
 class Trainer:
@@ -23,14 +25,24 @@ class Trainer:
     def __init__(self, tools: Tools, ledger: JobLedger) -> None:
         self._tools, self._ledger = tools, ledger
 
-    async def plan_train(self, spec: trainer_pb2.TrainSpec) -> Plan:
-        """The plan of a training."""
-        return (await self._plan(spec))[0]
+    async def plan_train(self, spec: trainer_pb2.TrainSpec, further: Sequence[trainer_pb2.TrainSpec]) -> Plan:
+        """The plan of a training, or of a joint one if `further` adapters are trained with it."""
+        return (await self._plan_together([spec, *further]) if further else await self._plan(spec))[0]
 
-    async def start_train(self, spec: trainer_pb2.TrainSpec, request_id: str) -> job_pb2.Job:
-        """A job that trains the base which the name means now; it has succeeded at once if the result is stored."""
-        if spec.name:
-            check_name(spec.name)
+    async def start_train(
+        self, spec: trainer_pb2.TrainSpec, further: Sequence[trainer_pb2.TrainSpec], request_id: str
+    ) -> job_pb2.Job:
+        """A job that trains the base which the name means now; it has succeeded at once if the result is stored.
+
+        With `further` adapters it is one that trains all of them on one base in memory.
+        """
+        for one in (spec, *further):
+            if one.name:
+                check_name(one.name)
+        if further:
+            plan, joint = await self._plan_together([spec, *further])
+            plan.check()
+            return await self._ledger.start(service="trainer", kind=TOGETHER, request=joint, request_id=request_id)
         found, pinned = await self._plan(spec)
         found.check()
         job = await self._ledger.start(
@@ -41,19 +53,40 @@ class Trainer:
             await announce(self._tools, manifest, name=pinned.name, job_id=job.id)
         return job
 
+    async def list_runs(self, limit: int) -> list[Manifest]:
+        """Records of trainings, newest first."""
+        return await asyncio.to_thread(records.list_runs, self._tools.store, limit)
+
     async def get_run(self, bundle: str) -> event_pb2.TrainingFinished:
         """What the newest training that made a bundle took, beside its forecast; UnknownArtifact if none is known."""
         digest = await self._tools.catalog.resolve(bundle)
         return await asyncio.to_thread(records.read_run, self._tools.store, digest)
 
-    async def _plan(self, spec: trainer_pb2.TrainSpec) -> tuple[Plan, trainer_pb2.TrainSpec]:
+    async def _plan_together(self, specs: Sequence[trainer_pb2.TrainSpec]) -> tuple[Plan, trainer_pb2.TrainTogether]:
+        tools, pinned = self._tools, [await self._pinned(spec) for spec in specs]
+        parts = parts_of(pinned)
+        manifest = await asyncio.to_thread(tools.store.get_manifest, pinned[0].base)
+        with tools.workspaces.folder() as folder:
+            found = await asyncio.to_thread(
+                together.plan_parts, tools.store, tools.cache, manifest, parts, folder, tools.paces
+            )
+        return found, trainer_pb2.TrainTogether(specs=pinned)
+
+    async def _pinned(self, spec: trainer_pb2.TrainSpec) -> trainer_pb2.TrainSpec:
+        """The training with its base by digest."""
         if not spec.base:
             raise BadRequest("a training needs a base: its weights, or with init random its shape and tokenizer")
-        settings, tools = settings_of(spec), self._tools
+        for digest in spec.datasets:
+            check_digest(digest)
         pinned = trainer_pb2.TrainSpec()
         pinned.CopyFrom(spec)
-        pinned.base = await tools.catalog.resolve(spec.base)
-        data = tuple(map(check_digest, spec.datasets))
+        pinned.base = await self._tools.catalog.resolve(spec.base)
+        return pinned
+
+    async def _plan(self, spec: trainer_pb2.TrainSpec) -> tuple[Plan, trainer_pb2.TrainSpec]:
+        settings, tools = settings_of(spec), self._tools
+        pinned = await self._pinned(spec)
+        data = tuple(pinned.datasets)
         manifest = await asyncio.to_thread(tools.store.get_manifest, pinned.base)
         cached = await tools.stages.get(train_key(tools.stages, pinned, settings))
         with tools.workspaces.folder() as folder:

@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from services.trainer.forecast import Pace
 from services.trainer.paces import Paces
-from services.trainer.plan import plan_of, prepare
+from services.trainer.plan import Prepared, plan_of, prepare
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import TrainSettings
 from smeltkit import limits
@@ -51,12 +52,24 @@ def plan_training(
     paces: Paces | None,
 ) -> Plan:
     """The plan of training a stored base on stored data, read into the empty `folder`; without `paces` no time."""
-    bundle = Bundle.from_manifest(manifest)
+    prepared, pace = prepare_training(store, cache, manifest, data, settings, folder, paces)
+    return plan_of(prepared, manifest.size_bytes, pace)
+
+
+def prepare_training(
+    store: Store,
+    cache: NodeCache,
+    manifest: Manifest,
+    data: tuple[str, ...],
+    settings: TrainSettings,
+    folder: Path,
+    paces: Paces | None,
+) -> tuple[Prepared, Pace | None]:
+    """The data of a training, read into `folder` and put in order, and its pace where that is asked for and known."""
     files = _fetch(store, data, folder)
     with cache.materialize(manifest) as base:
-        prepared = prepare(base, bundle, files[0], files[1], settings)
-        pace = paces.of(prepared) if paces and not prepared.refusals else None
-        return plan_of(prepared, manifest.size_bytes, pace)
+        prepared = prepare(base, Bundle.from_manifest(manifest), files[0], files[1], settings)
+        return prepared, paces.of(prepared) if paces and not prepared.refusals else None
 
 
 def train(
@@ -76,36 +89,74 @@ def train(
     `told` gets the report of a step now and then. The training process's own error is raised again; NotBuilt where
     torch is not installed.
     """
+    check_torch()
+    with cache.materialize(manifest) as base:
+        spec = {**base_spec(manifest, base, paces), **run_spec(store, manifest, data, settings, folder)}
+        (folder / "spec.json").write_text(json.dumps(spec))
+        outcome = follow("train_process", folder, phases, told)
+    raise_error(outcome)
+    return store_trained(store, manifest, data, settings, folder, outcome, phases), outcome
+
+
+def check_torch() -> None:
+    """NotBuilt where torch is not installed."""
     if find_spec("torch") is None:
         raise NotBuilt("torch is not installed here; install the trainer's extra: pip install 'smelt[trainer]'")
+
+
+def base_spec(manifest: Manifest, base: Path, paces: Paces) -> dict[str, Any]:
+    """What a training process is told of the base in folder `base`, and of this machine."""
     bundle = Bundle.from_manifest(manifest)
-    parameters = plain(settings)
-    with cache.materialize(manifest) as base:
-        files = _fetch(store, data, folder)
-        spec = {
-            "settings": parameters,
-            "base": str(base),
-            "data": str(files[0]),
-            "heldout": str(files[1] or ""),
-            "lineage": bundle.lineage.to_dict(),
-            "licence": bundle.licence,
-            "threads": paces.threads,
-            "paces": str(paces.folder),
-            "run_digest": digest_bytes(canonical_json([manifest.digest, *data, parameters, code_revision()])),
-        }
-        (folder / "spec.json").write_text(json.dumps(spec))
-        outcome = _follow(folder, phases, told)
+    return {
+        "base": str(base),
+        "lineage": bundle.lineage.to_dict(),
+        "licence": bundle.licence,
+        "threads": paces.threads,
+        "paces": str(paces.folder),
+    }
+
+
+def run_spec(
+    store: Store, manifest: Manifest, data: tuple[str, ...], settings: TrainSettings, folder: Path
+) -> dict[str, Any]:
+    """What a training process is told of one run, its data fetched into `folder`."""
+    files, parameters = _fetch(store, data, folder), plain(settings)
+    return {
+        "settings": parameters,
+        "data": str(files[0]),
+        "heldout": str(files[1] or ""),
+        "run_digest": digest_bytes(canonical_json([manifest.digest, *data, parameters, code_revision()])),
+    }
+
+
+def store_trained(
+    store: Store,
+    manifest: Manifest,
+    data: tuple[str, ...],
+    settings: TrainSettings,
+    folder: Path,
+    outcome: dict[str, Any],
+    phases: Phases,
+) -> Manifest:
+    """Stores the bundle that a run left in `folder`, with its lineage."""
+    bundle = Bundle.from_manifest(manifest)
     lineage = Lineage(
         operation="train",
         inputs=(manifest.digest, *data),
-        parameters={"settings": parameters} | {key: outcome[key] for key in _RECORDED if key in outcome},
+        parameters={"settings": plain(settings)} | {key: outcome[key] for key in _RECORDED if key in outcome},
         code_revision=code_revision(),
         origin=bundle.lineage.origin,
     )
     result = folder / "bundle"
     trained = Bundle.from_folder(result, lineage=lineage, licence=bundle.licence)
     size_bytes = sum(path.stat().st_size for path in result.iterdir())
-    return store_bundle(store, result, trained, phases.phase("store", size_bytes)), outcome
+    return store_bundle(store, result, trained, phases.phase("store", size_bytes))
+
+
+def raise_error(outcome: dict[str, Any]) -> None:
+    """Raises the error that a training process ended with, if it did."""
+    if "reason" in outcome:
+        raise all_errors()[outcome["reason"]](outcome["message"])
 
 
 def plain(settings: TrainSettings) -> dict[str, Any]:
@@ -114,8 +165,8 @@ def plain(settings: TrainSettings) -> dict[str, Any]:
     return value
 
 
-def _follow(folder: Path, phases: Phases, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Runs the training process to its end, telling its steps."""
+def follow(module: str, folder: Path, phases: Phases, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Runs a training process, by the name of its module, to its end, telling its steps; what it left as outcome."""
     (folder / "outcome.json").unlink(missing_ok=True)
     latest: dict[str, Any] = {}
 
@@ -123,7 +174,7 @@ def _follow(folder: Path, phases: Phases, told: Callable[[dict[str, Any]], None]
         rate, left = latest.get("tokens_per_second", 0.0), latest.get("left_s", 0.0)
         return f"loss {latest.get('loss', 0.0):.4f}  {rate:.0f} tokens/s  {left:.0f} s left" if latest else ""
 
-    command = [sys.executable, "-m", "services.trainer.train_process", str(folder)]
+    command = [sys.executable, "-m", f"services.trainer.{module}", str(folder)]
     with (folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         tell, began = phases.phase("prepare", 0, "steps", message), time.monotonic()
@@ -147,8 +198,6 @@ def _follow(folder: Path, phases: Phases, told: Callable[[dict[str, Any]], None]
         tail = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
         raise InternalError(f"the training process ended with {process.returncode}: {' '.join(tail)[:300]}")
     outcome: dict[str, Any] = json.loads(path.read_text())
-    if "reason" in outcome:
-        raise all_errors()[outcome["reason"]](outcome["message"])
     return outcome
 
 

@@ -6,24 +6,27 @@ checkpoint; on another machine it starts again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 from smelt.event.v1 import event_pb2
 from smelt.trainer.v1 import trainer_pb2
 
-from services.trainer import records, work
+from services.trainer import records, together, work
 from services.trainer.config import TrainerConfig
 from services.trainer.events import StepEvents
 from services.trainer.paces import Paces
 from services.trainer.run_folders import RunFolders
 from services.trainer.settings import TrainSettings, parse_settings
+from services.trainer.together import Part
 from smeltkit import probing
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.store import Store
 from smeltkit.bus.client import Bus
 from smeltkit.catalog import Catalog
-from smeltkit.errors import BadRequest
+from smeltkit.errors import BadRequest, SmeltError
 from smeltkit.jobs import threads
 from smeltkit.jobs.stages import StageCache
 from smeltkit.jobs.threads import Reporter
@@ -33,6 +36,8 @@ from smeltkit.manifest import BUNDLE_TYPE, Manifest
 from smeltkit.telemetry import span
 from smeltkit.workspaces import Workspaces
 
+TOGETHER: Final = "train-together"
+"""Kind of a job that trains several adapters on one base in memory."""
 METHODS: Mapping[int, str] = {
     trainer_pb2.METHOD_PRETRAIN: "pretrain",
     trainer_pb2.METHOD_FULL: "full",
@@ -66,7 +71,7 @@ class Handlers:
 
     def by_kind(self) -> Mapping[str, Handler]:
         """Kind of job to what does it."""
-        return {"train": self.train}
+        return {"train": self.train, TOGETHER: self.train_together}
 
     async def train(self, context: JobContext) -> str:
         """Trains what a TrainSpec names, proves that the result generates, names it; its digest."""
@@ -84,19 +89,65 @@ class Handlers:
                     paces=tools.paces, told=StepEvents(tools.bus, context.job_id).tell,
                 )  # fmt: skip
             digest = made.digest
-            await context.progress("probe", 0, 1)
-            with span("smelt.trainer.probe"):
-                await probing.prove(tools.prober, tools.store, digest)
-            await context.check_alive()
-            finished = await threads.run(
-                context, records.store_run, tools.store, folder, context.job_id, digest, outcome
-            )
-            await tools.bus.publish_event("trainer.training.finished", finished)
-            await tools.stages.put(key, digest)
-        await context.check_alive()
-        stored = await threads.run(context, tools.store.get_manifest, digest)
-        await announce(tools, stored, name=spec.name, job_id=context.job_id)
+            await self._prove(context, key, spec.name, made, outcome, folder)
+        await self._name(context, spec.name, digest)
         return digest
+
+    async def train_together(self, context: JobContext) -> str:
+        """Trains the adapters that a TrainTogether names, each as `train` would; digest of the list of their bundles.
+
+        Those that are stored already are not trained again. Where one fails the others are finished, stored and named
+        before its error ends the job.
+        """
+        specs = trainer_pb2.TrainTogether.FromString(context.request).specs
+        tools, parts = self._tools, parts_of(specs)
+        keys = [train_key(tools.stages, spec, part.settings) for spec, part in zip(specs, parts, strict=True)]
+        digests = [await tools.stages.get(key) for key in keys]
+        missing = [number for number, digest in enumerate(digests) if digest is None]
+        errors: list[SmeltError] = []
+        if missing:
+            folder = tools.folders.of(context.job_id)
+            manifest = await threads.run(context, tools.store.get_manifest, specs[0].base)
+            folder.mkdir(parents=True, exist_ok=True)
+            with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
+                found = await threads.run(
+                    context, together.train_parts, tools.store, tools.cache, manifest,
+                    [parts[number] for number in missing], folder, Reporter(context),
+                    paces=tools.paces, told=StepEvents(tools.bus, context.job_id).tell,
+                )  # fmt: skip
+            for number, made in zip(missing, found, strict=True):
+                if isinstance(made, SmeltError):
+                    errors.append(made)
+                    continue
+                digests[number] = made.manifest.digest
+                await self._prove(context, keys[number], parts[number].name, made.manifest, made.outcome, made.folder)
+        stored = [(part, digest) for part, digest in zip(parts, digests, strict=True) if digest is not None]
+        for part, digest in stored:
+            await self._name(context, part.name, digest)
+        for error in errors:
+            raise error
+        listed = together.together_manifest(parts, [digest for _, digest in stored])
+        return await threads.run(context, tools.store.put_manifest, listed)
+
+    async def _prove(
+        self, context: JobContext, key: str, name: str, made: Manifest, outcome: Mapping[str, Any], folder: Path
+    ) -> None:
+        """Proves that a stored result generates, then records its run and remembers it under `key`."""
+        tools = self._tools
+        await context.progress("probe", 0, 1)
+        with span("smelt.trainer.probe"):
+            await probing.prove(tools.prober, tools.store, made.digest)
+        await context.check_alive()
+        finished = await threads.run(
+            context, records.store_run, tools.store, folder, context.job_id, name, made, outcome
+        )
+        await tools.bus.publish_event("trainer.training.finished", finished)
+        await tools.stages.put(key, made.digest)
+
+    async def _name(self, context: JobContext, name: str, digest: str) -> None:
+        await context.check_alive()
+        stored = await threads.run(context, self._tools.store.get_manifest, digest)
+        await announce(self._tools, stored, name=name, job_id=context.job_id)
 
 
 def settings_of(spec: trainer_pb2.TrainSpec) -> TrainSettings:
@@ -109,6 +160,15 @@ def settings_of(spec: trainer_pb2.TrainSpec) -> TrainSettings:
     if not 1 <= len(spec.datasets) <= 2:
         raise BadRequest(f"{len(spec.datasets)} data sets are named; give the training data, then held-out data if any")
     return settings
+
+
+def parts_of(specs: Sequence[trainer_pb2.TrainSpec]) -> list[Part]:
+    """The adapters of a joint training; errors of `settings_of`, and those of `check_together`."""
+    parts = [Part(name=spec.name, data=tuple(spec.datasets), settings=settings_of(spec)) for spec in specs]
+    together.check_together(parts)
+    if len({spec.base for spec in specs}) > 1:
+        raise BadRequest("adapters that are trained together need one base; give all of them the same")
+    return parts
 
 
 def train_key(stages: StageCache, spec: trainer_pb2.TrainSpec, settings: TrainSettings) -> str:

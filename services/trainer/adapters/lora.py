@@ -8,7 +8,7 @@ arXiv:2402.09353) also learns the length m of each row: m / |W + scale B A| time
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -121,6 +121,21 @@ def attach(decoder: Decoder, config: LoraSettings) -> list[str]:
             setattr(parent, leaf, LoraLinear(base, config))
             carriers.append(f"layers.{index}.{name}")
     return carriers
+
+
+def detach(decoder: Decoder) -> dict[str, LoraLinear]:
+    """Takes every adapter off, so that others can be attached to the same base; what `mount` puts back."""
+    taken = dict(adapters(decoder))
+    for name, layer in taken.items():
+        decoder.set_submodule(name, layer.base)
+    return taken
+
+
+def mount(decoder: Decoder, layers: Mapping[str, LoraLinear]) -> None:
+    """Puts adapters, by name, where they were attached to this base; none may be there."""
+    for name, layer in layers.items():
+        assert decoder.get_submodule(name) is layer.base, f"{name} carries another adapter"
+        decoder.set_submodule(name, layer)
 
 
 def adapters(decoder: Decoder) -> Iterator[tuple[str, LoraLinear]]:

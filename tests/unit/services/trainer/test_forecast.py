@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from services.trainer.data.order import Order
-from services.trainer.forecast import Cost, Pace, at_depth, forecast, missed
+from services.trainer.forecast import Cost, Pace, at_depth, forecast, learnt, missed
 
 
 def test_every_further_layer_costs_the_same() -> None:
     """R-068: ten layers from one and three; a model that was measured whole is taken as it is."""
-    shallow = {"layers": 1, "step_s": 1.0, "step_tokens": 100, "memory_bytes": 50}
-    deep = {"layers": 3, "step_s": 1.4, "step_tokens": 100, "memory_bytes": 70}
+    shallow = {"layers": 1, "step_s": 1.0, "step_tokens": 100, "memory_bytes": 50, "processor_share": 1.0}
+    deep = {"layers": 3, "step_s": 1.4, "step_tokens": 100, "memory_bytes": 70, "processor_share": 0.95}
     found = at_depth(shallow, deep, 10)
-    assert (found.step_s, found.memory_bytes) == (pytest.approx(2.8), 140)
+    assert (found.step_s, found.memory_bytes, found.processor_share) == (pytest.approx(2.8), 140, 0.95)
     assert at_depth(shallow, shallow, 1) == Pace(step_s=1.0, step_tokens=100, memory_bytes=50)
     assert forecast(found, 1000) == Cost(time_s=pytest.approx(28.0), memory_bytes=140, tokens=1000)
+
+
+def test_what_a_run_took_corrects_the_pace_that_was_measured() -> None:
+    """R-068: other work only slows a step down, so the faster pace counts; a pace of a busy machine says that it is."""
+    slow = Pace(step_s=4.0, step_tokens=100, memory_bytes=70, processor_share=0.3)
+    took = Cost(time_s=10.0, memory_bytes=90, tokens=1000)
+    own = Pace(step_s=10.0, step_tokens=1000, memory_bytes=90)
+    assert not slow.is_quiet and learnt(None, took) == learnt(slow, took) == own
+    fast = Pace(step_s=0.5, step_tokens=100, memory_bytes=70)
+    assert learnt(fast, took) == replace(fast, memory_bytes=90)
+    assert forecast(learnt(slow, took), 2000) == Cost(time_s=20.0, memory_bytes=90, tokens=2000)
 
 
 def test_a_forecast_that_is_far_off_is_named() -> None:

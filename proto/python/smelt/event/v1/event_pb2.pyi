@@ -271,6 +271,8 @@ class TrainingStep(_message.Message):
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MFU_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Job that trains."""
     step: _builtins.int
@@ -289,6 +291,10 @@ class TrainingStep(_message.Message):
     """Tokens seen so far."""
     memory_bytes: _builtins.int
     """Peak of the memory in use so far, in bytes."""
+    mfu: _builtins.float
+    """Model FLOPs of the step by those that the device does in its time, 0 to 1; unset if its rate is not known."""
+    name: _builtins.str
+    """Name for the result of the adapter that made the step, where several are trained together; empty otherwise."""
     def __init__(
         self,
         *,
@@ -301,12 +307,16 @@ class TrainingStep(_message.Message):
         tokens_per_second: _builtins.float = ...,
         tokens: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
+        mfu: _builtins.float | None = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mfu", b"_mfu", "mfu", b"mfu"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grad_norm", b"grad_norm", "job_id", b"job_id", "learning_rate", b"learning_rate", "loss", b"loss", "memory_bytes", b"memory_bytes", "step", b"step", "steps", b"steps", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mfu", b"_mfu", "grad_norm", b"grad_norm", "job_id", b"job_id", "learning_rate", b"learning_rate", "loss", b"loss", "memory_bytes", b"memory_bytes", "mfu", b"mfu", "name", b"name", "step", b"step", "steps", b"steps", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__mfu: _TypeAlias = _typing.Literal["mfu"]  # noqa: Y015
+    _WhichOneofArgType__mfu: _TypeAlias = _typing.Literal["_mfu", b"_mfu"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mfu) -> _WhichOneofReturnType__mfu | None: ...
 
 Global___TrainingStep: _TypeAlias = TrainingStep  # noqa: Y015
 

@@ -50,6 +50,11 @@ class TrainerServiceStub:
                 request_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunRequest.SerializeToString,
                 response_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunResponse.FromString,
                 _registered_method=True)
+        self.ListRuns = channel.unary_unary(
+                '/smelt.trainer.v1.TrainerService/ListRuns',
+                request_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsRequest.SerializeToString,
+                response_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsResponse.FromString,
+                _registered_method=True)
         self.PlanMerge = channel.unary_unary(
                 '/smelt.trainer.v1.TrainerService/PlanMerge',
                 request_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.PlanMergeRequest.SerializeToString,
@@ -102,6 +107,13 @@ class TrainerServiceServicer:
 
     def GetRun(self, request, context):
         """What the newest training that made a bundle took, beside its forecast.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRuns(self, request, context):
+        """Records of trainings, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,6 +178,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.GetRun,
                     request_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunRequest.FromString,
                     response_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunResponse.SerializeToString,
+            ),
+            'ListRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRuns,
+                    request_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsRequest.FromString,
+                    response_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsResponse.SerializeToString,
             ),
             'PlanMerge': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanMerge,
@@ -280,6 +297,33 @@ class TrainerService:
             '/smelt.trainer.v1.TrainerService/GetRun',
             smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunRequest.SerializeToString,
             smelt_dot_trainer_dot_v1_dot_trainer__pb2.GetRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smelt.trainer.v1.TrainerService/ListRuns',
+            smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsRequest.SerializeToString,
+            smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,

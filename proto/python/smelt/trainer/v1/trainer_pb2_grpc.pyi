@@ -39,6 +39,8 @@ class TrainerServiceStub:
     """Trains."""
     GetRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetRunRequest, _trainer_pb2.GetRunResponse]
     """What the newest training that made a bundle took, beside its forecast."""
+    ListRuns: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListRunsRequest, _trainer_pb2.ListRunsResponse]
+    """Records of trainings, newest first."""
     PlanMerge: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PlanMergeRequest, _trainer_pb2.PlanMergeResponse]
     """What a merge would do."""
     StartMerge: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.StartMergeRequest, _trainer_pb2.StartMergeResponse]
@@ -63,6 +65,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Trains."""
     GetRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetRunRequest, _trainer_pb2.GetRunResponse]  # type: ignore[assignment]
     """What the newest training that made a bundle took, beside its forecast."""
+    ListRuns: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListRunsRequest, _trainer_pb2.ListRunsResponse]  # type: ignore[assignment]
+    """Records of trainings, newest first."""
     PlanMerge: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PlanMergeRequest, _trainer_pb2.PlanMergeResponse]  # type: ignore[assignment]
     """What a merge would do."""
     StartMerge: _aio.UnaryUnaryMultiCallable[_trainer_pb2.StartMergeRequest, _trainer_pb2.StartMergeResponse]  # type: ignore[assignment]
@@ -102,6 +106,14 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.GetRunResponse, _abc.Awaitable[_trainer_pb2.GetRunResponse]]:
         """What the newest training that made a bundle took, beside its forecast."""
+
+    @_abc_1.abstractmethod
+    def ListRuns(
+        self,
+        request: _trainer_pb2.ListRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ListRunsResponse, _abc.Awaitable[_trainer_pb2.ListRunsResponse]]:
+        """Records of trainings, newest first."""
 
     @_abc_1.abstractmethod
     def PlanMerge(

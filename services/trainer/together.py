@@ -1,0 +1,143 @@
+"""Adapters that are trained together: what they must share, what that takes, and the blocking half of their job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from services.trainer import work
+from services.trainer.memory import components
+from services.trainer.paces import Paces
+from services.trainer.plan import Prepared, plan_of
+from services.trainer.settings import TrainSettings
+from smeltkit import limits
+from smeltkit.blobs.cache import NodeCache
+from smeltkit.blobs.store import Store
+from smeltkit.errors import BadRequest, SmeltError, UnsupportedOption, all_errors
+from smeltkit.jobs.plan import Plan
+from smeltkit.manifest import TOGETHER_TYPE, Manifest
+
+SHARED: Final = ("method", "dtype", "recompute", "sequence_tokens")
+"""Settings that the base in memory depends on: all adapters must have the same."""
+_OF_ADAPTERS: Final = ("gradients", "masters", "optimizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of the adapters that are trained together."""
+
+    name: str
+    """Name for its result."""
+    data: tuple[str, ...]
+    """Its data by digest: training rows, then held-out ones if any."""
+    settings: TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What became of a part."""
+
+    manifest: Manifest
+    outcome: dict[str, Any]
+    folder: Path
+    """Where its metrics lie."""
+
+
+def check_together(parts: Sequence[Part]) -> None:
+    """Raises BadRequest or UnsupportedOption unless the parts can share one base in memory."""
+    if not 2 <= len(parts) <= limits.TRAIN_TOGETHER_MAX:
+        raise BadRequest(f"{len(parts)} adapters are to be trained together; 2 to {limits.TRAIN_TOGETHER_MAX} can be")
+    names = [part.name for part in parts]
+    if len(set(names)) < len(names) or not all(names):
+        raise BadRequest(f"adapters that are trained together need names of their own, not {', '.join(names)}")
+    first = parts[0].settings
+    if not first.is_adapted:
+        raise UnsupportedOption(f"method {first.method} trains the base itself; lora and qlora train together")
+    for part in parts[1:]:
+        for key in SHARED:
+            own, wanted = getattr(part.settings, key), getattr(first, key)
+            if own != wanted:
+                raise UnsupportedOption(
+                    f"{part.name} has {key}={own!r}, {parts[0].name} {wanted!r}; adapters on one base in memory need"
+                    " the same"
+                )
+
+
+def joint_plan(plans: Sequence[tuple[Part, Plan, Prepared]], base_bytes: int) -> Plan:
+    """One plan of all parts: times add up, memory holds one base and one pack's activations and all optimizers."""
+    alone = [plan for _, plan, _ in plans]
+    adapters = [
+        sum(components(prepared.config, part.settings)[key] for key in _OF_ADAPTERS) for part, _, prepared in plans
+    ]
+    highest = max(range(len(plans)), key=lambda number: alone[number].memory_bytes)
+    times = [plan.time_s for plan in alone]
+    return Plan(
+        read_bytes=base_bytes,
+        write_bytes=sum(plan.write_bytes for plan in alone),
+        memory_bytes=alone[highest].memory_bytes + sum(adapters) - adapters[highest],
+        time_s=sum(times) if all(times) else 0.0,
+        steps=("fetch base and data", "tokenize", "train in turns", "merge adapters", "store bundles", "probe", "name"),
+        items={f"{part.name}, {name}": value for part, plan, _ in plans for name, value in plan.items.items()},
+        refusals=tuple(refusal for plan in alone for refusal in plan.refusals),
+    )
+
+
+def plan_parts(
+    store: Store,
+    cache: NodeCache,
+    manifest: Manifest,
+    parts: Sequence[Part],
+    folder: Path,
+    paces: Paces,
+) -> Plan:
+    """The plan of training `parts` together on a stored base, their data read into the empty `folder`."""
+    found = []
+    for number, part in enumerate(parts):
+        own = folder / str(number)
+        own.mkdir()
+        prepared, pace = work.prepare_training(store, cache, manifest, part.data, part.settings, own, paces)
+        found.append((part, plan_of(prepared, manifest.size_bytes, pace), prepared))
+    return joint_plan(found, manifest.size_bytes)
+
+
+def train_parts(
+    store: Store,
+    cache: NodeCache,
+    manifest: Manifest,
+    parts: Sequence[Part],
+    folder: Path,
+    phases: work.Phases,
+    *,
+    paces: Paces,
+    told: Callable[[dict[str, Any]], None],
+) -> list[Made | SmeltError]:
+    """Trains `parts` together in `folder`, going on from what lies there; what became of each, in their order."""
+    work.check_torch()
+    runs = []
+    for number, part in enumerate(parts):
+        own = folder / str(number)
+        own.mkdir(exist_ok=True)
+        runs.append({"name": part.name, **work.run_spec(store, manifest, part.data, part.settings, own)})
+    with cache.materialize(manifest) as base:
+        spec = {**work.base_spec(manifest, base, paces), "runs": runs}
+        (folder / "spec.json").write_text(json.dumps(spec))
+        outcome = work.follow("together_process", folder, phases, told)
+    work.raise_error(outcome)
+    found: list[Made | SmeltError] = []
+    for number, (part, reached) in enumerate(zip(parts, outcome["runs"], strict=True)):
+        if "reason" in reached:
+            found.append(all_errors()[reached["reason"]](f"{part.name}: {reached['message']}"))
+            continue
+        own = folder / str(number)
+        made = work.store_trained(store, manifest, part.data, part.settings, own, reached, phases)
+        found.append(Made(manifest=made, outcome=reached, folder=own))
+    return found
+
+
+def together_manifest(parts: Sequence[Part], digests: Sequence[str]) -> Manifest:
+    """The result of a joint training: its bundles by name."""
+    made = {part.name: digest for part, digest in zip(parts, digests, strict=True)}
+    return Manifest(artifact_type=TOGETHER_TYPE, config={"bundles": made})

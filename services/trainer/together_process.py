@@ -1,0 +1,185 @@
+"""Several adapters trained on one base in memory, in one process: `... services.trainer.together_process FOLDER`.
+
+    FOLDER/spec.json        the base, and under `runs` what each adapter is to be
+    FOLDER/N/               checkpoints, metrics and bundle of the Nth, as a training of its own has them
+    FOLDER/metrics.jsonl    the steps of all of them, in the order in which they were done
+    FOLDER/outcome.json     last of all: under `runs` what each reached, or its error by its reason
+
+A step belongs to one adapter: only its layers are on the base, the random state is its own, and so are optimizer,
+schedule and data. What it computes is therefore what it would compute alone, to the bit where the device is
+deterministic, and memory holds the base and the activations of one adapter's pack. The next step is that of whichever
+has done the smallest share of its own: all come to their end together. An adapter that fails leaves the others running.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from services.trainer.adapters.lora import LoraLinear, attach, detach, mount
+from services.trainer.device import device_name, matrix_flops, prepare_device
+from services.trainer.forecast import forecast
+from services.trainer.heldout import row_losses
+from services.trainer.loop import Run, StepReport
+from services.trainer.paces import Paces
+from services.trainer.peak import PeakMemory
+from services.trainer.plan import Prepared, prepare
+from services.trainer.records import METRICS_FILE
+from services.trainer.settings import parse_settings
+from services.trainer.train_process import Journal, error_of, finish, load_base, make_run, write_outcome
+from smeltkit.errors import JobCancelled, SmeltError
+from smeltkit.ml.bundle import Bundle
+from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder_nf4 import quantize_linears
+from smeltkit.ml.lineage import Lineage
+
+
+class Lane:
+    """One adapter's training on a base that others use in turn. Nothing of it is on the base between its turns."""
+
+    def __init__(
+        self, name: str, decoder: Decoder, prepared: Prepared, folder: Path, run_digest: str, peak: PeakMemory
+    ) -> None:
+        """Begins as a training of its own begins, or goes on from the newest checkpoint in `folder`."""
+        self.name, self.prepared, self.folder = name, prepared, folder
+        self._decoder = decoder
+        torch.manual_seed(prepared.settings.seed)
+        attach(decoder, prepared.settings.lora)
+        self.run: Run = make_run(folder, run_digest, prepared, decoder, peak)
+        self._steps = self.run.steps()
+        self._random = _random_state()
+        self._layers: dict[str, LoraLinear] = detach(decoder)
+
+    @property
+    def share(self) -> float:
+        """How much of its steps is done."""
+        return self.run.step / self.run.schedule.total_steps
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Its adapter on the base and its random state in place, for as long as the block lasts."""
+        mount(self._decoder, self._layers)
+        _set_random_state(self._random)
+        try:
+            yield
+        finally:
+            self._random = _random_state()
+            detach(self._decoder)
+
+    def step(self) -> StepReport | None:
+        """Does the next step; None once all are done and saved."""
+        with self.turn():
+            return next(self._steps, None)
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        with self.turn():
+            self.run.save()
+
+    def finish(self, base: Path, before: Sequence[float]) -> dict[str, Any]:
+        """See `train_process.finish`."""
+        with self.turn():
+            return finish(self.folder, base, self.prepared, self.run, before)
+
+
+def main(folder: Path) -> int:
+    """0 with an outcome, 1 with an error in outcome.json."""
+    spec = json.loads((folder / "spec.json").read_text())
+    return write_outcome(folder, lambda: train(folder, spec))
+
+
+def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """Trains every adapter of the spec; their outcomes or errors, in its order, under `runs`."""
+    base = Path(spec["base"])
+    bundle = Bundle.from_folder(base, lineage=Lineage.from_dict(spec["lineage"]), licence=spec["licence"])
+    found = [_prepare(base, bundle, run) for run in spec["runs"]]
+    paces = Paces(Path(spec["paces"]), spec["threads"])
+    said = [(pace := paces.of(prepared)) and forecast(pace, prepared.tokens) for prepared in found]
+    device = prepare_device(spec["threads"])
+    rate = matrix_flops(device, getattr(torch, found[0].settings.dtype))
+    peak = PeakMemory(device)
+    decoder = load_base(base, found[0], device)
+    before = [row_losses(decoder, prepared.heldout.samples) if prepared.heldout else [] for prepared in found]
+    if found[0].settings.method == "qlora":
+        quantize_linears(decoder)
+    lanes = [
+        Lane(run["name"], decoder, prepared, _own(folder, number), run["run_digest"], peak)
+        for number, (prepared, run) in enumerate(zip(found, spec["runs"], strict=True))
+    ]
+    errors = run_lanes(folder, lanes, rate)
+    facts = {"device": device_name(device), "matrix_flops": rate}
+    outcomes = []
+    for lane, losses, forecasted in zip(lanes, before, said, strict=True):
+        error = errors.get(lane)
+        reached = error_of(error) if error else {**facts, **lane.finish(base, losses)}
+        outcomes.append({"forecast": forecasted and asdict(forecasted), **reached})
+    return {"runs": outcomes}
+
+
+def run_lanes(folder: Path, lanes: Sequence[Lane], rate: float) -> dict[Lane, SmeltError]:
+    """Takes the lanes to their ends, turn by turn; those that failed, with why. JobCancelled after SIGTERM."""
+    stops: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
+    errors: dict[Lane, SmeltError] = {}
+    total = sum(lane.run.schedule.total_steps for lane in lanes)
+    journals = {lane: Journal(lane.folder / METRICS_FILE, lane.run.step, lane.prepared, rate) for lane in lanes}
+    running = list(lanes)
+    with (folder / METRICS_FILE).open("w") as steps:
+        while running:
+            lane = min(running, key=lambda lane: lane.share)
+            try:
+                report = lane.step()
+            except SmeltError as error:
+                errors[lane] = error
+                running.remove(lane)
+                continue
+            if report is None:
+                running.remove(lane)
+                continue
+            done = sum(one.run.step for one in lanes)
+            line = {**journals[lane].write(report), "step": done, "steps": total, "name": lane.name}
+            steps.write(json.dumps(line) + "\n")
+            steps.flush()
+            if stops:
+                for one in running:
+                    one.save()
+                raise JobCancelled(f"stopped after step {done} of all adapters, which is saved")
+    return errors
+
+
+def _prepare(base: Path, bundle: Bundle, run: dict[str, Any]) -> Prepared:
+    heldout = Path(run["heldout"]) if run["heldout"] else None
+    prepared = prepare(base, bundle, Path(run["data"]), heldout, parse_settings(json.dumps(run["settings"])))
+    for refusal in prepared.refusals:
+        raise refusal
+    return prepared
+
+
+def _random_state() -> tuple[Tensor, Tensor | None]:
+    """State of torch's generators: the CPU's, and the GPU's if there is one."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])
+
+
+def _own(folder: Path, number: int) -> Path:
+    own = folder / str(number)
+    own.mkdir(exist_ok=True)
+    return own
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
