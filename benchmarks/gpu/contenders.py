@@ -54,16 +54,19 @@ def ours(shape: str, method: str, state: str = "float32") -> Step:
     optimizer = Optimizer(decoder.named_parameters(), AdamSettings(state=state))
 
     def step(tokens: Tensor) -> float:
-        count, length = tokens.shape
-        flat = tokens.flatten()
-        positions = torch.arange(length, device="cuda").repeat(count)
-        starts = torch.arange(0, count * length + 1, length, device="cuda", dtype=torch.int32)
-        batch = Packed(ids=flat, positions=positions, starts=starts, lengths=(length,) * count)
-        targets = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], IGNORED)], dim=1).flatten()
-        pack = Pack(batch=batch, targets=targets, counted=count * (length - 1))
-        return train_step(decoder, optimizer, [pack], learning_rate=LEARNING_RATE, clip_norm=1.0).loss
+        return train_step(decoder, optimizer, [full_pack(tokens)], learning_rate=LEARNING_RATE, clip_norm=1.0).loss
 
     return step
+
+
+def full_pack(tokens: Tensor) -> Pack:
+    """Sequences of equal length [sequences, length] on the GPU as one pack that learns every token."""
+    count, length = tokens.shape
+    positions = torch.arange(length, device="cuda").repeat(count)
+    starts = torch.arange(0, count * length + 1, length, device="cuda", dtype=torch.int32)
+    batch = Packed(ids=tokens.flatten(), positions=positions, starts=starts, lengths=(length,) * count)
+    targets = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], IGNORED)], dim=1).flatten()
+    return Pack(batch=batch, targets=targets, counted=count * (length - 1))
 
 
 def peer(shape: str, method: str, state: str = "float32", *, with_liger: bool = False, by_guide: bool = False) -> Step:

@@ -16,16 +16,15 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from services.trainer.adapters.lora import LoraLinear, attach, detach, mount
+from services.trainer.adapters.lora import attach
+from services.trainer.adapters.turns import Turns
 from services.trainer.device import device_name, matrix_flops, prepare_device
 from services.trainer.forecast import forecast
 from services.trainer.heldout import row_losses
@@ -51,43 +50,30 @@ class Lane:
     ) -> None:
         """Begins as a training of its own begins, or goes on from the newest checkpoint in `folder`."""
         self.name, self.prepared, self.folder = name, prepared, folder
-        self._decoder = decoder
         torch.manual_seed(prepared.settings.seed)
         attach(decoder, prepared.settings.lora)
         self.run: Run = make_run(folder, run_digest, prepared, decoder, peak)
         self._steps = self.run.steps()
-        self._random = _random_state()
-        self._layers: dict[str, LoraLinear] = detach(decoder)
+        self._turns = Turns(decoder)
 
     @property
     def share(self) -> float:
         """How much of its steps is done."""
         return self.run.step / self.run.schedule.total_steps
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Its adapter on the base and its random state in place, for as long as the block lasts."""
-        mount(self._decoder, self._layers)
-        _set_random_state(self._random)
-        try:
-            yield
-        finally:
-            self._random = _random_state()
-            detach(self._decoder)
-
     def step(self) -> StepReport | None:
         """Does the next step; None once all are done and saved."""
-        with self.turn():
+        with self._turns.turn():
             return next(self._steps, None)
 
     def save(self) -> None:
         """Writes a checkpoint."""
-        with self.turn():
+        with self._turns.turn():
             self.run.save()
 
     def finish(self, base: Path, before: Sequence[float]) -> dict[str, Any]:
         """See `train_process.finish`."""
-        with self.turn():
+        with self._turns.turn():
             return finish(self.folder, base, self.prepared, self.run, before)
 
 
@@ -162,17 +148,6 @@ def _prepare(base: Path, bundle: Bundle, run: dict[str, Any]) -> Prepared:
     for refusal in prepared.refusals:
         raise refusal
     return prepared
-
-
-def _random_state() -> tuple[Tensor, Tensor | None]:
-    """State of torch's generators: the CPU's, and the GPU's if there is one."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-
-
-def _set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
 
 
 def _own(folder: Path, number: int) -> Path:
