@@ -364,6 +364,10 @@ class NoReplica(Unavailable):
     """No replica of the inference service takes requests."""
 
 
+class ProcessLost(Unavailable):
+    """A process of a training was killed; the job goes on from its last checkpoint."""
+
+
 class Draining(Unavailable):
     """The service is shutting down and takes nothing new."""
 

@@ -8,7 +8,9 @@ from typing import Final
 
 import torch
 
+from services.trainer.devices import too_many
 from smeltkit.config import default_environment
+from smeltkit.errors import BadConfig
 
 _CUBLAS: Final = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """Without a workspace of fixed size cuBLAS is not deterministic, and torch refuses its products."""
@@ -16,13 +18,23 @@ _PRODUCT_SIZE: Final = {"cuda": 8192, "cpu": 512}
 """Rows and columns of the product by which a device's rate is told."""
 
 
-def prepare_device(threads: int) -> str:
-    """`cuda` or `cpu`, with as many threads (0: as many as torch takes); to be called before the first operation."""
+def prepare_device(threads: int, rank: int = 0, processes: int = 1) -> str:
+    """`cuda` or `cpu`, with as many threads (0: as many as torch takes); to be called before the first operation.
+
+    Of several processes each takes the GPU of its rank; BadConfig if there are too few.
+    """
     default_environment(_CUBLAS)
     if threads:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    # Filling what nothing reads takes 4 % of a training step on a GPU.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if not torch.cuda.is_available():
+        return "cpu"
+    if processes > torch.cuda.device_count():
+        raise BadConfig(too_many(processes, torch.cuda.device_count(), "GPUs"))
+    torch.cuda.set_device(rank)
+    return "cuda"
 
 
 def matrix_flops(device: str, dtype: torch.dtype) -> float:

@@ -44,9 +44,10 @@ class Cost:
     tokens: int
 
 
-def forecast(pace: Pace, tokens: int) -> Cost:
-    """The cost of a run that sees that many tokens."""
-    return Cost(time_s=tokens * pace.step_s / pace.step_tokens, memory_bytes=pace.memory_bytes, tokens=tokens)
+def forecast(pace: Pace, tokens: int, processes: int = 1) -> Cost:
+    """The cost of a run that sees that many tokens, shared by processes that each keep the pace."""
+    time_s = tokens * pace.step_s / pace.step_tokens / processes
+    return Cost(time_s=time_s, memory_bytes=pace.memory_bytes, tokens=tokens)
 
 
 def learnt(known: Pace | None, took: Cost) -> Pace:

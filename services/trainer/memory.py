@@ -42,7 +42,8 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     exist then; those of earlier packs all do. Where float32 gradients of all weights take more than that, in the
     update, the difference is told as `updating`. A layer keeps the inputs and outputs of its norms, queries, keys,
     values and the MLP's three products; with recomputation only its input. Adapters are float32 whatever the base is.
-    A base that is quantized is loaded as it is stored first.
+    A base that is quantized is loaded as it is stored first. Of several processes it is the memory of each: what is
+    stored is spread over them; two layers at a time are whole, and embedding and head all the time. It is loaded whole.
     """
     value_bytes = 4 if settings.dtype == "float32" else 2
     trained = trainable_parameters(config, settings)
@@ -54,17 +55,24 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     kept = 4 * size["hidden"] + 2 * size["q"] + 2 * size["kv"] + 3 * size["intermediate"]
     per_token = size["hidden"] if settings.recompute else kept
     live = per_token * config.layers + (kept if settings.recompute else 0)
-    weights = _weights_bytes(config, settings, value_bytes)
-    needs = {
-        "weights": weights + (trained * 4 if settings.is_adapted else 0),
-        "gradients": gradients if settings.packs_per_step > 1 else min(head, gradients),
+    weights = _weights_bytes(config, settings, value_bytes) + (trained * 4 if settings.is_adapted else 0)
+    has_rounds = settings.packs_per_step > settings.processes
+    spread = {
+        "weights": weights,
+        "gradients": gradients if has_rounds else min(head, gradients),
         "masters": 0 if trained_bytes == 4 or is_rounded else 4 * trained,
         "optimizer": (4 if is_rounded else 8) * trained,
+    }
+    needs = {name: -(-size_bytes // settings.processes) for name, size_bytes in spread.items()}
+    if settings.processes > 1:
+        outside = value_bytes * sum(s.elements for s in config.tensors() if not s.name.startswith("layers."))
+        needs["gathered"] = outside + (2 * (weights - outside) + gradients) // config.layers
+    needs |= {
         "activations": live * settings.sequence_tokens * value_bytes,
         "logits": min(LOGITS_BYTES, settings.sequence_tokens * config.vocab_size * value_bytes),
     }
     stored = needs["weights"] + needs["masters"] + needs["optimizer"]
-    updating = stored + (4 * trained if needs["masters"] else gradients)
+    updating = stored + (4 * trained if needs["masters"] else gradients) // settings.processes
     needs["updating"] = max(updating - sum(needs.values()), 0)
     return {**needs, "loading": max(config.parameters * value_bytes - sum(needs.values()), 0)}
 
@@ -72,4 +80,5 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
 def checkpoint_bytes(config: ModelConfig, settings: TrainSettings) -> int:
     """Bytes of a checkpoint: the trained values, their masters and the optimizer's state."""
     needs, value_bytes = components(config, settings), 4 if settings.is_adapted or settings.dtype == "float32" else 2
+    needs = {name: size_bytes * settings.processes for name, size_bytes in needs.items()}
     return trainable_parameters(config, settings) * value_bytes + needs["masters"] + needs["optimizer"]

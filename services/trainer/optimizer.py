@@ -1,8 +1,9 @@
 """AdamW over the trainable parameters, with float32 master weights wherever a parameter is stored in less.
 
 An update of a bf16 weight is mostly smaller than the weight's own rounding, so it is made on a float32 copy that is
-rounded afterwards, or, with `state: bfloat16`, on the weight itself, rounded stochastically. What the optimizer really
-uses can be read back and is compared with the config at every start.
+rounded afterwards, or, with `state: bfloat16`, on the weight itself, rounded stochastically. Of parameters that are
+spread over processes each updates the part it holds. What the optimizer really uses can be read back and is compared
+with the config at every start.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from services.trainer.rounded_adamw import RoundedAdamW
 from services.trainer.settings import AdamSettings
+from services.trainer.sharding import held
 from smeltkit.errors import SettingsDiffer
 
 
@@ -28,10 +30,11 @@ class Optimizer:
         self.names = [name for name, _ in named]
         self._config = config
         self._parameters = [value for _, value in named]
+        self._held = [held(value) for value in self._parameters]
         is_rounded = config.state == "bfloat16"
         self._masters = [
             value if is_rounded or value.dtype == torch.float32 else value.detach().to(torch.float32)
-            for value in self._parameters
+            for value in self._held
         ]
         decays = [value.dim() > 1 for value in self._masters]
         shared: dict[str, Any] = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
@@ -53,19 +56,24 @@ class Optimizer:
         """The trainable parameters, in the order of `names`."""
         return self._parameters
 
+    @property
+    def grads(self) -> list[Tensor]:
+        """What this process holds of the gradients that there are."""
+        return [held(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
+
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Updates every parameter from its gradient and drops the gradients."""
         for master, parameter in zip(self._masters, self._parameters, strict=True):
             if master is not parameter:
                 assert parameter.grad is not None
-                master.grad, parameter.grad = parameter.grad.to(torch.float32), None
+                master.grad, parameter.grad = held(parameter.grad).to(master.dtype), None
         for group in self._inner.param_groups:
             group["lr"] = learning_rate
         self._inner.step()
-        pairs = [(p, m) for p, m in zip(self._parameters, self._masters, strict=True) if p is not m]
+        pairs = [(h, m) for h, m in zip(self._held, self._masters, strict=True) if h is not m]
         if pairs:
-            torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
+            torch._foreach_copy_([h for h, _ in pairs], [m for _, m in pairs])
         self._inner.zero_grad(set_to_none=True)
 
     def in_use(self) -> dict[str, Any]:
@@ -81,11 +89,14 @@ class Optimizer:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a later run needs to go on, by name: `<parameter>.exp_avg`, `.exp_avg_sq`, `.step`, ..."""
+        """Everything that a later run needs to go on, by name: `<parameter>.exp_avg`, `.exp_avg_sq`, `.step`, ...
+
+        Of what is spread over processes, this one's part.
+        """
         found: dict[str, Tensor] = {}
-        for name, master, parameter in zip(self.names, self._masters, self._parameters, strict=True):
+        for name, master, part in zip(self.names, self._masters, self._held, strict=True):
             found |= {f"{name}.{key}": value for key, value in self._inner.state[master].items()}
-            if master is not parameter:
+            if master is not part:
                 found[f"{name}.master"] = master
         return found
 
@@ -93,13 +104,13 @@ class Optimizer:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state` gave; SettingsDiffer if it is that of other parameters."""
         taken: set[str] = set()
-        for name, master, parameter in zip(self.names, self._masters, self._parameters, strict=True):
+        for name, master, part in zip(self.names, self._masters, self._held, strict=True):
             mine = {
                 key.removeprefix(f"{name}."): value for key, value in state.items() if key.rpartition(".")[0] == name
             }
             taken |= {f"{name}.{key}" for key in mine}
             stored = mine.pop("master", None)
-            if (stored is None) != (master is parameter) or mine.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            if (stored is None) != (master is part) or mine.keys() != {"step", "exp_avg", "exp_avg_sq"}:
                 raise SettingsDiffer(f"the checkpoint's optimizer state does not fit {name}; it holds {sorted(mine)}")
             if stored is not None:
                 master.copy_(stored)

@@ -10,7 +10,7 @@ import json
 import logging
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from services.trainer.forecast import Cost, Pace, learnt
@@ -42,7 +42,8 @@ class Paces:
         return measured
 
     def learn(self, prepared: Prepared, took: Cost) -> None:
-        """Corrects what is kept by what a run of this training took."""
+        """Corrects what is kept by what a run of this training took; of several processes each kept its share of it."""
+        took = replace(took, time_s=took.time_s * prepared.settings.processes)
         asked = self._asked(prepared)
         self._keep(asked, learnt(self._kept(asked), took))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.trainer import devices
 from services.trainer.adapters.targets import linear_names
 from services.trainer.data.dataset import Dataset, read_dataset
 from services.trainer.data.order import Order
@@ -92,7 +93,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
     schedule, data = prepared.schedule, prepared.data
     middle = schedule.total_steps // 2
     rates = [schedule.rate(step) for step in (0, middle, schedule.total_steps - 1)] if schedule.total_steps else []
-    said = forecast(pace, prepared.tokens) if pace else None
+    said = forecast(pace, prepared.tokens, settings.processes) if pace else None
     items = {
         "method": settings.method,
         "trainable": f"{trained:,} of {config.parameters:,} parameters",
@@ -101,6 +102,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
         "held out": "none" if prepared.heldout is None else f"{len(prepared.heldout.samples)} samples",
         "steps": f"{schedule.total_steps} of {prepared.order.steps_in(settings.epochs)} in {settings.epochs} epochs",
         **_of_pretraining(prepared),
+        **_of_processes(settings),
         **_of_load(pace),
         "packing": f"{prepared.order.efficiency:.1%} of {settings.sequence_tokens} tokens a pack",
         "learning rate": " -> ".join(f"{rate:.2e}" for rate in rates),
@@ -111,7 +113,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
     return Plan(
         read_bytes=base_bytes,
         write_bytes=base_bytes + saved_bytes * (settings.keep_checkpoints + 1),
-        memory_bytes=said.memory_bytes if said else sum(needs.values()),
+        memory_bytes=said.memory_bytes if said and settings.processes == 1 else sum(needs.values()),
         time_s=said.time_s if said else 0.0,
         steps=(
             "fetch base and data",
@@ -137,6 +139,13 @@ def _of_pretraining(prepared: Prepared) -> dict[str, str]:
         return {}
     share = prepared.tokens / prepared.config.parameters
     return {"weights begin": prepared.settings.init, "tokens a parameter": f"{share:.2f}, compute-optimal is about 20"}
+
+
+def _of_processes(settings: TrainSettings) -> dict[str, str]:
+    """What the figures of a plan mean where several processes share the training."""
+    if settings.processes == 1:
+        return {}
+    return {"processes": f"{settings.processes}; memory is that of each, time leaves out what they tell each other"}
 
 
 def _of_load(pace: Pace | None) -> dict[str, str]:
@@ -166,6 +175,7 @@ def _misfits(bundle: Bundle, settings: TrainSettings) -> list[SmeltError]:
     if settings.sequence_tokens > bundle.config.context_tokens:
         context = bundle.config.context_tokens
         found.append(BadConfig(f"sequence_tokens={settings.sequence_tokens} exceeds the base's context of {context}"))
+    found += devices.refusals(settings.processes)
     unknown = [name for name in settings.lora.targets if name not in linear_names(bundle.config)]
     if unknown:
         known = ", ".join(linear_names(bundle.config))

@@ -140,6 +140,9 @@ class TrainSettings:
     """Longest sample, and size of a pack in tokens."""
     packs_per_step: int = 4
     """Packs whose gradients are added up in one step."""
+    processes: int = 1
+    """Processes that share the training, each on a GPU of its own (or some cores, where there is no GPU): weights,
+    gradients and optimizer state are spread over them, and each takes its packs of a step; 1 to 64."""
     learning_rate: float = 1e-3
     """Highest learning rate."""
     schedule: str = "cosine"
@@ -178,7 +181,7 @@ class TrainSettings:
         whole = {"epochs": (1, 1000), "max_steps": (0, 10**9), "sequence_tokens": (8, 1 << 20), "seed": (0, 2**63 - 1),
                  "packs_per_step": (1, 65536), "warmup_steps": (0, 10**9), "min_tokens": (0, 10**15),
                  "checkpoint_steps": (1, 10**9), "keep_checkpoints": (1, 1000), "stuck_steps": (2, 1000),
-                 "horizon_steps": (0, 10**9)}  # fmt: skip
+                 "horizon_steps": (0, 10**9), "processes": (1, limits.TRAIN_PROCESSES_MAX)}  # fmt: skip
         for name, (low, high) in whole.items():
             _within(name, getattr(self, name), low, high)
         _within("learning_rate", self.learning_rate, 1e-12, 1.0)
@@ -187,6 +190,11 @@ class TrainSettings:
         if not self.is_adapted and self.lora != LoraSettings():
             raise UnsupportedOption(
                 f"lora settings have no effect with method {self.method}; remove them, or choose method lora"
+            )
+        if self.packs_per_step % self.processes:
+            raise BadConfig(
+                f"packs_per_step={self.packs_per_step} cannot be shared evenly by processes={self.processes}; make it"
+                f" {-(-self.packs_per_step // self.processes) * self.processes}"
             )
         if self.init != "base" and self.method != "pretrain":
             raise UnsupportedOption(f"init={self.init!r} has no effect with method {self.method}; choose pretrain")

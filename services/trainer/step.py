@@ -1,4 +1,5 @@
-"""One optimizer step over several packs of samples: each token weighs the same, wherever it was packed.
+"""One optimizer step over several packs of samples: each token weighs the same, wherever it was packed, and in
+whichever process.
 
 The numeric checks here cannot be switched off: a loss or a gradient that is not finite, or a loss of exactly zero,
 ends the run before a weight is touched.
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from services.trainer.optimizer import Optimizer
+from services.trainer.ranks import ALONE, Ranks
 from smeltkit.errors import TrainingDiverged
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_packing import Packed
@@ -62,22 +64,27 @@ def train_step(
     learning_rate: float,
     clip_norm: float,
     bound: Bound = lambda loss, norm: math.inf,
+    ranks: Ranks = ALONE,
 ) -> StepResult:
     """Accumulates the gradients of all packs, clips them together, updates the weights unless `bound` forbids it.
 
-    TrainingDiverged, with the weights as they were, if loss or gradients are not finite or the loss is exactly zero.
+    Each of `ranks` comes with as many packs, one of them at least with something to learn. TrainingDiverged, with the
+    weights as they were, if loss or gradients are not finite or the loss is exactly zero.
     """
-    counted = sum(pack.counted for pack in packs)
-    total = torch.zeros((), device=packs[0].targets.device, dtype=torch.float32)
+    device = packs[0].targets.device
+    tokens, counted, first_counted = ranks.totals(
+        sum(len(pack.batch) for pack in packs), sum(pack.counted for pack in packs), packs[0].counted, device=device
+    )
+    total = torch.zeros((), device=device, dtype=torch.float32)
     first = None
     for number, pack in enumerate(packs, start=1):
         part = decoder.loss(pack.batch, pack.targets) / counted
         part.backward()
         total += part.detach()
         if number == 1 < len(packs):
-            first = norm_of(_grads(optimizer)) * (counted / pack.counted)
-    grads = _grads(optimizer)
-    norm = norm_of(grads)
+            first = norm_of(optimizer.grads, ranks) * (counted / first_counted)
+    grads = optimizer.grads
+    norm, total = norm_of(grads, ranks), ranks.summed(total)
     loss, grad_norm, first_norm = total.item(), norm.item(), None if first is None else first.item()
     check_numbers(loss, grad_norm)
     allowed = bound(loss, grad_norm)
@@ -89,22 +96,18 @@ def train_step(
     return StepResult(
         loss=loss,
         grad_norm=grad_norm,
-        tokens=sum(len(pack.batch) for pack in packs),
+        tokens=tokens,
         counted=counted,
-        first_counted=packs[0].counted,
+        first_counted=first_counted,
         first_grad_norm=first_norm,
         is_skipped=allowed <= 0,
     )
 
 
-def _grads(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter.grad for parameter in optimizer.parameters if parameter.grad is not None]
-
-
-def norm_of(grads: Sequence[Tensor]) -> Tensor:
-    """Global norm of gradients, made in float32 whatever they are."""
+def norm_of(grads: Sequence[Tensor], ranks: Ranks = ALONE) -> Tensor:
+    """Global norm of gradients, made in float32 whatever they are; of parts, over those of all processes."""
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(grads), 2, dtype=torch.float32)))
-    return norm
+    return norm if ranks.count == 1 else ranks.summed(norm.square()).sqrt()
 
 
 def scale_(grads: Sequence[Tensor], norm: Tensor, norm_max: float) -> None:

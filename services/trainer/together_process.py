@@ -34,7 +34,7 @@ from services.trainer.peak import PeakMemory
 from services.trainer.plan import Prepared, prepare
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import parse_settings
-from services.trainer.train_process import Journal, error_of, finish, load_base, make_run, write_outcome
+from services.trainer.train_process import Journal, error_of, finish, load_base, make_run, taken, write_outcome
 from smeltkit.errors import JobCancelled, SmeltError
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.decoder import Decoder
@@ -74,7 +74,7 @@ class Lane:
     def finish(self, base: Path, before: Sequence[float]) -> dict[str, Any]:
         """See `train_process.finish`."""
         with self._turns.turn():
-            return finish(self.folder, base, self.prepared, self.run, before)
+            return {**taken(self.run), **finish(self.folder, base, self.prepared, self.run.decoder, before)}
 
 
 def main(folder: Path) -> int:

@@ -1,12 +1,13 @@
-"""One training, in a process of its own: `python -m services.trainer.train_process FOLDER`.
+"""One training, in a process of its own or in several: `python -m services.trainer.train_process FOLDER RANK`.
 
     FOLDER/spec.json        what to do: settings, base and data by path, digest of the run
     FOLDER/checkpoints/     from which a later process goes on
     FOLDER/metrics.jsonl    one line a step, written before anybody is told
     FOLDER/bundle/          the trained weights with the base's other files
-    FOLDER/outcome.json     last of all: what was reached, or the error by its reason
+    FOLDER/outcome.json     last of all: what was reached, or the error by its reason; `launch` names those of others
 
-SIGTERM ends it after the step under way, with a checkpoint. Its memory and its crashes are not the service's.
+Of several processes, as many as the settings say, the one of rank 0 writes all files. SIGTERM, to all of them, ends the
+training after the step under way, with a checkpoint. Its memory and its crashes are not the service's.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from services.trainer import checkpoint
 from services.trainer.adapters.lora import attach, merged_state
 from services.trainer.adapters.peft_folder import save_adapter
 from services.trainer.device import device_name, matrix_flops, prepare_device
@@ -29,13 +32,16 @@ from services.trainer.flops import model_flops
 from services.trainer.forecast import forecast
 from services.trainer.fresh import fresh_decoder
 from services.trainer.heldout import compare, row_losses
+from services.trainer.launch import RENDEZVOUS_FILE, outcome_file
 from services.trainer.loop import Run, StepReport
 from services.trainer.paces import Paces
 from services.trainer.peak import PeakMemory
 from services.trainer.plan import Prepared, prepare
+from services.trainer.ranks import ALONE, Ranks, joined
 from services.trainer.records import METRICS_FILE
-from services.trainer.settings import parse_settings
+from services.trainer.settings import TrainSettings, parse_settings
 from services.trainer.shape import CONFIG_FILE, shaped_config
+from services.trainer.sharding import shard
 from smeltkit.errors import JobCancelled, OutOfMemory, SmeltError
 from smeltkit.ml.bundle import Bundle, files_of
 from smeltkit.ml.decoder import Decoder
@@ -47,14 +53,14 @@ from smeltkit.ml.lineage import Lineage
 _NOT_COPIED = ("contract.json", "lineage.json")
 
 
-def main(folder: Path) -> int:
-    """0 with an outcome, 1 with an error in outcome.json."""
+def main(folder: Path, rank: int = 0) -> int:
+    """0 with an outcome, 1 with an error in its place."""
     spec = json.loads((folder / "spec.json").read_text())
-    return write_outcome(folder, lambda: train(folder, spec))
+    return write_outcome(folder, lambda: train(folder, spec, rank), rank)
 
 
-def write_outcome(folder: Path, work: Callable[[], dict[str, Any]]) -> int:
-    """Leaves what `work` returns in outcome.json, or the error that it raises; 1 for an error, else 0."""
+def write_outcome(folder: Path, work: Callable[[], dict[str, Any]], rank: int = 0) -> int:
+    """Leaves what `work` returns in the outcome file of `rank`, or the error that it raises; 1 for an error, else 0."""
     try:
         outcome = work()
     except SmeltError as error:
@@ -62,7 +68,8 @@ def write_outcome(folder: Path, work: Callable[[], dict[str, Any]]) -> int:
     except (MemoryError, torch.OutOfMemoryError):
         remedy = "lower sequence_tokens, or set recompute or dtype bfloat16"
         outcome = error_of(OutOfMemory(f"the training ran out of memory; {remedy}"))
-    (folder / "outcome.json").write_text(json.dumps(outcome))
+    if rank == 0 or "reason" in outcome:
+        outcome_file(folder, rank).write_text(json.dumps(outcome))
     return int("reason" in outcome)
 
 
@@ -71,8 +78,8 @@ def error_of(error: SmeltError) -> dict[str, Any]:
     return {"reason": error.reason(), "message": error.message}
 
 
-def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
-    """Trains as the spec says; the outcome as plain values."""
+def train(folder: Path, spec: dict[str, Any], rank: int = 0) -> dict[str, Any]:
+    """Trains as the spec says, as one of its processes; the outcome as plain values, of other ranks none."""
     settings = parse_settings(json.dumps(spec["settings"]))
     base = Path(spec["base"])
     bundle = Bundle.from_folder(base, lineage=Lineage.from_dict(spec["lineage"]), licence=spec["licence"])
@@ -81,39 +88,76 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     for refusal in prepared.refusals:
         raise refusal
     paces = Paces(Path(spec["paces"]), spec["threads"])
-    pace = paces.of(prepared)
-    said = forecast(pace, prepared.tokens) if pace else None
-    device = prepare_device(spec["threads"])
-    rate = matrix_flops(device, getattr(torch, settings.dtype))
-    torch.manual_seed(settings.seed)
-    peak = PeakMemory(device)
-    decoder = load_base(base, prepared, device)
-    before = row_losses(decoder, prepared.heldout.samples) if prepared.heldout else []
+    pace = paces.of(prepared) if rank == 0 else None
+    said = forecast(pace, prepared.tokens, settings.processes) if pace else None
+    device = prepare_device(spec["threads"], rank, settings.processes)
+    with joined(rank, settings.processes, device, folder / RENDEZVOUS_FILE) as ranks:
+        rate = matrix_flops(device, getattr(torch, settings.dtype))
+        torch.manual_seed(settings.seed)
+        peak = PeakMemory(device)
+        decoder = load_base(base, prepared, device)
+        before = row_losses(decoder, prepared.heldout.samples) if prepared.heldout and ranks.is_first else []
+        adapt(decoder, settings)
+        shard(decoder, ranks)
+        run = make_run(folder, spec["run_digest"], prepared, decoder, peak, ranks)
+        _run_to_end(run, ranks, folder / METRICS_FILE, prepared, rate)
+    if not ranks.is_first:
+        return {}
+    paces.learn(prepared, run.cost)
+    facts = {"device": device_name(device), "matrix_flops": rate, "forecast": said and asdict(said)}
+    facts |= taken(run)
+    if ranks.count > 1:
+        del run, decoder
+        decoder = _trained(folder, base, prepared, device)
+    return {**facts, **finish(folder, base, prepared, decoder, before)}
+
+
+def adapt(decoder: Decoder, settings: TrainSettings) -> None:
+    """Makes of a base what the method trains: quantized or not, with adapters or not."""
     if settings.method == "qlora":
         quantize_linears(decoder)
     if settings.is_adapted:
         attach(decoder, settings.lora)
-    run = make_run(folder, spec["run_digest"], prepared, decoder, peak)
+
+
+def _run_to_end(run: Run, ranks: Ranks, path: Path, prepared: Prepared, rate: float) -> None:
+    """Trains; JobCancelled after the step, and the checkpoint, in which any of the processes got SIGTERM."""
     stops: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
-    with Journal(folder / METRICS_FILE, run.step, prepared, rate) as journal:
+    with Journal(path, run.step, prepared, rate) if ranks.is_first else nullcontext() as journal:
 
         def tell(report: StepReport) -> None:
-            journal.write(report)
-            if stops:
+            if journal is not None:
+                journal.write(report)
+            if ranks.any(bool(stops)):
                 run.save()
                 raise JobCancelled(f"stopped after step {report.step}, which is saved")
 
         run.run(tell)
-    paces.learn(prepared, run.cost)
-    facts = {"device": device_name(device), "matrix_flops": rate, "forecast": said and asdict(said)}
-    return {**facts, **finish(folder, base, prepared, run, before)}
 
 
-def finish(folder: Path, base: Path, prepared: Prepared, run: Run, before: Sequence[float]) -> dict[str, Any]:
+def taken(run: Run) -> dict[str, Any]:
+    """What a run took, as part of an outcome."""
+    return {"cost": asdict(run.cost), "spikes": run.spikes}
+
+
+@torch.no_grad()
+def _trained(folder: Path, base: Path, prepared: Prepared, device: str) -> Decoder:
+    """The model as the newest checkpoint has it, whole in this process."""
+    decoder = load_base(base, prepared, device)
+    adapt(decoder, prepared.settings)
+    newest = checkpoint.latest(folder / "checkpoints")
+    assert newest is not None, "a run ends with a checkpoint"
+    _, tensors = checkpoint.read(newest)
+    for name, value in decoder.named_parameters():
+        if value.requires_grad:
+            value.copy_(tensors[f"weights.{name}"])
+    return decoder
+
+
+def finish(folder: Path, base: Path, prepared: Prepared, decoder: Decoder, before: Sequence[float]) -> dict[str, Any]:
     """Measures what a run reached, with `before` as the held-out losses at its start, and writes its bundle."""
-    decoder = run.decoder
-    outcome: dict[str, Any] = {"cost": asdict(run.cost), "spikes": run.spikes}
+    outcome: dict[str, Any] = {}
     if exact := dequantization(decoder):
         outcome["dequantization"] = exact
     if prepared.heldout:
@@ -139,7 +183,9 @@ def load_base(base: Path, prepared: Prepared, device: str) -> Decoder:
     return decoder
 
 
-def make_run(folder: Path, run_digest: str, prepared: Prepared, decoder: Decoder, peak: PeakMemory) -> Run:
+def make_run(
+    folder: Path, run_digest: str, prepared: Prepared, decoder: Decoder, peak: PeakMemory, ranks: Ranks = ALONE
+) -> Run:
     """The run of a prepared training in `folder`, at its newest checkpoint."""
     return Run(
         decoder,
@@ -150,6 +196,7 @@ def make_run(folder: Path, run_digest: str, prepared: Prepared, decoder: Decoder
         folder=folder / "checkpoints",
         run_digest=run_digest,
         peak=peak,
+        ranks=ranks,
     )
 
 
@@ -206,4 +253,4 @@ def _write_bundle(folder: Path, base: Path, prepared: Prepared, decoder: Decoder
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

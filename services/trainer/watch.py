@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from services.trainer.optimizer import Optimizer
+from services.trainer.ranks import ALONE, Ranks
+from services.trainer.sharding import held
 from smeltkit.errors import DeadGradient, SettingsDiffer, TrainingDiverged
 
 
 def frozen_print(model: nn.Module) -> dict[str, int]:
     """A number for every frozen parameter that changes with any of its bits, by name."""
-    return {name: _print(value) for name, value in model.named_parameters() if not value.requires_grad}
+    return {name: _print(held(value)) for name, value in model.named_parameters() if not value.requires_grad}
 
 
 def check_frozen(model: nn.Module, before: dict[str, int]) -> None:
@@ -26,18 +28,20 @@ def check_frozen(model: nn.Module, before: dict[str, int]) -> None:
         raise DeadGradient(f"{len(moved)} frozen tensors moved in one step, e.g. {moved[0]}")
 
 
-def check_alive(optimizer: Optimizer, *, is_first: bool) -> None:
+def check_alive(optimizer: Optimizer, *, is_first: bool, ranks: Ranks = ALONE) -> None:
     """Raises DeadGradient unless every trainable tensor has had a finite gradient that is not all zero.
 
     Read from the optimizer's mean of squared gradients, so it is what the update really used. In the first step an
     adapter's A has none by construction, because its B is zero; it must have one in the second.
     """
     state = optimizer.state()
-    for name in optimizer.names:
-        square = state[f"{name}.exp_avg_sq"]
+    squares = [state[f"{name}.exp_avg_sq"] for name in optimizer.names]
+    alive = ranks.summed(torch.stack([square.any() for square in squares]).float()).tolist()
+    broken = ranks.summed(torch.stack([(~torch.isfinite(square)).any() for square in squares]).float()).tolist()
+    for name, is_alive, is_broken in zip(optimizer.names, alive, broken, strict=True):
         if is_first and name.endswith(".a"):
             continue
-        if not torch.isfinite(square).all() or not square.any():
+        if is_broken or not is_alive:
             raise DeadGradient(f"{name} gets no gradient (or one that is not finite), so it would never learn")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from services.trainer.forecast import Pace
+from services.trainer.launch import TrainingProcesses
 from services.trainer.paces import Paces
 from services.trainer.plan import Prepared, plan_of, prepare
 from services.trainer.records import METRICS_FILE
@@ -22,7 +21,7 @@ from smeltkit import limits
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.publish import store_bundle
 from smeltkit.blobs.store import Store
-from smeltkit.errors import InternalError, NotBuilt, all_errors
+from smeltkit.errors import NotBuilt, all_errors
 from smeltkit.ids import digest_bytes
 from smeltkit.jobs.plan import Plan
 from smeltkit.manifest import Manifest, canonical_json
@@ -93,7 +92,7 @@ def train(
     with cache.materialize(manifest) as base:
         spec = {**base_spec(manifest, base, paces), **run_spec(store, manifest, data, settings, folder)}
         (folder / "spec.json").write_text(json.dumps(spec))
-        outcome = follow("train_process", folder, phases, told)
+        outcome = follow("train_process", folder, phases, told, processes=settings.processes)
     raise_error(outcome)
     return store_trained(store, manifest, data, settings, folder, outcome, phases), outcome
 
@@ -165,50 +164,34 @@ def plain(settings: TrainSettings) -> dict[str, Any]:
     return value
 
 
-def follow(module: str, folder: Path, phases: Phases, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Runs a training process, by the name of its module, to its end, telling its steps; what it left as outcome."""
-    (folder / "outcome.json").unlink(missing_ok=True)
+def follow(
+    module: str, folder: Path, phases: Phases, told: Callable[[dict[str, Any]], None], *, processes: int = 1
+) -> dict[str, Any]:
+    """Runs a training, by the name of its module, to its end, telling its steps; what it left as outcome."""
     latest: dict[str, Any] = {}
 
     def message() -> str:
         rate, left = latest.get("tokens_per_second", 0.0), latest.get("left_s", 0.0)
         return f"loss {latest.get('loss', 0.0):.4f}  {rate:.0f} tokens/s  {left:.0f} s left" if latest else ""
 
-    command = [sys.executable, "-m", f"services.trainer.{module}", str(folder)]
-    with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        tell, began = phases.phase("prepare", 0, "steps", message), time.monotonic()
-        try:
-            while process.poll() is None:
-                time.sleep(limits.TRAIN_POLL_S)
-                newest = _last_line(folder / METRICS_FILE)
-                if newest and not latest:
-                    tell = phases.phase("train", newest["steps"], "steps", message)
-                    first_step, began = newest["step"], time.monotonic()
-                if newest and newest["step"] != latest.get("step"):
-                    done = newest["step"] - first_step
-                    pace = (time.monotonic() - began) / done if done > 0 else 0.0
-                    latest.update(newest, left_s=pace * (newest["steps"] - newest["step"]))
-                    told(newest)
-                tell(latest.get("step", 0))
-        finally:
-            _stop(process)
-    path = folder / "outcome.json"
-    if not path.is_file():
-        tail = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
-        raise InternalError(f"the training process ended with {process.returncode}: {' '.join(tail)[:300]}")
-    outcome: dict[str, Any] = json.loads(path.read_text())
-    return outcome
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Asks the process to save and end, then ends it."""
-    process.terminate()
+    training = TrainingProcesses(module, folder, processes)
     try:
-        process.wait(limits.JOB_CANCEL_GRACE_S / 3)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        tell, began = phases.phase("prepare", 0, "steps", message), time.monotonic()
+        while training.are_running():
+            time.sleep(limits.TRAIN_POLL_S)
+            newest = _last_line(folder / METRICS_FILE)
+            if newest and not latest:
+                tell = phases.phase("train", newest["steps"], "steps", message)
+                first_step, began = newest["step"], time.monotonic()
+            if newest and newest["step"] != latest.get("step"):
+                done = newest["step"] - first_step
+                pace = (time.monotonic() - began) / done if done > 0 else 0.0
+                latest.update(newest, left_s=pace * (newest["steps"] - newest["step"]))
+                told(newest)
+            tell(latest.get("step", 0))
+    finally:
+        training.stop()
+    return training.outcome()
 
 
 def _fetch(store: Store, digests: tuple[str, ...], folder: Path) -> tuple[Path, Path | None]:

@@ -1,0 +1,91 @@
+"""The processes that share one training: which of them this is, and what they tell each other.
+
+Each holds a part of weights, gradients and optimizer state (`sharding`) and takes its packs of every step. All of them
+decide alike, since what a decision rests on is summed over all of them first, and the sum is the same number for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from smeltkit import limits
+from smeltkit.config import default_environment
+
+T = TypeVar("T")
+_LOOPBACK: Final = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""All processes are on this machine; what they say to find each other stays on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among `count`, on `device`; without arguments one that works alone."""
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes files and tells of steps."""
+        return self.rank == 0
+
+    def share(self, packs: Sequence[T]) -> Sequence[T]:
+        """The packs of a step that this process takes."""
+        return packs[self.rank :: self.count]
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def totals(self, *numbers: int, device: torch.device | str) -> tuple[int, ...]:
+        """Each number, summed over all processes on their devices."""
+        if self.count == 1:
+            return numbers
+        return tuple(self.summed(torch.tensor(numbers, device=device)).tolist())
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return any(self.totals(int(flag), device=self.device))
+
+    def gathered(self, value: Tensor) -> list[Tensor]:
+        """The value of every process, by rank, on the CPU; shapes and types must be the same."""
+        if self.count == 1:
+            return [value.cpu()]
+        mine = value.to(self.device)
+        found = [torch.empty_like(mine) for _ in range(self.count)]
+        dist.all_gather(found, mine)
+        return [each.cpu() for each in found]
+
+
+ALONE: Final = Ranks()
+
+
+@contextmanager
+def joined(rank: int, count: int, device: str, rendezvous: Path) -> Iterator[Ranks]:
+    """The place of a process, once all `count` of them have met over the file `rendezvous`, new to each run."""
+    if count == 1:
+        yield ALONE
+        return
+    default_environment(_LOOPBACK)
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=count,
+        timeout=timedelta(seconds=limits.TRAIN_EXCHANGE_TIMEOUT_S),
+    )
+    try:
+        yield Ranks(rank=rank, count=count, device=device)
+    finally:
+        dist.destroy_process_group()
