@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -248,9 +249,9 @@ def idle_pack(device: torch.device | str) -> Pack:
 
 def pack_of(samples: Sequence[Sample], device: torch.device | str) -> Pack:
     """Samples as one pack on a device."""
-    targets = torch.cat([torch.from_numpy(sample.targets) for sample in samples]).to(torch.int64)
+    targets = torch.from_numpy(np.concatenate([sample.targets for sample in samples], dtype=np.int64))
     return Pack(
-        batch=Packed.of([sample.ids.tolist() for sample in samples], device),
+        batch=Packed.of([sample.ids for sample in samples], device),
         targets=targets.to(device, non_blocking=True),
         counted=sum(sample.counted for sample in samples),
     )

@@ -68,8 +68,8 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
         outside = value_bytes * sum(s.elements for s in config.tensors() if not s.name.startswith("layers."))
         needs["gathered"] = outside + (2 * (weights - outside) + gradients) // config.layers
     needs |= {
-        "activations": live * settings.sequence_tokens * value_bytes,
-        "logits": min(LOGITS_BYTES, settings.sequence_tokens * config.vocab_size * value_bytes),
+        "activations": live * settings.pack_size_tokens * value_bytes,
+        "logits": min(LOGITS_BYTES, settings.pack_size_tokens * config.vocab_size * value_bytes),
     }
     stored = needs["weights"] + needs["masters"] + needs["optimizer"]
     updating = stored + (4 * trained if needs["masters"] else gradients) // settings.processes

@@ -52,7 +52,7 @@ def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, sett
     found = read_dataset(data, encoder, settings.sequence_tokens, text_only=settings.method == "pretrain")
     order = Order(
         lengths=tuple(len(sample.ids) for sample in found.samples),
-        sequence_tokens=settings.sequence_tokens,
+        pack_tokens=settings.pack_size_tokens,
         packs_per_step=settings.packs_per_step,
         seed=settings.seed,
     )
@@ -104,7 +104,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
         **_of_pretraining(prepared),
         **_of_processes(settings),
         **_of_load(pace),
-        "packing": f"{prepared.order.efficiency:.1%} of {settings.sequence_tokens} tokens a pack",
+        "packing": f"{prepared.order.efficiency:.1%} of {settings.pack_size_tokens} tokens a pack",
         "learning rate": " -> ".join(f"{rate:.2e}" for rate in rates),
         "checkpoints": f"every {settings.checkpoint_steps} steps, {saved_bytes / 2**20:.1f} MiB each",
         **{f"memory, {name}": f"{size / 2**20:.1f} MiB" for name, size in needs.items() if size},

@@ -137,7 +137,9 @@ class TrainSettings:
     max_steps: int = 0
     """Optimizer steps after which the run ends; 0 for all that the epochs have."""
     sequence_tokens: int = 1024
-    """Longest sample, and size of a pack in tokens."""
+    """Tokens of the longest sample."""
+    pack_tokens: int = 0
+    """Tokens of a pack, which goes through the model at once; 0 for those of the longest sample."""
     packs_per_step: int = 4
     """Packs whose gradients are added up in one step."""
     processes: int = 1
@@ -178,8 +180,9 @@ class TrainSettings:
         _among("init", self.init, ("base", "random"))
         _among("schedule", self.schedule, KINDS)
         _among("dtype", self.dtype, ("float32", "bfloat16"))
-        whole = {"epochs": (1, 1000), "max_steps": (0, 10**9), "sequence_tokens": (8, 1 << 20), "seed": (0, 2**63 - 1),
-                 "packs_per_step": (1, 65536), "warmup_steps": (0, 10**9), "min_tokens": (0, 10**15),
+        whole = {"epochs": (1, 1000), "max_steps": (0, 10**9), "sequence_tokens": (8, 1 << 20),
+                 "pack_tokens": (0, 1 << 24), "seed": (0, 2**63 - 1), "packs_per_step": (1, 65536),
+                 "warmup_steps": (0, 10**9), "min_tokens": (0, 10**15),
                  "checkpoint_steps": (1, 10**9), "keep_checkpoints": (1, 1000), "stuck_steps": (2, 1000),
                  "horizon_steps": (0, 10**9), "processes": (1, limits.TRAIN_PROCESSES_MAX)}  # fmt: skip
         for name, (low, high) in whole.items():
@@ -190,6 +193,10 @@ class TrainSettings:
         if not self.is_adapted and self.lora != LoraSettings():
             raise UnsupportedOption(
                 f"lora settings have no effect with method {self.method}; remove them, or choose method lora"
+            )
+        if 0 < self.pack_tokens < self.sequence_tokens:
+            raise BadConfig(
+                f"pack_tokens={self.pack_tokens} holds no sample of sequence_tokens={self.sequence_tokens}; raise it"
             )
         if self.packs_per_step % self.processes:
             raise BadConfig(
@@ -207,6 +214,11 @@ class TrainSettings:
             )
         if self.schedule == "constant" and self.final_share != TrainSettings.final_share:
             raise UnsupportedOption("final_share has no effect with schedule constant; remove it")
+
+    @property
+    def pack_size_tokens(self) -> int:
+        """Most tokens that go through the model at once."""
+        return self.pack_tokens or self.sequence_tokens
 
     @property
     def is_adapted(self) -> bool:

@@ -66,7 +66,7 @@ def write_outcome(folder: Path, work: Callable[[], dict[str, Any]], rank: int = 
     except SmeltError as error:
         outcome = error_of(error)
     except (MemoryError, torch.OutOfMemoryError):
-        remedy = "lower sequence_tokens, or set recompute or dtype bfloat16"
+        remedy = "lower pack_tokens or sequence_tokens, or set recompute or dtype bfloat16"
         outcome = error_of(OutOfMemory(f"the training ran out of memory; {remedy}"))
     if rank == 0 or "reason" in outcome:
         outcome_file(folder, rank).write_text(json.dumps(outcome))

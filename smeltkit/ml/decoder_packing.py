@@ -11,12 +11,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
+TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
+"""Token ids of one sample."""
 _FASTEST_FIRST = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -41,14 +45,15 @@ class Packed:
     """Tokens of each sample, on the host: what decides kernels must not wait for the device."""
 
     @classmethod
-    def of(cls, samples: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Packed:
+    def of(cls, samples: Sequence[TokenIds], device: torch.device | str = "cpu") -> Packed:
         """Packs samples of token ids; none may be empty."""
         lengths = tuple(map(len, samples))
         assert lengths and min(lengths) > 0, "a sample without tokens cannot be packed"
-        ids = torch.tensor([id for sample in samples for id in sample])
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-        moved = [value.to(device, non_blocking=True) for value in (ids, positions, starts)]
+        ids = np.concatenate([np.asarray(sample, dtype=np.int64) for sample in samples])
+        starts = np.cumsum((0, *lengths))
+        positions = np.arange(len(ids)) - np.repeat(starts[:-1], lengths)
+        host = (torch.from_numpy(value) for value in (ids, positions, starts.astype(np.int32)))
+        moved = [value.to(device, non_blocking=True) for value in host]
         return cls(ids=moved[0], positions=moved[1], starts=moved[2], lengths=lengths)
 
     def __len__(self) -> int:

@@ -5,13 +5,18 @@ The order follows from seed and epoch alone, so a run resumes at any step by com
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
 from smeltkit.errors import BadSchedule
+
+Packs = Sequence[tuple[int, ...]]
+"""Sample numbers of packs."""
+_EPOCHS_KEPT: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,20 +25,28 @@ class Order:
 
     lengths: tuple[int, ...]
     """Tokens of each sample."""
-    sequence_tokens: int
+    pack_tokens: int
     """Tokens that a pack may hold."""
     packs_per_step: int
     """Packs of one optimizer step."""
     seed: int
     """What the shuffles derive from."""
+    _newest: dict[int, Packs] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """Packs of the epochs asked for last."""
+    _starts: list[int] = field(default_factory=lambda: [0], init=False, compare=False, repr=False)
+    """First step of each epoch, as far as any was asked for."""
 
     def __post_init__(self) -> None:
-        if not self.lengths or max(self.lengths) > self.sequence_tokens:
-            raise BadSchedule(f"samples of {max(self.lengths, default=0)} tokens do not fit {self.sequence_tokens}")
+        if not self.lengths or max(self.lengths) > self.pack_tokens:
+            raise BadSchedule(f"samples of {max(self.lengths, default=0)} tokens do not fit {self.pack_tokens}")
 
-    def packs(self, epoch: int) -> Sequence[tuple[int, ...]]:
+    def packs(self, epoch: int) -> Packs:
         """Sample numbers of every pack of an epoch, from 0; each sample occurs once."""
-        return _packs(self, epoch)
+        if epoch not in self._newest:
+            while len(self._newest) >= _EPOCHS_KEPT:
+                self._newest.pop(next(iter(self._newest)))
+            self._newest[epoch] = _packed(self, epoch)
+        return self._newest[epoch]
 
     def steps(self, epoch: int) -> int:
         """Optimizer steps of an epoch; the last may have fewer packs."""
@@ -45,11 +58,11 @@ class Order:
 
     def at(self, step: int) -> list[tuple[int, ...]]:
         """The packs of a step, counted from 0 over all epochs."""
-        epoch = 0
-        while step >= self.steps(epoch):
-            step -= self.steps(epoch)
-            epoch += 1
-        return list(self.packs(epoch)[step * self.packs_per_step : (step + 1) * self.packs_per_step])
+        while self._starts[-1] <= step:
+            self._starts.append(self._starts[-1] + self.steps(len(self._starts) - 1))
+        epoch = bisect_right(self._starts, step) - 1
+        first = (step - self._starts[epoch]) * self.packs_per_step
+        return list(self.packs(epoch)[first : first + self.packs_per_step])
 
     def tokens_in(self, steps: int) -> int:
         """Tokens that go through the model in that many steps from the first."""
@@ -63,20 +76,19 @@ class Order:
     @property
     def efficiency(self) -> float:
         """Share of the first epoch's places that hold tokens, if every pack were as long as allowed."""
-        return sum(self.lengths) / (len(self.packs(0)) * self.sequence_tokens)
+        return sum(self.lengths) / (len(self.packs(0)) * self.pack_tokens)
 
 
-@lru_cache(maxsize=4)
-def _packs(order: Order, epoch: int) -> tuple[tuple[int, ...], ...]:
+def _packed(order: Order, epoch: int) -> Packs:
     """Next-fit over the shuffled samples: the order of samples is the shuffle itself, whatever fits together."""
     shuffled = np.random.Generator(np.random.PCG64([order.seed, epoch])).permutation(len(order.lengths))
     packs: list[tuple[int, ...]] = []
     held: list[int] = []
-    room = order.sequence_tokens
+    room = order.pack_tokens
     for number in shuffled.tolist():
         if order.lengths[number] > room:
             packs.append(tuple(held))
-            held, room = [], order.sequence_tokens
+            held, room = [], order.pack_tokens
         held.append(number)
         room -= order.lengths[number]
     return (*packs, tuple(held))

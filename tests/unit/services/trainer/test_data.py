@@ -123,14 +123,14 @@ def test_template_without_a_stop_token_is_refused(tmp_path: Path) -> None:
 def test_each_epoch_holds_every_sample_once_in_an_order_of_its_own() -> None:
     """R-057: the order follows from the seed alone, so a later step is found without the earlier ones."""
     lengths = tuple(1 + index * 7 % 30 for index in range(200))
-    order = Order(lengths=lengths, sequence_tokens=64, packs_per_step=3, seed=5)
+    order = Order(lengths=lengths, pack_tokens=64, packs_per_step=3, seed=5)
     epochs = [[number for pack in order.packs(epoch) for number in pack] for epoch in range(2)]
     assert all(sorted(numbers) == list(range(200)) for numbers in epochs) and epochs[0] != epochs[1]
     assert all(sum(lengths[number] for number in pack) <= 64 for pack in order.packs(0))
-    again = Order(lengths=lengths, sequence_tokens=64, packs_per_step=3, seed=5)
+    again = Order(lengths=lengths, pack_tokens=64, packs_per_step=3, seed=5)
     steps = [order.at(step) for step in range(order.steps_in(2))]
     assert [number for step in steps for pack in step for number in pack] == epochs[0] + epochs[1]
     assert again.at(order.steps(0) + 2) == steps[order.steps(0) + 2]
     assert order.efficiency > 0.8
     with pytest.raises(BadSchedule):
-        Order(lengths=(65,), sequence_tokens=64, packs_per_step=3, seed=5)
+        Order(lengths=(65,), pack_tokens=64, packs_per_step=3, seed=5)

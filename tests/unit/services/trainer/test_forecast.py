@@ -40,6 +40,6 @@ def test_a_forecast_that_is_far_off_is_named() -> None:
 
 def test_tokens_of_a_run_are_counted_to_the_sample() -> None:
     """R-068: whole epochs and parts of one."""
-    order = Order(lengths=(5, 7, 3, 8, 6), sequence_tokens=10, packs_per_step=2, seed=1)
+    order = Order(lengths=(5, 7, 3, 8, 6), pack_tokens=10, packs_per_step=2, seed=1)
     assert order.tokens_in(order.steps_in(2)) == 2 * 29
     assert 0 < order.tokens_in(1) < 29
