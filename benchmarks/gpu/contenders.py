@@ -11,7 +11,9 @@ from torch import Tensor
 from benchmarks.gpu.shapes import SHAPES
 from services.trainer.adapters.lora import attach
 from services.trainer.optimizer import Optimizer
+from services.trainer.ranks import ALONE, Ranks
 from services.trainer.settings import AdamSettings, LoraSettings
+from services.trainer.sharding import shard
 from services.trainer.step import Pack, train_step
 from smeltkit.ml import names
 from smeltkit.ml.arch import ModelConfig
@@ -21,8 +23,8 @@ from smeltkit.ml.decoder_packing import Packed
 from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.kernels import triton_kernels
 
-Step = Callable[[Tensor], float]
-"""Tokens [sequences, length] of one step to its loss."""
+Step = Callable[..., float]
+"""Tokens [sequences, length] of one step to its loss; ours also takes several such packs."""
 LEARNING_RATE, RANK = 1e-4, 32
 
 
@@ -40,8 +42,8 @@ def random_state(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def ours(shape: str, method: str, state: str = "float32") -> Step:
-    """Our decoder and step, with optimizer state of that type."""
+def ours(shape: str, method: str, state: str = "float32", ranks: Ranks = ALONE) -> Step:
+    """Our decoder and step, with optimizer state of that type; of several `ranks` this one's part."""
     config = ModelConfig.from_hf(SHAPES[shape])
     with torch.device("meta"):
         decoder = Decoder(config, kernels=triton_kernels())
@@ -51,10 +53,12 @@ def ours(shape: str, method: str, state: str = "float32") -> Step:
     if method != "full":
         torch.manual_seed(1)
         attach(decoder, LoraSettings(rank=RANK, alpha=2 * RANK))
+    shard(decoder, ranks)
     optimizer = Optimizer(decoder.named_parameters(), AdamSettings(state=state))
 
-    def step(tokens: Tensor) -> float:
-        return train_step(decoder, optimizer, [full_pack(tokens)], learning_rate=LEARNING_RATE, clip_norm=1.0).loss
+    def step(*tokens: Tensor) -> float:
+        packs = [full_pack(each) for each in tokens]
+        return train_step(decoder, optimizer, packs, learning_rate=LEARNING_RATE, clip_norm=1.0, ranks=ranks).loss
 
     return step
 

@@ -8,6 +8,7 @@ parameters, in NF4 or not, are spread alike.
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -18,8 +19,8 @@ from smeltkit.ml.decoder import Decoder
 
 
 def shard(decoder: Decoder, ranks: Ranks) -> None:
-    """Spreads the parameters of `decoder`, the same in every process, over all of them; nothing if there is but one."""
-    if ranks.count == 1:
+    """Spreads the parameters of `decoder`, the same in every process, over all that joined; nothing for one alone."""
+    if not dist.is_initialized():
         return
     mesh = init_device_mesh(ranks.device, (ranks.count,))
     for module in (*decoder.layers, decoder):

@@ -38,6 +38,10 @@ class Nf4Linear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight that every product is made with."""
+        return self.dequantized()
+
+    def dequantized(self, out: Tensor | None = None) -> Tensor:
+        """The weight, written to `out` [outputs, inputs] if given, which may be a part of a larger matrix."""
         stored = Nf4(
             codes=self.codes,
             scale_codes=self.scale_codes,
@@ -45,7 +49,7 @@ class Nf4Linear(nn.Module):
             scale_mean=self.scale_mean,
             shape=(self.out_features, self.in_features),
         )
-        return self._kernels.dequantize_nf4(stored, self.dtype)
+        return self._kernels.dequantize_nf4(stored, self.dtype, out)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, outputs] of x [T, inputs]."""

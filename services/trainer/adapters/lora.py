@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from smeltkit.errors import BadConfig, TensorMismatch
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_nf4 import Nf4Linear
 
+_WIDE: Final = 2
+"""Quotient of a layer's widths from which its wider side is made in one product."""
 Frozen = nn.Linear | Nf4Linear
 """What an adapter can be put on: `weight`, for NF4 made anew whenever it is asked for, and `bias`."""
 
@@ -79,7 +81,9 @@ class _Adapted(torch.autograd.Function):
     """x W^T + bias + scale (x A^T) B^T for a frozen W, with both products added where the other's result stands.
 
     Autograd alone would write the sums of outputs and of gradients by x as tensors of their own, once more through
-    memory for each adapter. W is asked for again in the backward pass, so that one in NF4 is never kept dequantized.
+    memory for each adapter. Where the result is much wider than what it is made of, even adding in place costs more
+    than one product of longer rows, [x | x A^T] [W | scale B]^T, with the copy of both that this takes. W is asked for
+    again in the backward pass, so that one in NF4 is never kept dequantized.
     """
 
     @staticmethod
@@ -88,6 +92,8 @@ class _Adapted(torch.autograd.Function):
         inner = functional.linear(x, a)
         ctx.save_for_backward(x, a, b, inner)
         ctx.base, ctx.scale = base, scale
+        if base.out_features >= _WIDE * base.in_features:
+            return functional.linear(torch.cat((x, inner), 1), _beside(base, b * scale), bias)
         return functional.linear(x, base.weight, bias).addmm_(inner, b.T, alpha=scale)
 
     @staticmethod
@@ -97,8 +103,32 @@ class _Adapted(torch.autograd.Function):
         x, a, b, inner = ctx.saved_tensors
         by_inner = upstream @ b * ctx.scale
         by_b = upstream.T @ inner * ctx.scale
-        by_x = (upstream @ ctx.base.weight).addmm_(by_inner, a) if ctx.needs_input_grad[0] else None
+        by_x = None
+        if ctx.needs_input_grad[0] and ctx.base.in_features >= _WIDE * ctx.base.out_features:
+            by_x = torch.cat((upstream, by_inner), 1) @ _above(ctx.base, a)
+        elif ctx.needs_input_grad[0]:
+            by_x = (upstream @ ctx.base.weight).addmm_(by_inner, a)
         return by_x, None, None, by_inner.T @ x, by_b, None
+
+
+def _beside(base: Frozen, columns: Tensor) -> Tensor:
+    """[W | columns] of columns [outputs, r]."""
+    if isinstance(base, nn.Linear):
+        return torch.cat((base.weight, columns), 1)
+    found = columns.new_empty(base.out_features, base.in_features + columns.shape[1])
+    base.dequantized(found[:, : base.in_features])
+    found[:, base.in_features :] = columns
+    return found
+
+
+def _above(base: Frozen, rows: Tensor) -> Tensor:
+    """W above rows [r, inputs]."""
+    if isinstance(base, nn.Linear):
+        return torch.cat((base.weight, rows))
+    found = rows.new_empty(base.out_features + len(rows), base.in_features)
+    base.dequantized(found[: base.out_features])
+    found[base.out_features :] = rows
+    return found
 
 
 def attach(decoder: Decoder, config: LoraSettings) -> list[str]:

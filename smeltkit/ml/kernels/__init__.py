@@ -9,13 +9,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from smeltkit.ml.kernels import reference
 from smeltkit.ml.nf4 import Nf4
+
+
+class Dequantize(Protocol):
+    """Quantized tensor and float type to its values, written to `out` if given, which may have any strides."""
+
+    def __call__(self, weight: Nf4, dtype: torch.dtype, out: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +36,8 @@ class Kernels:
     """(gate, up) to silu(gate) * up."""
     softmax_gradient: Callable[[Tensor, Tensor], Tensor]
     """(logits [C, V], targets [C]) to losses [C] in float32; the logits become the gradient of the summed loss."""
-    dequantize_nf4: Callable[[Nf4, torch.dtype], Tensor]
-    """(quantized tensor, float type) to its values in that type; equal to the last bit everywhere."""
+    dequantize_nf4: Dequantize
+    """Equal to the last bit everywhere."""
     rounded_adamw: Callable[[Tensor, Tensor, Tensor, Tensor, reference.AdamStep], None]
     """(weight, gradient, mean, mean of squares; all of them bf16) updated in place, rounded stochastically."""
 

@@ -68,14 +68,18 @@ def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.squeeze(1)
 
 
-def dequantize_nf4(weight: Nf4, dtype: torch.dtype) -> Tensor:
-    """The tensor that `weight` stores: level by scale in float32, rounded to `dtype`."""
+def dequantize_nf4(weight: Nf4, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """The tensor that `weight` stores: level by scale in float32, rounded to `dtype`; written to `out` if given.
+
+    `out` has that shape and type, and any strides: it may be a part of a larger matrix.
+    """
     levels, scale_levels = tables(weight.codes.device).split((len(LEVELS), 256))
     largest = weight.scale_maxima.repeat_interleave(SCALE_BLOCK)[: len(weight.codes)]
     scales = scale_levels[weight.scale_codes.int()] * largest + weight.scale_mean
     halves = torch.stack((weight.codes >> 4, weight.codes & 15), dim=-1).flatten(1).int()
     values: Tensor = (levels[halves] * scales[:, None]).flatten()[: weight.size]
-    return values.view(weight.shape).to(dtype)
+    found = values.view(weight.shape).to(dtype)
+    return found if out is None else out.copy_(found)
 
 
 def rounded_adamw_(weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, step: AdamStep) -> None:

@@ -17,13 +17,19 @@ from smeltkit.ml.nf4_layout import BLOCK, LEVELS, SCALE_BLOCK
 _ROWS = 64
 
 
-def dequantize_nf4(weight: Nf4, dtype: torch.dtype) -> Tensor:
+def dequantize_nf4(weight: Nf4, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     """As `reference.dequantize_nf4` to the last bit, for tensors on a CUDA device."""
-    out = torch.empty(weight.shape, dtype=dtype, device=weight.codes.device)
-    blocks = len(weight.codes)
+    blocks = per_line = len(weight.codes)
+    if out is None:
+        out = torch.empty(weight.shape, dtype=dtype, device=weight.codes.device)
+    elif not out.is_contiguous():
+        if weight.shape[1] % BLOCK or out.stride(1) != 1:
+            return out.copy_(dequantize_nf4(weight, dtype))
+        per_line = weight.shape[1] // BLOCK
     _dequantize[(triton.cdiv(blocks, _ROWS),)](
         weight.codes, weight.scale_codes, weight.scale_maxima, weight.scale_mean, tables(out.device), out, blocks,
-        weight.size, ROWS=_ROWS, HALF=BLOCK // 2, SCALE_BLOCK=SCALE_BLOCK, LEVELS=len(LEVELS), enable_fp_fusion=False,
+        weight.size, per_line, out.stride(0) if out.dim() else 0,
+        ROWS=_ROWS, HALF=BLOCK // 2, SCALE_BLOCK=SCALE_BLOCK, LEVELS=len(LEVELS), enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
@@ -38,6 +44,8 @@ def _dequantize(
     out: tl.tensor,
     blocks: int,
     size: int,
+    per_line: int,
+    stride: int,
     ROWS: tl.constexpr,
     HALF: tl.constexpr,
     SCALE_BLOCK: tl.constexpr,
@@ -51,5 +59,6 @@ def _dequantize(
     place = row[:, None] * HALF + tl.arange(0, HALF)[None, :]
     pair = tl.load(codes + place, mask=inside[:, None], other=0).to(tl.int32)
     values = tl.interleave(tl.load(levels + (pair >> 4)) * scale, tl.load(levels + (pair & 15)) * scale)
-    target = row[:, None] * (2 * HALF) + tl.arange(0, 2 * HALF)[None, :]
-    tl.store(out + target, values, mask=target < size)
+    column = tl.arange(0, 2 * HALF)[None, :]
+    begin = row // per_line * stride + row % per_line * (2 * HALF)
+    tl.store(out + begin[:, None] + column, values, mask=row[:, None] * (2 * HALF) + column < size)

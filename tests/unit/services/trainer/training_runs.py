@@ -13,8 +13,10 @@ from services.trainer.data.order import Order
 from services.trainer.data.samples import Sample
 from services.trainer.loop import Run
 from services.trainer.peak import PeakMemory
+from services.trainer.ranks import ALONE
 from services.trainer.schedule import Schedule
 from services.trainer.settings import LoraSettings, TrainSettings
+from services.trainer.sharding import shard
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_nf4 import quantize_linears
@@ -25,7 +27,7 @@ DIGEST = "sha256:" + "0" * 64
 
 
 def make_run(folder: Path, method: str, *, run_digest: str = DIGEST) -> Run:
-    """A run of eight steps over two epochs, with a checkpoint after every second step."""
+    """A run of eight steps over two epochs, with a checkpoint after every second step; spread over who has joined."""
     torch.set_num_threads(1)
     torch.manual_seed(3)
     decoder = Decoder(ModelConfig.from_hf(tiny_config("qwen2")))
@@ -37,6 +39,7 @@ def make_run(folder: Path, method: str, *, run_digest: str = DIGEST) -> Run:
         quantize_linears(decoder)
     if method != "full":
         attach(decoder, lora)
+    shard(decoder, ALONE)
     draw = np.random.default_rng(0)
     samples = []
     for _ in range(16):

@@ -160,7 +160,10 @@ def dequantization(device: str) -> list[str]:
         both = [
             [kernels.dequantize_nf4(stored, dtype) for dtype in dtypes] for kernels in (triton_kernels(), REFERENCE)
         ]
-        is_equal = all(map(torch.equal, *both))
+        wide = torch.zeros(shape[0], shape[1] + 8, device=device)
+        both[0].append(triton_kernels().dequantize_nf4(stored, torch.float32, wide[:, : shape[1]]))
+        both[1].append(both[1][0])
+        is_equal = all(map(torch.equal, *both)) and not wide[:, shape[1] :].any()
         lines.append(f"{'ok' if is_equal else 'WRONG':6}dequantize_nf4 {shape}")
     return lines
 

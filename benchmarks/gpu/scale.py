@@ -1,0 +1,99 @@
+"""Training on two GPUs of one machine against one, by the trainer's own step: tokens/s, memory of each, equal losses.
+
+    python -m benchmarks.gpu.scale [CASE ...]     cases: those of CASES
+
+Each GPU takes as many sequences as the one alone does. First both train on the same tokens, which the one alone takes
+in as many packs as there are GPUs, and their losses are compared; then each is timed with one pack a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from benchmarks import results
+from benchmarks.gpu import contenders
+from benchmarks.gpu.shapes import TOKENS
+from services.trainer.ranks import joined
+
+GPUS: Final = 2
+CASES: Final[dict[str, dict[str, Any]]] = {
+    "7B-lora": {"shape": "7B", "method": "lora", "sequences": 4},
+    "1.5B-full": {"shape": "1.5B", "method": "full", "sequences": 4},
+    "7B-qlora": {"shape": "7B", "method": "qlora", "sequences": 4},
+}
+COMPARED_STEPS, WARM_STEPS, TIMED_STEPS = 20, 3, 10
+
+
+def measure(case: str, rank: int, count: int, rendezvous: str) -> dict[str, Any]:
+    """What one of `count` processes measures: losses of the first steps, then the median time of a step."""
+    torch.cuda.set_device(rank)
+    facts = CASES[case]
+    with joined(rank, count, "cuda", Path(rendezvous)) as ranks:
+        step = contenders.ours(facts["shape"], facts["method"], ranks=ranks)
+        generators = [torch.Generator("cuda").manual_seed(2 + number) for number in range(GPUS)]
+
+        def tokens(number: int) -> torch.Tensor:
+            shape = (facts["sequences"], TOKENS)
+            return torch.randint(0, 512, shape, device="cuda", generator=generators[number])
+
+        mine = range(GPUS)[rank::count]
+        losses = [step(*(tokens(number) for number in mine)) for _ in range(COMPARED_STEPS)]
+        torch.cuda.reset_peak_memory_stats()
+        times = []
+        for _ in range(WARM_STEPS + TIMED_STEPS):
+            drawn = tokens(rank)
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            step(drawn)
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - begin)
+        took = statistics.median(times[WARM_STEPS:])
+        return {
+            "step_ms": took * 1e3,
+            "tokens_per_second": count * facts["sequences"] * TOKENS / took,
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "losses": losses,
+        }
+
+
+def run(case: str, count: int) -> dict[str, Any]:
+    """The row of a case on that many GPUs, each in a process of its own; the slowest of them counts."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(max_workers=count, mp_context=get_context("spawn")) as pool,
+    ):
+        jobs = [pool.submit(measure, case, rank, count, f"{folder}/rendezvous") for rank in range(count)]
+        found = [job.result() for job in jobs]
+    return {"case": case, "gpus": count, **max(found, key=lambda each: each["step_ms"])}
+
+
+def main() -> None:
+    """Runs the named cases, or all, and saves what was measured."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cases", nargs="*", default=list(CASES))
+    parser.add_argument("--save", default="train_two_gpus")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for case in options.cases:
+        one, two = (run(case, count) for count in (1, GPUS))
+        two["speed_ratio"] = two["tokens_per_second"] / one["tokens_per_second"]
+        pairs = zip(one["losses"], two["losses"], strict=True)
+        two["largest_loss_difference"] = max(abs(a - b) / a for a, b in pairs)
+        rows += [one, two]
+        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+        results.save(options.save, rows, **facts)
+        for row in (one, two):
+            print({key: value for key, value in row.items() if key != "losses"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
