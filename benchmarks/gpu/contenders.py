@@ -42,7 +42,7 @@ def random_state(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def ours(shape: str, method: str, state: str = "float32", ranks: Ranks = ALONE) -> Step:
+def ours(shape: str, method: str, state: str = "float32", ranks: Ranks = ALONE, *, regathers: bool = True) -> Step:
     """Our decoder and step, with optimizer state of that type; of several `ranks` this one's part."""
     config = ModelConfig.from_hf(SHAPES[shape])
     with torch.device("meta"):
@@ -53,7 +53,7 @@ def ours(shape: str, method: str, state: str = "float32", ranks: Ranks = ALONE) 
     if method != "full":
         torch.manual_seed(1)
         attach(decoder, LoraSettings(rank=RANK, alpha=2 * RANK))
-    shard(decoder, ranks)
+    shard(decoder, ranks, regathers=regathers)
     optimizer = Optimizer(decoder.named_parameters(), AdamSettings(state=state))
 
     def step(*tokens: Tensor) -> float:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu.scale [CASE ...]     cases: those of CASES
 
-Each GPU takes as many sequences as the one alone does. First both train on the same tokens, which the one alone takes
-in as many packs as there are GPUs, and their losses are compared; then each is timed with one pack a GPU.
+Each GPU takes as many sequences as the one alone does, with weights given away between forward and backward pass
+(`regathers`) and with weights kept. First all train on the same tokens, which the one alone takes
+in as many packs as there are GPUs, and their losses are compared; then they are timed with one pack a GPU.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ CASES: Final[dict[str, dict[str, Any]]] = {
 COMPARED_STEPS, WARM_STEPS, TIMED_STEPS = 20, 3, 10
 
 
-def measure(case: str, rank: int, count: int, rendezvous: str) -> dict[str, Any]:
+def measure(case: str, rank: int, count: int, regathers: bool, rendezvous: str) -> dict[str, Any]:
     """What one of `count` processes measures: losses of the first steps, then the median time of a step."""
     torch.cuda.set_device(rank)
     facts = CASES[case]
     with joined(rank, count, "cuda", Path(rendezvous)) as ranks:
-        step = contenders.ours(facts["shape"], facts["method"], ranks=ranks)
+        step = contenders.ours(facts["shape"], facts["method"], ranks=ranks, regathers=regathers)
         generators = [torch.Generator("cuda").manual_seed(2 + number) for number in range(GPUS)]
 
         def tokens(number: int) -> torch.Tensor:
@@ -65,15 +66,15 @@ def measure(case: str, rank: int, count: int, rendezvous: str) -> dict[str, Any]
         }
 
 
-def run(case: str, count: int) -> dict[str, Any]:
+def run(case: str, count: int, regathers: bool = True) -> dict[str, Any]:
     """The row of a case on that many GPUs, each in a process of its own; the slowest of them counts."""
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(max_workers=count, mp_context=get_context("spawn")) as pool,
     ):
-        jobs = [pool.submit(measure, case, rank, count, f"{folder}/rendezvous") for rank in range(count)]
+        jobs = [pool.submit(measure, case, rank, count, regathers, f"{folder}/rendezvous") for rank in range(count)]
         found = [job.result() for job in jobs]
-    return {"case": case, "gpus": count, **max(found, key=lambda each: each["step_ms"])}
+    return {"case": case, "gpus": count, "regathers": regathers, **max(found, key=lambda each: each["step_ms"])}
 
 
 def main() -> None:
@@ -84,14 +85,15 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for case in options.cases:
-        one, two = (run(case, count) for count in (1, GPUS))
-        two["speed_ratio"] = two["tokens_per_second"] / one["tokens_per_second"]
-        pairs = zip(one["losses"], two["losses"], strict=True)
-        two["largest_loss_difference"] = max(abs(a - b) / a for a, b in pairs)
-        rows += [one, two]
+        one, *others = (run(case, 1), run(case, GPUS), run(case, GPUS, regathers=False))
+        for two in others:
+            two["speed_ratio"] = two["tokens_per_second"] / one["tokens_per_second"]
+            pairs = zip(one["losses"], two["losses"], strict=True)
+            two["largest_loss_difference"] = max(abs(a - b) / a for a, b in pairs)
+        rows += [one, *others]
         facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
         results.save(options.save, rows, **facts)
-        for row in (one, two):
+        for row in (one, *others):
             print({key: value for key, value in row.items() if key != "losses"}, flush=True)
 
 

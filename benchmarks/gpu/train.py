@@ -37,10 +37,14 @@ CASES: dict[str, dict[str, Any]] = {
     "7B-lora": {"shape": "7B", "method": "lora", "sequences": 4},
     "7B-qlora": {
         "shape": "7B", "method": "qlora", "sequences": 4,
-        "contenders": ("ours", "peer", "peer by its guide", "ours on bf16"),
+        "contenders": ("ours", "peer", "peer with Liger", "peer by its guide", "ours on bf16"),
     },
     "1.5B-rounded": {
         "shape": "1.5B", "method": "full", "state": "bfloat16", "sequences": 4,
+        "contenders": ("ours", "ours in float32"),
+    },
+    "1.5B-int8": {
+        "shape": "1.5B", "method": "full", "state": "int8", "sequences": 4,
         "contenders": ("ours", "ours in float32"),
     },
     "7B-full": {
@@ -54,6 +58,22 @@ def matrix_tflops(size: int = 8192) -> float:
     """bf16 rate of a large matrix product on random data."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / seconds(lambda: a @ b, repeats=20) / 1e12
+
+
+def sustained_tflops(size: int = 8192, seconds: float = 3.0) -> float:
+    """The same of products without a pause, over the last third: what is left once the clock follows the power."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    repeats = int(seconds / 3 * 7e14 / (2 * size**3))
+    rate = 0.0
+    for _ in range(3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(repeats):
+            a @ b
+        end.record()
+        torch.cuda.synchronize()
+        rate = repeats * 2 * size**3 / begin.elapsed_time(end) / 1e9
+    return rate
 
 
 def seconds(work: Callable[[], Any], *, repeats: int) -> float:
@@ -208,14 +228,16 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=["cross-entropy", "nf4", *CASES])
     parser.add_argument("--save", default="train_gpu")
     options = parser.parse_args()
-    rate = matrix_tflops()
+    rate, sustained = matrix_tflops(), sustained_tflops()
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16 matrix product {rate:.0f} TFLOP/s", flush=True
-    )
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16 matrix product {rate:.0f} TFLOP/s,"
+        f" {sustained:.0f} without a pause", flush=True,
+    )  # fmt: skip
     rows: list[dict[str, Any]] = []
     for case in options.cases:
         rows += cross_entropy(rate) if case == "cross-entropy" else nf4() if case == "nf4" else train(case, rate)
-        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "matrix_tflops": rate}
+        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "matrix_tflops": rate,
+                 "sustained_tflops": sustained}  # fmt: skip
         results.save(options.save, rows, **facts)
     for row in rows:
         print(*(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()
