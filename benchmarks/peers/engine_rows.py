@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import statistics
 import time
@@ -27,7 +28,7 @@ from smeltkit.ml.sampling import Sampler, SamplingParams
 from smeltkit.testing.waiting import eventually
 
 TARGETS = {"Q4_K_M": 4.0, "Q8_0": 6.0}
-ROWS, PROMPT_TOKENS, NEW_TOKENS, CONTEXT_TOKENS = 16, 128, 32, 256
+ROWS, PROMPT_TOKENS, NEW_TOKENS, CONTEXT_TOKENS = 16, 32, 32, 256
 PROMPT_IDS_MAX = 100_000
 PROMPTS_TIMEOUT_S = 600.0
 
@@ -65,6 +66,7 @@ def measure(folder: Path, *, threads: int, pairs: int) -> list[dict[str, Any]]:
                 "llama_class": statistics.median(theirs),
                 "ratio": results.median_ratio(ours, theirs),
                 "target": TARGETS[scheme],
+                "pairs": pairs,
                 "bare_rows": bare["rows"],
                 "bare_one_row": bare["one_row"],
                 "bare_ratio": bare["rows"] / bare["one_row"],
@@ -72,6 +74,7 @@ def measure(folder: Path, *, threads: int, pairs: int) -> list[dict[str, Any]]:
                 "runs_theirs": theirs,
             }
         )
+        print(json.dumps(rows[-1]), flush=True)
     return rows
 
 

@@ -26,10 +26,10 @@ class InferenceConfig:
     """Bytes of a model's key-value memory. It bounds the tokens held at once, and a context longer than that."""
     slots: int = 16
     """Requests of one model that run at once, 1 to 256; others wait."""
-    batch_rows: int = 512
+    batch_rows: int = 1024
     """Tokens computed in one step at most, 16 to 8192: more is faster on long prompts, and slower to react."""
     step_ms: float = 400.0
-    """Milliseconds that prompts may make a step last while others generate, by the pace measured so far."""
+    """Milliseconds that prompts may make a step last while others stream, by the pace measured so far."""
     threads: int = 0
     """Threads that compute; 0 for as many as there are cores."""
     waiting_max: int = 1024

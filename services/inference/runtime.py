@@ -3,7 +3,7 @@
 Requests and cancellations come through a queue and are looked at between steps, so a client that leaves gives its slot
 back at the next one. Pieces go the other way once a step at most: the first token at once, then every `flush_s` or
 `FLUSH_TOKENS`, all streams of a step by one wake-up of the event loop. Neither side ever waits for the other's work.
-How many rows of prompts a step takes while others generate follows the pace that was measured.
+How many rows of prompts a step takes follows the pace that was measured.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ PACE_ROWS_MIN = 32
 """Rows of prompts that a step may always take, and from which on it tells the pace."""
 PACE_WEIGHT = 0.25
 """Weight of the newest step in the measured pace."""
+ALONE_STEP_S = 1.0
+"""How long a step of prompts alone may last: a client that leaves frees its slot only between steps."""
 
 
 class Request:
@@ -67,7 +69,7 @@ class Generation(Request):
         self.stream = stream
         self.sampler = sampler
         self.logprobs = logprobs
-        self.final_only = final_only
+        sequence.is_patient = final_only
         self.takes_best = sampler.params.is_greedy and sampler.params.repetition_penalty == 1
         """Whether the next token is simply the one with the largest logit."""
         self.flushed_s = 0.0
@@ -93,6 +95,7 @@ class Scoring(Request):
 
     def __init__(self, sequence: Sequence) -> None:
         super().__init__(sequence)
+        sequence.is_patient = True
         self.logprobs: list[float] = [0.0]
 
     def complete(self) -> None:
@@ -111,7 +114,7 @@ class Runtime:
     def __init__(self, engine: Engine, scheduler: Scheduler, *, vocab_size: int, flush_s: float, step_s: float) -> None:
         """`vocab_size`: tokens that exist; a model may have logits for more. `flush_s`: see FLUSH_TOKENS.
 
-        `step_s`: how long prompts may make a step last while others generate.
+        `step_s`: how long prompts may make a step last while somebody watches others generate.
         """
         self.engine = engine
         self.failure: SmeltError | None = None
@@ -119,8 +122,9 @@ class Runtime:
         self._scheduler = scheduler
         self._vocab_size = vocab_size
         self._flush_s = flush_s
-        self._pace = Pace(step_s, rows_max=engine.info.batch_rows)
-        scheduler.prompt_rows = self._pace.rows
+        self._pace = Pace()
+        self._step_s = step_s
+        self._bound_prompts()
         self._loop = asyncio.get_running_loop()
         self._commands: SimpleQueue[tuple[str, Request | None]] = SimpleQueue()
         self._active: dict[Sequence, Request] = {}
@@ -206,9 +210,16 @@ class Runtime:
         rows, started = _rows(step.chunks), time.perf_counter()
         logits = self.engine.decode(rows)[:, : self._vocab_size]
         histogram(names.BATCH_ROWS).record(len(rows.tokens))
-        self._scheduler.prompt_rows = self._pace.measured(len(rows.tokens), time.perf_counter() - started)
+        if self._pace.measured(len(rows.tokens), time.perf_counter() - started):
+            self._bound_prompts()
         self._scheduler.commit(step)
         self._advance(work, logits)
+
+    def _bound_prompts(self) -> None:
+        """Tells the scheduler how many rows of prompts fit into the time of a step."""
+        rows_max = self.engine.info.batch_rows
+        self._scheduler.prompt_rows = min(self._pace.rows_in(self._step_s), rows_max)
+        self._scheduler.alone_rows = min(self._pace.rows_in(max(self._step_s, ALONE_STEP_S)), rows_max)
 
     def _advance(self, work: list[tuple[Request, Chunk]], logits: Logits) -> None:
         """Gives each chunk its rows of `logits`: (outputs, vocab), in the order of the chunks."""
@@ -241,7 +252,7 @@ class Runtime:
             self._end(request)
             return
         self._scheduler.append(request.sequence, token)
-        if request.final_only:
+        if request.sequence.is_patient:
             return
         if stream.pending >= FLUSH_TOKENS or now - request.flushed_s >= self._flush_s:
             request.flushed_s = now
@@ -275,21 +286,21 @@ class Runtime:
 
 
 class Pace:
-    """How many rows a step may take so that it lasts about `step_s`, learnt from the steps that were large enough."""
+    """How many rows take how long, learnt from the steps that were large enough to tell."""
 
-    def __init__(self, step_s: float, rows_max: int) -> None:
-        self.rows = min(4 * PACE_ROWS_MIN, rows_max)
-        """Rows of prompts for the next step."""
-        self._step_s, self._rows_max = step_s, rows_max
+    def __init__(self) -> None:
         self._row_s = 0.0
 
-    def measured(self, rows: int, seconds: float) -> int:
-        """Takes in that a step of `rows` rows took `seconds`; the rows for the next one."""
-        if rows >= PACE_ROWS_MIN:
-            latest = seconds / rows
-            self._row_s += (latest - self._row_s) * (PACE_WEIGHT if self._row_s else 1.0)
-            self.rows = min(max(int(self._step_s / self._row_s), PACE_ROWS_MIN), self._rows_max)
-        return self.rows
+    def measured(self, rows: int, seconds: float) -> bool:
+        """Takes in that a step of `rows` rows took `seconds`; whether that tells something new."""
+        if rows < PACE_ROWS_MIN:
+            return False
+        self._row_s += (seconds / rows - self._row_s) * (PACE_WEIGHT if self._row_s else 1.0)
+        return True
+
+    def rows_in(self, seconds: float) -> int:
+        """Rows that take about `seconds`, PACE_ROWS_MIN at least; a few before anything was measured."""
+        return max(int(seconds / self._row_s), PACE_ROWS_MIN) if self._row_s else 4 * PACE_ROWS_MIN
 
 
 def _deliver(deliveries: list[tuple[Request, Piece | SmeltError | None]]) -> None:

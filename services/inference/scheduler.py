@@ -1,7 +1,8 @@
 """Decides what the next step computes: continuous batching over slots and key-value cells, without tensors or engine.
 
-Every step takes one row of each sequence that generates and fills the rest with pieces of prompts, shared out fairly by
-tokens, so that a long prompt delays nobody. A prompt that begins like something already held shares those cells; one
+Every step takes one row of each sequence that generates and fills the rest with pieces of prompts, in turns, so that a
+long prompt delays nobody. Where nobody watches the sequences that generate, prompts go first, and all of them generate
+together afterwards. A prompt that begins like something already held shares those cells; one
 that begins like a prompt being computed waits for it. A finished sequence's cells stay as a cache until
 they are needed. When cells run out the youngest sequence gives up its own and is computed again later; nothing is lost.
 """
@@ -17,6 +18,8 @@ from smeltkit.errors import PromptTooLong, TooManyRequests
 
 PREFIX_MIN_TOKENS = 16
 """A shorter common beginning is computed again: sharing it saves less than it costs."""
+PIECE_ROWS = 256
+"""Rows of a prompt in its turn, at least: prompts one after the other take less time than all of them in slices."""
 GROWTH_TOKENS = 16
 """Cells that admission leaves to each running sequence, so that a newcomer is not sent back at once."""
 RETRY_AFTER_S = 1.0
@@ -32,6 +35,8 @@ class Sequence:
     """Length, prompt included, that it may reach."""
     all_outputs: bool = False
     """Whether every row's logits are wanted (scoring) and not only the last one's; shares no prefix then."""
+    is_patient: bool = False
+    """Whether nobody watches it grow, so that prompts of others may go before its next token."""
     slot: int = -1
     """Slot it holds while it runs, else -1."""
     computed: int = 0
@@ -40,6 +45,8 @@ class Sequence:
     """Tokens of the prompt that came from a shared prefix."""
     turn: int = 0
     """Last step that computed a row of it."""
+    queued: int = 0
+    """Step of its admission, or the last one that computed a row of it: prompts take turns in this order."""
 
     @property
     def remaining(self) -> int:
@@ -112,7 +119,9 @@ class Scheduler:
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         self.prompt_rows = bounds.batch_rows
-        """Rows of prompts in a step while others generate; its owner may change it between steps."""
+        """Rows of prompts in a step while somebody watches others generate; its owner may change it between steps."""
+        self.alone_rows = bounds.batch_rows
+        """The same for a step of prompts alone."""
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """In the order of admission."""
@@ -160,7 +169,12 @@ class Scheduler:
         """The next step. Nothing is computed yet; `commit` says that it was."""
         self._admit()
         chunks = self._generating_chunks()
-        chunks += self._prompt_chunks(self.bounds.batch_rows - len(chunks), is_alone=not chunks)
+        prompts = [sequence for sequence in self.running if sequence.remaining > 1]
+        if prompts and all(chunk.sequence.is_patient for chunk in chunks):
+            chunks = self._prompt_chunks(prompts, self.alone_rows, outputs=self.bounds.output_rows)
+        elif prompts:
+            rows = min(self.prompt_rows, self.bounds.batch_rows - len(chunks))
+            chunks += self._prompt_chunks(prompts, rows, outputs=self.bounds.output_rows - len(chunks))
         chunks = sorted(self._make_room(chunks), key=lambda chunk: chunk.sequence.slot)
         operations, self._operations = self._operations, []
         return Step(operations, chunks)
@@ -170,7 +184,7 @@ class Scheduler:
         self._turn += 1
         for chunk in step.chunks:
             chunk.sequence.computed = chunk.end
-            chunk.sequence.turn = self._turn
+            chunk.sequence.turn = chunk.sequence.queued = self._turn
             self._books.grow(chunk.sequence.slot, chunk.count)
 
     # --- admission --------------------------------------------------------------------------------------------------
@@ -235,6 +249,7 @@ class Scheduler:
         else:
             self._cut(target, shared)
         sequence.slot, sequence.computed = target, shared
+        sequence.queued = self._turn
         if not sequence.turn:
             sequence.cached = shared
         self.running.append(sequence)
@@ -257,17 +272,19 @@ class Scheduler:
             ready = [min(ready, key=lambda sequence: sequence.turn)]
         return [Chunk(sequence, sequence.computed, 1) for sequence in ready]
 
-    def _prompt_chunks(self, rows: int, *, is_alone: bool) -> list[Chunk]:
-        """Pieces of prompts that fill `rows` rows: equal shares, and what a short prompt leaves goes to the others."""
-        prompts = sorted((s for s in self.running if s.remaining > 1), key=lambda s: s.remaining)
-        rows = rows if is_alone else min(rows, self.prompt_rows)
-        outputs = self.bounds.output_rows - sum(s.remaining == 1 for s in self.running) - len(prompts)
+    def _prompt_chunks(self, prompts: list[Sequence], rows: int, *, outputs: int) -> list[Chunk]:
+        """Pieces of `prompts` that fill `rows` rows, with `outputs` rows of logits at most.
+
+        Those whose turn is longest ago come first, of these the shortest; each gets its share or PIECE_ROWS.
+        """
+        outputs -= len(prompts)
         chunks = []
-        for left, sequence in zip(range(len(prompts), 0, -1), prompts, strict=True):
-            count = min(sequence.remaining, -(-rows // left))
+        ordered = sorted(prompts, key=lambda sequence: (sequence.queued, sequence.remaining))
+        for left, sequence in zip(range(len(prompts), 0, -1), ordered, strict=True):
+            count = min(sequence.remaining, max(PIECE_ROWS, -(-rows // left)), rows)
             if sequence.all_outputs:
                 count = min(count, 1 + outputs)
-                outputs -= count - 1
+                outputs -= max(count - 1, 0)
             rows -= count
             if count:
                 chunks.append(Chunk(sequence, sequence.computed, count))

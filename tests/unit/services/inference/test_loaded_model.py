@@ -169,16 +169,18 @@ async def test_final_only_gives_one_piece_with_everything(model: Model) -> None:
 
 
 def test_the_pace_of_prompts_follows_what_steps_took() -> None:
-    """Fast rows fill the batch, slow ones leave what always goes; steps of few rows tell nothing."""
-    pace = Pace(0.4, rows_max=512)
-    assert pace.measured(8, 100.0) == pace.rows == 128
-    assert pace.measured(512, 0.1) == 512
+    """A few rows before anything is known; slow rows leave what always goes; steps of few rows tell nothing."""
+    pace = Pace()
+    assert not pace.measured(8, 100.0)
+    assert pace.rows_in(0.4) == 128
+    assert pace.measured(512, 0.1)
+    assert pace.rows_in(0.4) == 2048
     for _ in range(40):
         pace.measured(100, 0.4)
-    assert 99 <= pace.rows <= 101
+    assert 99 <= pace.rows_in(0.4) <= 101
     for _ in range(40):
         pace.measured(32, 60.0)
-    assert pace.rows == 32
+    assert pace.rows_in(0.4) == 32
 
 
 async def test_a_full_queue_refuses_the_next_request_only(model: Model, engine: CountingEngine) -> None:

@@ -128,11 +128,53 @@ def test_generating_sequences_go_on_while_a_prompt_is_computed_in_pieces() -> No
     assert rows(advance(scheduler, engine)) == {1000: 1, 5000: 32}
 
 
-def test_a_long_prompt_leaves_short_ones_their_equal_share() -> None:
-    scheduler, engine = make()
-    for first, length in ((1000, 150), (3000, 10), (5000, 40)):
+def test_a_long_prompt_leaves_short_ones_their_turn() -> None:
+    scheduler, engine = make(batch_rows=600, cells=4096, output_rows=600)
+    for first, length in ((10_000, 1000), (3000, 10), (5000, 400)):
         scheduler.submit(prompt(length, first=first))
-    assert rows(advance(scheduler, engine)) == {3000: 10, 5000: 27, 1000: 27}
+    assert rows(advance(scheduler, engine)) == {3000: 10, 5000: 295, 10_000: 295}
+    assert rows(advance(scheduler, engine)) == {3000: 1, 5000: 105, 10_000: 494}
+
+
+def test_prompts_are_computed_in_turns_and_not_in_slices() -> None:
+    scheduler, engine = make(batch_rows=300, cells=4096)
+    for first in (10_000, 20_000, 30_000):
+        scheduler.submit(prompt(280, first=first))
+    assert rows(advance(scheduler, engine)) == {10_000: 256, 20_000: 44}
+    assert rows(advance(scheduler, engine)) == {30_000: 256, 10_000: 24, 20_000: 20}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(2, 900), min_size=2, max_size=4), st.integers(32, 300), st.booleans())
+def test_every_prompt_gets_its_turn_while_shorter_ones_keep_coming(
+    lengths: list[int], batch_rows: int, is_patient: bool
+) -> None:
+    scheduler, engine = make(batch_rows=batch_rows, cells=4096)
+    long = Sequence(list(range(100_000, 101_000)), 1004, is_patient=is_patient)
+    scheduler.submit(long)
+    for number in range(400):
+        length = lengths[number % len(lengths)]
+        scheduler.submit(
+            Sequence(list(range(number * 1000, number * 1000 + length)), length + 2, is_patient=is_patient)
+        )
+        advance(scheduler, engine)
+        if long.remaining <= 1:
+            return
+    raise AssertionError(f"{long.computed} of 1000 tokens after 400 steps")
+
+
+def test_where_nobody_watches_prompts_go_before_the_next_tokens() -> None:
+    scheduler, engine = make()
+    watched, first, second = prompt(5, first=9000), prompt(5), prompt(100, first=5000)
+    first.is_patient = second.is_patient = True
+    scheduler.submit(first)
+    advance(scheduler, engine)
+    scheduler.submit(second)
+    assert rows(advance(scheduler, engine)) == {5000: 64}
+    scheduler.submit(watched)
+    assert rows(advance(scheduler, engine)) == {9000: 5, 5000: 36}
+    scheduler.submit(prompt(70, first=7000))
+    assert rows(advance(scheduler, engine)) == {9000: 1, 1000: 1, 5000: 1, 7000: 61}
 
 
 def test_a_common_beginning_is_shared_and_not_computed_again() -> None:
