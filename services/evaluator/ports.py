@@ -101,6 +101,7 @@ class Candidate:
     limits: Limits
     seed: str
     is_rerun_near_limit: bool
+    profile: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from services.evaluator import code
@@ -45,6 +45,8 @@ class Problem:
     """Names that a solution may provide to the tests: those that the reference binds and the tests read."""
     reference: str
     """The suite's own solution, a whole program."""
+    profile: str = ""
+    """The sandbox's interpreter that it is judged on; empty for the standard library alone."""
 
 
 def load_problems(suite: Suite, data: bytes) -> tuple[Problem, ...]:
@@ -55,7 +57,9 @@ def load_problems(suite: Suite, data: bytes) -> tuple[Problem, ...]:
     if len(rows) != suite.data.rows:
         raise BadSuite(f"{suite.data.file}: has {len(rows)} rows, suite {suite.name} declares {suite.data.rows}")
     numbered = [_READERS[suite.data.format](row) for row in rows]
-    chosen = [problem for number, problem in numbered if suite.first <= number <= suite.last]
+    chosen = [
+        replace(problem, profile=suite.profile) for number, problem in numbered if suite.first <= number <= suite.last
+    ]
     if len(chosen) != suite.problems:
         raise BadSuite(
             f"{suite.data.file}: {len(chosen)} problems are numbered {suite.first} to {suite.last},"
@@ -105,10 +109,7 @@ def _read_humaneval(row: Fields) -> tuple[int, Problem]:
     task, prompt, entry = row.text("task_id"), row.text("prompt"), row.text("entry_point")
     solution, tests = row.text("canonical_solution"), row.text("test")
     row.close()
-    number = task.rpartition("/")[2]
-    if not (number.isascii() and number.isdigit()):
-        row.fail("task_id", f"is {task!r}, must end in / and a number")
-    reference = prompt + solution
+    number, reference = _number(row, task), prompt + solution
     tree = code.parse(tests)
     if tree is None or "check" not in code.defined(tree):
         row.fail("test", "must be a program that defines check(candidate)")
@@ -118,7 +119,7 @@ def _read_humaneval(row: Fields) -> tuple[int, Problem]:
     has_helpers = bool((code.bound(prompt_tree) - {entry}) & code.read(tree))
     preamble = code.without(prompt, entry) if has_helpers else ""
     exports = {entry} | (_provided(row, "canonical_solution", reference, tree) - code.bound(prompt_tree))
-    return int(number), Problem(
+    return number, Problem(
         id=task,
         prompt=prompt,
         text="",
@@ -161,6 +162,42 @@ def _read_mbpp(row: Fields) -> tuple[int, Problem]:
     )
 
 
+def _read_bigcodebench(row: Fields) -> tuple[int, Problem]:
+    """A row of BigCodeBench: a prompt with its imports to continue, and a module of test cases that lean on them."""
+    task, prompt, entry = row.text("task_id"), row.text("complete_prompt"), row.text("entry_point")
+    solution, tests = row.text("canonical_solution"), row.text("test")
+    for told in ("instruct_prompt", "code_prompt", "doc_struct", "libs"):
+        row.text(told, can_be_empty=True)
+    row.close()
+    prompt_tree, tree = code.parse(prompt), code.parse(tests)
+    if prompt_tree is None or entry not in code.defined(prompt_tree):
+        row.fail("entry_point", f"is {entry!r}, which complete_prompt does not define")
+    if tree is None:
+        row.fail("test", "does not parse as Python")
+    reference = f"{prompt}\n{solution}"
+    provided = _provided(row, "canonical_solution", reference, tree) - code.bound(prompt_tree)
+    return _number(row, task), Problem(
+        id=task,
+        prompt=prompt,
+        text="",
+        entry_point=entry,
+        form="unittest",
+        tests=tests,
+        shown_tests=(),
+        setup="",
+        preamble=code.without(prompt, entry),
+        exports=tuple(sorted({entry} | provided)),
+        reference=reference,
+    )
+
+
+def _number(row: Fields, task: str) -> int:
+    number = task.rpartition("/")[2]
+    if not (number.isascii() and number.isdigit()):
+        row.fail("task_id", f"is {task!r}, must end in / and a number")
+    return int(number)
+
+
 def _provided(row: Fields, field: str, reference: str, tests: Any) -> frozenset[str]:
     """Names that the reference binds at top level and the tests read without making them themselves."""
     tree = code.parse(reference)
@@ -173,4 +210,8 @@ def _joined(tests: tuple[str, ...]) -> str:
     return "\n".join(tests)
 
 
-_READERS: Mapping[str, Callable[[Fields], tuple[int, Problem]]] = {"humaneval": _read_humaneval, "mbpp": _read_mbpp}
+_READERS: Mapping[str, Callable[[Fields], tuple[int, Problem]]] = {
+    "humaneval": _read_humaneval,
+    "mbpp": _read_mbpp,
+    "bigcodebench": _read_bigcodebench,
+}

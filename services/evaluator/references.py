@@ -103,6 +103,7 @@ def candidate_of(problem: Problem, program: str, bounds: Limits, *, is_rerun_nea
         limits=bounds,
         seed=problem.id,
         is_rerun_near_limit=is_rerun_near_limit,
+        profile=problem.profile,
     )
 
 

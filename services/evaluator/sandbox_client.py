@@ -19,7 +19,7 @@ from smeltkit import limits
 from smeltkit.errors import ServiceUnavailable, SmeltError, Timeout
 from smeltkit.rpc.channel import call, stream
 
-_FORMS = {"check": pb.FORM_CHECK, "asserts": pb.FORM_ASSERTS}
+_FORMS = {"check": pb.FORM_CHECK, "asserts": pb.FORM_ASSERTS, "unittest": pb.FORM_UNITTEST}
 
 
 class SandboxClient:
@@ -46,7 +46,7 @@ class SandboxClient:
         if self._batch is None or self._batch.is_broken:
             self._batch = _Batch(self._stub)
         timeout_s = limits.EVALUATION_VERDICT_EXTRA_S + 2 * candidate.limits.wall_s
-        return _to_verdict(await self._batch.judge(_to_message(candidate), timeout_s))
+        return _to_verdict(await self._batch.judge(to_message(candidate), timeout_s))
 
 
 class _Batch:
@@ -101,7 +101,8 @@ class _Batch:
             yield await self._requests.get()
 
 
-def _to_message(candidate: Candidate) -> pb.Candidate:
+def to_message(candidate: Candidate) -> pb.Candidate:
+    """The candidate as the sandbox takes it."""
     return pb.Candidate(
         code=candidate.program.encode(),
         form=_FORMS[candidate.form],
@@ -113,6 +114,7 @@ def _to_message(candidate: Candidate) -> pb.Candidate:
         limits=pb.Limits(cpu_s=candidate.limits.cpu_s, wall_s=candidate.limits.wall_s),
         rerun=candidate.is_rerun_near_limit,
         seed=candidate.seed,
+        profile=candidate.profile,
     )
 
 

@@ -21,7 +21,7 @@ from services.sandbox.supervisor.process import FRAME_MAX_BYTES, NUMBER_BYTES
 from services.sandbox.supervisor.spec import SlotSpec
 from services.sandbox.supervisor.zygote import FLAGS
 from services.sandbox.verdict import Record, from_wire
-from services.sandbox.wire.frames import HEADER_BYTES
+from services.sandbox.wire.frames import HEADER_BYTES, with_header
 from smeltkit.errors import BadCode, IsolationTooWeak
 
 _BOOT: Final = (
@@ -39,6 +39,53 @@ class SlotLost(Exception):
     """The slot's supervisor died or gave up; what ran in it has no verdict."""
 
 
+class _Frames(asyncio.Protocol):
+    """The supervisor's frames: one is asked for at a time."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._buffer = bytearray()
+        self._next: asyncio.Future[dict[str, Any]] | None = None
+
+    async def receive(self, timeout_s: float) -> dict[str, Any]:
+        """The next frame; SlotLost at the end of the stream, for one that is too large, and after `timeout_s`. Whoever
+        leaves before it came may ask again."""
+        loop = asyncio.get_running_loop()
+        self._next = self._next or loop.create_future()
+        deadline = loop.call_later(timeout_s, self._fail, "it does not answer")
+        try:
+            self._take()
+            frame = await asyncio.shield(self._next)
+            self._next = None
+            return frame
+        finally:
+            deadline.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Keeps what came."""
+        self._buffer += data
+        self._take()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whoever waits hears of it."""
+        self.is_closed = True
+        self._take()
+
+    def _take(self) -> None:
+        size = int.from_bytes(self._buffer[:HEADER_BYTES], "big")
+        if size > FRAME_MAX_BYTES:
+            self._fail("its frame is too large")
+        elif len(self._buffer) >= HEADER_BYTES + size and self._next and not self._next.done():
+            self._next.set_result(json.loads(self._buffer[HEADER_BYTES : HEADER_BYTES + size]))
+            del self._buffer[: HEADER_BYTES + size]
+        elif self.is_closed:
+            self._fail("it closed the channel")
+
+    def _fail(self, reason: str) -> None:
+        if self._next and not self._next.done():
+            self._next.set_exception(SlotLost(f"the supervisor is gone: {reason}"))
+
+
 class SlotClient:
     """One slot. Not for two jobs at once."""
 
@@ -49,8 +96,8 @@ class SlotClient:
         """Whether it may run another job; a slot that is not must be started anew."""
         self._number = 0
         self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._frames = _Frames()
+        self._transport: asyncio.Transport | None = None
         self._cancels: socket.socket | None = None
 
     @property
@@ -61,7 +108,7 @@ class SlotClient:
     @property
     def is_alive(self) -> bool:
         """Whether the supervisor still runs, as far as is known without asking it."""
-        return self.pid > 0 and self._reader is not None and not self._reader.at_eof()
+        return self.pid > 0 and self._transport is not None and not self._frames.is_closed
 
     async def start(self) -> None:
         """Builds the slot; IsolationTooWeak if the kernel refuses a step, SlotLost if the supervisor dies."""
@@ -85,10 +132,10 @@ class SlotClient:
         theirs.close()
         cancels_end.close()
         self._cancels = cancels
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        self._transport, self._frames = await asyncio.get_running_loop().create_unix_connection(_Frames, sock=ours)
         self.runs, self.is_sound = 0, True
-        await self._send(self.spec.to_wire())
-        answer = await self._receive(START_TIMEOUT_S)
+        self._send(self.spec.to_wire())
+        answer = await self._frames.receive(START_TIMEOUT_S)
         if "refused" in answer:
             await self.stop()
             raise IsolationTooWeak(
@@ -102,15 +149,14 @@ class SlotClient:
         BadCode if the judge finds the tests themselves unusable."""
         self._number += 1
         self.runs += 1
-        await self._send({"number": self._number, "job": jobs.to_wire(job)})
-        reply = asyncio.ensure_future(self._receive(2 * job.limits.wall_s + ANSWER_EXTRA_S + _OVERHEAD_S))
+        self._send({"number": self._number, "job": jobs.to_wire(job)})
         try:
-            answer = await asyncio.shield(reply)
+            answer = await self._frames.receive(2 * job.limits.wall_s + ANSWER_EXTRA_S + _OVERHEAD_S)
         except asyncio.CancelledError:
             self.is_sound = False
             self._cancel()
-            with contextlib.suppress(SlotLost, TimeoutError):
-                await asyncio.wait_for(reply, STOP_TIMEOUT_S)
+            with contextlib.suppress(SlotLost):
+                await self._frames.receive(STOP_TIMEOUT_S)
                 self.is_sound = True
             raise
         if "record" not in answer:
@@ -122,8 +168,8 @@ class SlotClient:
 
     async def stop(self) -> None:
         """Ends the supervisor and with it everything in the slot."""
-        if self._writer:
-            self._writer.close()
+        if self._transport:
+            self._transport.close()
         if self._cancels:
             self._cancels.close()
         if self._process and self._process.returncode is None:
@@ -138,25 +184,7 @@ class SlotClient:
             with contextlib.suppress(OSError):
                 self._cancels.send(self._number.to_bytes(NUMBER_BYTES, "big"))
 
-    async def _send(self, message: dict[str, Any]) -> None:
-        body = json.dumps(message).encode("ascii")
-        if self._writer is None:
-            raise SlotLost("not started")
-        try:
-            self._writer.write(len(body).to_bytes(HEADER_BYTES, "big") + body)
-            await self._writer.drain()
-        except ConnectionError as error:
-            raise SlotLost(str(error)) from error
-
-    async def _receive(self, timeout_s: float) -> dict[str, Any]:
-        if self._reader is None:
-            raise SlotLost("not started")
-        try:
-            async with asyncio.timeout(timeout_s):
-                size = int.from_bytes(await self._reader.readexactly(HEADER_BYTES), "big")
-                if size > FRAME_MAX_BYTES:
-                    raise SlotLost("frame too large")
-                answer: dict[str, Any] = json.loads(await self._reader.readexactly(size))
-                return answer
-        except (ConnectionError, asyncio.IncompleteReadError, TimeoutError) as error:
-            raise SlotLost(f"the supervisor of slot {self.spec.index} is gone: {type(error).__name__}") from error
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._transport is None or self._frames.is_closed:
+            raise SlotLost("the supervisor is gone")
+        self._transport.write(with_header(json.dumps(message).encode("ascii")))

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ libraries = {line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps
 print(json.dumps([[folder for folder in sys.path if os.path.isdir(folder)], sorted(libraries)]))
 """
 _HIDDEN: Final = ("site-packages", "dist-packages", "test", "ensurepip", "idlelib", "lib2to3", "turtledemo")
+_LOADER_NAME: Final = re.compile(rb"/[\w./-]+/ld[\w.-]+(?=\0)")
+_HEADERS_BYTES: Final = 4096
 _SUFFIXES: Final = (".py", ".txt")
 
 
@@ -68,6 +71,15 @@ def find_interpreter(packages: str = "", preload: tuple[str, ...] = ()) -> Inter
     names = sorted(os.listdir(packages)) if packages else []
     text = json.dumps([sys.version, binds, [os.stat(path).st_size for path in libraries], names])
     return Interpreter(binds, hidden, "sha256:" + hashlib.sha256(text.encode()).hexdigest())
+
+
+@functools.cache
+def executables() -> tuple[str, ...]:
+    """The interpreter's program, and the loader that it names: what must be there to start it."""
+    program = os.path.realpath(sys.executable)
+    with open(program, "rb") as file:
+        loader = _LOADER_NAME.search(file.read(_HEADERS_BYTES))
+    return (program, loader[0].decode("ascii")) if loader else (program,)
 
 
 @functools.cache

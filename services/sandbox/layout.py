@@ -6,7 +6,7 @@ import os
 
 from services.sandbox.config import UIDS_PER_SLOT, SandboxConfig
 from services.sandbox.doctor import Isolation
-from services.sandbox.interpreter import Interpreter, find_interpreter, judge_digest
+from services.sandbox.interpreter import Interpreter, executables, find_interpreter, judge_digest
 from services.sandbox.jail.spec import JailSpec
 from services.sandbox.kernel.cgroups import Hierarchy, find_hierarchy, prepare
 from services.sandbox.kernel.landlock import landlock_abi
@@ -64,12 +64,14 @@ def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int, pr
     interpreter = _interpreter(profile)
     level = _built_as(isolation, level)
     has_root = level > Level.CONFINED
-    policy = FilterPolicy(can_fork=has_root, can_socket=has_root, can_memfd=level is Level.JAIL)
+    can_exec = has_root and profile.can_exec
+    programs = executables() if can_exec else ()
+    policy = FilterPolicy(can_fork=has_root, can_socket=has_root, can_exec=can_exec, can_memfd=level is Level.JAIL)
     return JailSpec(
         role=role,
         namespaces=has_root,
         own_uids=has_root and isolation.has("own-uids"),
-        binds=interpreter.binds,
+        binds=(*interpreter.binds, *programs),
         hidden=interpreter.hidden,
         landlock_abi=landlock_abi() if isolation.has("landlock") else 0,
         filter_hex=build_filter(policy).hex(),
@@ -77,6 +79,7 @@ def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int, pr
         tmp_inodes=TMP_INODES,
         preload=profile.preload,
         packages=profile.folder,
+        executables=programs,
     )
 
 

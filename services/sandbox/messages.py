@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 from smelt.sandbox.v1 import sandbox_pb2 as pb
@@ -28,6 +29,7 @@ _MODES: Final = {
     pb.MODE_STDIO: "stdio",
 }
 _MODE_NUMBERS: Final = {name: number for number, name in _MODES.items()}
+_CACHED_LIMITS: Final = 64
 _LIMITS: Final = ("cpu_s", "wall_s", "memory_bytes", "pids", "output_bytes", "tmp_bytes")
 
 
@@ -69,7 +71,12 @@ def to_program_job(request: pb.ExecuteRequest, profiles: dict[str, Profile]) -> 
 
 def to_limits(message: pb.Limits) -> Limits:
     """Bounds with defaults for what is unset; BadCode outside the ranges."""
-    return Limits.from_request({name: getattr(message, name) for name in _LIMITS if message.HasField(name)})
+    return _limits(tuple((field.name, value) for field, value in message.ListFields()))
+
+
+@functools.lru_cache(maxsize=_CACHED_LIMITS)
+def _limits(given: tuple[tuple[str, float], ...]) -> Limits:
+    return Limits.from_request(dict(given))
 
 
 def from_limits(limits: Limits) -> pb.Limits:

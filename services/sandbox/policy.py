@@ -42,7 +42,6 @@ class Level(enum.IntEnum):
 
 LEVELS: Final = tuple(str(level) for level in Level)
 PRELOAD: Final = (
-    "base64",
     "bisect",
     "collections",
     "copy",

@@ -31,6 +31,11 @@ class Profile:
     modules: frozenset[str] = frozenset()
     """Top-level names of its packages."""
 
+    @property
+    def can_exec(self) -> bool:
+        """Whether candidates may start the interpreter as a program, where they may start processes at all."""
+        return bool(self.folder)
+
     def has(self, module: str) -> bool:
         """Whether a candidate can import the top-level name `module`."""
         return module in sys.stdlib_module_names or module in OWN_NAMES or module in self.modules

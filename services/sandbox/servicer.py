@@ -80,9 +80,13 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         with telemetry.span("smelt.sandbox.judge", **{names.SANDBOX_LEVEL: str(self._sandbox.level)}) as span:
             record = await self._repeats.once(
                 candidate.request_id,
-                hashlib.sha256(candidate.SerializeToString(deterministic=True)).digest(),
+                _digest(candidate) if candidate.request_id else b"",
                 lambda: self._sandbox.pool.run(job, rerun=candidate.rerun, can_wait=can_wait),
             )
             span.set_attribute(names.VERDICT, str(record.verdict))
         telemetry.counter(names.VERDICTS).add(1, {names.VERDICT: str(record.verdict)})
         return record
+
+
+def _digest(candidate: pb.Candidate) -> bytes:
+    return hashlib.sha256(candidate.SerializeToString(deterministic=True)).digest()

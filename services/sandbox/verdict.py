@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any, Final
 
 from services.sandbox.policy import DETAIL_MAX_CHARS, Limits
@@ -92,7 +93,7 @@ class Record:
     exit_status: int | None = None
     signal: int = 0
     waited_share: float = 0.0
-    """Share of the wall time that the candidate spent runnable but without a core."""
+    """Share of the wall time that the candidate spent runnable but without a core; not taken of runs below 50 ms."""
     limits: Limits = dataclasses.field(default_factory=Limits)
     load: float = 0.0
     """The machine's load average when the run began."""
@@ -116,39 +117,34 @@ class Record:
 
 def decide(evidence: Evidence) -> tuple[Verdict, str]:
     """The verdict and one bounded line that says why."""
-    verdict, detail = _first_that_applies(evidence)
-    return verdict, escaped(detail)
+    for applies, verdict, words in _lines(evidence):
+        if applies:
+            return verdict, escaped(words)
+    words = evidence.detail or ("the judge ended without a verdict" if evidence.judge_died else "no outcome")
+    return Verdict.INFRA, escaped(words)
 
 
-def _first_that_applies(evidence: Evidence) -> tuple[Verdict, str]:
+def _lines(evidence: Evidence) -> Iterator[tuple[bool, Verdict, str]]:
+    """The documented table: whether a line applies, its verdict, and its words."""
     limits, said, detail = evidence.limits, evidence.said, evidence.detail
     signal_number = os.WTERMSIG(evidence.status) if os.WIFSIGNALED(evidence.status) else 0
     cpu_is_spent = evidence.stop is Stop.CPU or evidence.cpu_s >= limits.cpu_s
-    lines: list[tuple[bool, Verdict, str]] = [
-        (evidence.stop is Stop.CANCELLED, Verdict.INFRA, "cancelled"),
-        (said == Verdict.NO_CODE, Verdict.NO_CODE, detail),
-        (said == Verdict.OUTPUT_LIMIT, Verdict.OUTPUT_LIMIT, detail),
-        (
-            evidence.output_bytes > limits.output_bytes,
-            Verdict.OUTPUT_LIMIT,
-            f"more than {limits.output_bytes} bytes written",
-        ),
-        (said == Verdict.PASSED, Verdict.PASSED, detail),
-        (evidence.was_oom_killed, Verdict.MEMORY, f"more than {limits.memory_bytes} bytes of memory"),
-        (evidence.stop is Stop.MEMORY, Verdict.MEMORY, f"more than {limits.memory_bytes} bytes of memory"),
-        (said == Verdict.MEMORY, Verdict.MEMORY, detail or "MemoryError"),
-        (signal_number == signal.SIGSYS, Verdict.FORBIDDEN, "forbidden system call"),
-        (said == Verdict.FORBIDDEN, Verdict.FORBIDDEN, detail),
-        (cpu_is_spent, Verdict.TIMEOUT_CPU, f"{limits.cpu_s:g} s of CPU used up"),
-        (evidence.stop is Stop.JUDGE_CPU, Verdict.TIMEOUT_CPU, "CPU used up on the candidate's values"),
-        (evidence.stop is Stop.WALL, Verdict.TIMEOUT_WALL, f"{limits.wall_s:g} s passed"),
-        (said in _PLAIN, Verdict(said) if said in _PLAIN else Verdict.WRONG, detail),
-        (said == "lost", Verdict.EXCEPTION, _ending(evidence.status)),
-    ]
-    for applies, verdict, words in lines:
-        if applies:
-            return verdict, words
-    return Verdict.INFRA, detail or ("the judge ended without a verdict" if evidence.judge_died else "no outcome")
+    is_over = evidence.output_bytes > limits.output_bytes
+    yield evidence.stop is Stop.CANCELLED, Verdict.INFRA, "cancelled"
+    yield said == Verdict.NO_CODE, Verdict.NO_CODE, detail
+    yield said == Verdict.OUTPUT_LIMIT, Verdict.OUTPUT_LIMIT, detail
+    yield is_over, Verdict.OUTPUT_LIMIT, f"more than {limits.output_bytes} bytes written"
+    yield said == Verdict.PASSED, Verdict.PASSED, detail
+    yield evidence.was_oom_killed, Verdict.MEMORY, f"more than {limits.memory_bytes} bytes of memory"
+    yield evidence.stop is Stop.MEMORY, Verdict.MEMORY, f"more than {limits.memory_bytes} bytes of memory"
+    yield said == Verdict.MEMORY, Verdict.MEMORY, detail or "MemoryError"
+    yield signal_number == signal.SIGSYS, Verdict.FORBIDDEN, "forbidden system call"
+    yield said == Verdict.FORBIDDEN, Verdict.FORBIDDEN, detail
+    yield cpu_is_spent, Verdict.TIMEOUT_CPU, f"{limits.cpu_s:g} s of CPU used up"
+    yield evidence.stop is Stop.JUDGE_CPU, Verdict.TIMEOUT_CPU, "CPU used up on the candidate's values"
+    yield evidence.stop is Stop.WALL, Verdict.TIMEOUT_WALL, f"{limits.wall_s:g} s passed"
+    yield said in _PLAIN, Verdict(said) if said in _PLAIN else Verdict.WRONG, detail
+    yield said == "lost", Verdict.EXCEPTION, _ending(evidence.status)
 
 
 _PLAIN: Final = frozenset((Verdict.SYNTAX, Verdict.EXCEPTION, Verdict.WRONG))

@@ -17,7 +17,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from sandbox_service import REPOSITORY, Service, children_of, packages_folder, sandbox_service
+from sandbox_service import REPOSITORY, Service, children_of, sandbox_service
 from smelt.sandbox.v1 import sandbox_pb2 as pb
 
 TIMEOUT_S = 60
@@ -27,10 +27,7 @@ DOUBLE = b"def double(n):\n    return 2 * n\n"
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with (
-        packages_folder("numpy") as packages,
-        sandbox_service(slots="2", science_packages=packages, science_preload="numpy") as running,
-    ):
+    with sandbox_service(slots="2") as running:
         yield running
 
 
@@ -136,26 +133,6 @@ def test_tests_that_patch_the_candidate_run_in_its_process_twice(service: Servic
     assert (wrong.verdict, wrong.attempts) == (pb.VERDICT_WRONG, 1) and "T.test_plain" in wrong.detail
 
 
-def test_profile_with_packages_serves_tests_that_import_them(service: Service) -> None:
-    tests = (
-        "import unittest\nimport numpy as np\n"
-        "class T(unittest.TestCase):\n"
-        "    def test_array(self):\n        self.assertTrue(np.array_equal(double(np.arange(3)), [0, 2, 4]))\n"
-    )
-    fields = {"form": pb.FORM_UNITTEST, "tests": tests, "profile": "science"}
-    record = _judge(service, _candidate(**fields))
-    assert (record.verdict, record.mode) == (pb.VERDICT_PASSED, pb.MODE_INSIDE)
-    assert _judge(service, _candidate(b"def double(n): return n", **fields)).verdict == pb.VERDICT_WRONG
-    plain = _judge(service, _candidate())
-    assert plain.profile_digest != record.profile_digest
-    with pytest.raises(grpc.RpcError) as raised:
-        _judge(service, _candidate(**{**fields, "profile": "bare"}))
-    assert _reason(raised) == "UNSUPPORTED_OPTION"
-    code = b"import numpy; print(numpy.arange(3).sum())"
-    answer = service.stub.Execute(pb.ExecuteRequest(code=code, profile="science"), timeout=TIMEOUT_S)
-    assert answer.stdout == b"3\n"
-
-
 def test_code_is_bytes(service: Service) -> None:
     """An encoding cookie is the interpreter's business."""
     code = "# -*- coding: latin-1 -*-\ndef double(n):\n    return '\xe9' * n\n".encode("latin-1")
@@ -190,7 +167,7 @@ def test_bad_request_is_refused_with_its_reason(service: Service, fields: dict[s
 def test_describe_names_level_and_layers(service: Service) -> None:
     answer = service.stub.Describe(pb.DescribeRequest(), timeout=TIMEOUT_S)
     layers = {layer.name: layer for layer in answer.layers}
-    assert layers["seccomp"].is_present and answer.slots == 2 and answer.profiles == ["bare", "science"]
+    assert layers["seccomp"].is_present and answer.slots == 2 and answer.profiles == ["bare"]
     assert all(layer.is_present or (layer.error and layer.remedy) for layer in answer.layers)
 
 

@@ -16,10 +16,11 @@ from smeltkit.errors import BadDigest, BadSuite, UnknownSuite
 from smeltkit.ids import check_digest, digest_bytes
 from smeltkit.manifest import canonical_json
 
-FORMATS = ("humaneval", "mbpp")
+FORMATS = ("humaneval", "mbpp", "bigcodebench")
 BUILDERS = ("completion", "tests-shown")
 EXTRACTIONS = {"completion": ("append", "newline", "indent", "whole"), "chat": ("reply",)}
-FORMS = ("check", "asserts")
+FORMS = ("check", "asserts", "unittest")
+PROFILES = ("bare", "science")
 SETUPS = ("after-solution",)
 REPOSITORY = "repository:"
 
@@ -66,6 +67,8 @@ class Suite:
     """Tokens of reasoning at most, on top of the answer, for bundles that declare that they reason."""
     form: str
     setup: str
+    profile: str
+    """The sandbox's interpreter that programs are judged on; empty where the file names none."""
     references_passed: int
     """Reference solutions that must pass before a score is given."""
     digest: str
@@ -149,6 +152,7 @@ def _read_suite(top: Fields, value: Any) -> Suite:
         thinking_tokens=generation.integer("thinking_tokens", 0, limits.EVALUATION_TOKENS_MAX),
         form=judge.choice("form", FORMS),
         setup=judge.choice("setup", SETUPS),
+        profile=judge.choice("profile", PROFILES) if judge.peek("profile") else "",
         references_passed=top.integer("references_passed", 1, problems),
         digest=digest_bytes(canonical_json(value)),
     )

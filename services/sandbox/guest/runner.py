@@ -15,7 +15,6 @@ from typing import Any, Final, NoReturn
 
 from services.sandbox.guest.calls import Guest, describe_exception
 from services.sandbox.guest.inside import CANDIDATE_FILE, Inside
-from services.sandbox.guest.rehearsal import rehearse_if_idle
 from services.sandbox.jail.seal import set_job_limits
 from services.sandbox.jail.spec import CONTROL
 from services.sandbox.wire.frames import Channel
@@ -27,12 +26,11 @@ _NOTHING: Final = compile("", CANDIDATE_FILE, "exec")
 
 
 def serve() -> NoReturn:
-    """Waits for the job, runs it, and never returns.
+    """Waits for the job and runs it; ChannelClosed when the supervisor leaves.
 
     The job alone comes marshalled: our own bytes into a process that nobody trusts, decoded with few touched pages.
     """
     channel = Channel(CONTROL, frame_max_bytes=JOB_MAX_BYTES, total_max_bytes=1 << 62)
-    rehearse_if_idle(CONTROL)
     job = marshal.loads(channel.receive_bytes())
     set_job_limits(**job["limits"])
     os.chdir("/tmp")

@@ -6,7 +6,6 @@ No /proc, /sys, /etc, /home and no shell. Host files stay reachable only through
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Final
 
 from services.sandbox.jail.spec import JailSpec
@@ -74,14 +73,3 @@ def _make_place(target: str, is_folder: bool) -> None:
     os.makedirs(target if is_folder else os.path.dirname(target), exist_ok=True)
     if not is_folder and not os.path.exists(target):
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
-
-
-def is_pristine(before: Sequence[int]) -> bool:
-    """Whether /tmp has as many free blocks and inodes as `before` (see `free_space`)."""
-    return list(free_space()) == list(before)
-
-
-def free_space() -> tuple[int, int]:
-    """Free blocks and inodes of /tmp."""
-    found = os.statvfs(SCRATCH)
-    return found.f_bfree, found.f_ffree

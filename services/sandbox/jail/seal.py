@@ -50,10 +50,11 @@ def prepare_ruleset(spec: JailSpec) -> int:
 
 def seal_zygote(spec: JailSpec) -> None:
     """What a zygote with namespaces gives up for itself and all children, so that none pays for it again: capabilities
-    but those that `seal` needs, files, calls. Its broom must be running: behind Landlock nobody mounts."""
+    but those that `seal` needs, files, calls, being traced. Its broom must run: behind Landlock nobody mounts."""
     drop_bounding_set()
     set_constant_limits()
     libc.capset(_KEPT_CAPABILITIES)
+    libc.prctl(libc.PR_SET_DUMPABLE, 0)
     libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
     ruleset = prepare_ruleset(spec)
     if ruleset >= 0:
@@ -65,15 +66,17 @@ def seal_zygote(spec: JailSpec) -> None:
 def seal(spec: JailSpec, ruleset: int) -> None:
     """Own session, own uid, no capability, not traceable; without namespaces Landlock and the filter too.
 
-    With namespaces the zygote's own seal is inherited, and its death ends the child's.
+    With namespaces the zygote's own seal is inherited, and its death ends the child's. Whoever leaves uid 0 loses every
+    capability by that.
     """
     os.setsid()
     if spec.own_uids:
         os.setresgid(INNER_UID, INNER_UID, INNER_UID)
         os.setresuid(INNER_UID, INNER_UID, INNER_UID)
-    libc.drop_capabilities()
-    libc.prctl(libc.PR_SET_DUMPABLE, 0)
+    else:
+        libc.drop_capabilities()
     if not spec.namespaces:
+        libc.prctl(libc.PR_SET_DUMPABLE, 0)
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
         drop_bounding_set()
         libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
@@ -89,6 +92,7 @@ def _allowed_paths(spec: JailSpec) -> dict[str, int]:
         readable = {path: landlock.READ if os.path.isdir(path) else landlock.READ_FILE for path in spec.binds}
         return {**allowed, **readable}
     allowed = {"/": landlock.READ, "/dev": landlock.READ_WRITE_NODE}
+    allowed |= dict.fromkeys(spec.executables, landlock.READ_FILE | landlock.EXECUTE)
     if spec.tmp_bytes:
         allowed[os.path.dirname(SCRATCH)] = landlock.all_file_access(spec.landlock_abi) & ~landlock.EXECUTE
     return allowed

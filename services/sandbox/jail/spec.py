@@ -39,6 +39,8 @@ class JailSpec(NamedTuple):
     """Modules imported before any child is forked."""
     packages: str = ""
     """Folder of third-party packages, inside the binds; empty for none."""
+    executables: tuple[str, ...] = ()
+    """Files inside the binds that candidates may start as programs."""
 
     def to_json(self) -> str:
         """The spec as one argument of a command line."""
@@ -48,6 +50,6 @@ class JailSpec(NamedTuple):
     def from_json(cls, text: str) -> JailSpec:
         """The inverse of `to_json`."""
         fields: dict[str, Any] = json.loads(text)
-        for name in ("binds", "hidden", "preload"):
+        for name in ("binds", "hidden", "preload", "executables"):
             fields[name] = tuple(fields[name])
         return cls(**fields)

@@ -7,6 +7,7 @@ It never receives a job, so memory that a later child inherits holds nothing of 
 from __future__ import annotations
 
 import _socket
+import contextlib
 import gc
 import importlib
 import json
@@ -16,10 +17,12 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Final, NoReturn
 
 from services.sandbox.jail import rootfs, seal
 from services.sandbox.jail.broom import sweep_for_ever
+from services.sandbox.jail.hot_pages import find_hot_pages, pin
 from services.sandbox.jail.spec import BROOM, CONTROL, FDS_OF_CHILD, JailSpec
 from services.sandbox.kernel import libc
 from services.sandbox.kernel.numbers import numbers
@@ -35,7 +38,13 @@ NAMESPACES: Final = (
 )
 _MESSAGE_MAX_BYTES: Final = 4096
 _CHILD_FAILED: Final = 70
-_ROLES: Final = {"candidate": "services.sandbox.guest.runner", "judge": "services.sandbox.judge.process"}
+_REHEARSALS: Final = 20
+"""Enough for the interpreter to specialize the code."""
+_ROLES: Final = {
+    "candidate": ("services.sandbox.guest.runner", "services.sandbox.guest.rehearsal"),
+    "judge": ("services.sandbox.judge.process", "services.sandbox.judge.rehearsal"),
+}
+"""What a child does, and its rehearsal."""
 
 
 def main() -> None:
@@ -45,35 +54,72 @@ def main() -> None:
     control = _socket.socket(fileno=CONTROL)
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve: Callable[[], NoReturn] = importlib.import_module(_ROLES[spec.role]).serve
+    role, rehearsal = map(importlib.import_module, _ROLES[spec.role])
+    gc.disable()
     if spec.packages:
         sys.path.append(spec.packages)
+        os.environ["PYTHONPATH"] = spec.packages
     for name in spec.preload:
         importlib.import_module(name)
+    for _ in range(_REHEARSALS):
+        rehearsal.rehearse()
     random.seed(0)
+    _forget_ourselves()
+    hot_pages = _find_hot_pages(spec, role.serve, rehearsal)
     slot_pid_namespace = ruleset = -1
     try:
         if spec.namespaces:
             slot_pid_namespace = _enter_namespaces(spec, control)
+            _pin(hot_pages)
             seal.seal_zygote(spec)
         else:
-            seal.set_constant_limits()
             ruleset = seal.prepare_ruleset(spec)
+            _pin(hot_pages)
+            seal.set_constant_limits()
+        os.close(BROOM)
     except OSError as error:
         control.send(json.dumps({"errno": error.errno, "error": str(error)}).encode())
         os._exit(1)
-    _forget_ourselves()
     control.send(b'{"ready": true}')
 
     def become_child(received: list[int]) -> NoReturn:
         try:
-            seal.seal(spec, ruleset)
-            seal.take_descriptors(received)
-            serve()
+            _become(spec, ruleset, received, role.serve)
         finally:
             os._exit(_CHILD_FAILED)
 
     _fork_for_ever(control, slot_pid_namespace, become_child)
+    os._exit(0)
+
+
+def _become(spec: JailSpec, ruleset: int, received: list[int], serve: Callable[[], NoReturn]) -> NoReturn:
+    seal.seal(spec, ruleset)
+    seal.take_descriptors(received)
+    serve()
+
+
+def _find_hot_pages(spec: JailSpec, serve: Callable[[], NoReturn], rehearsal: ModuleType) -> set[int]:
+    """The pages that a child writes to, and those that a fork touches; empty where the kernel does not say."""
+    scout = spec._replace(own_uids=False)  # the inner uid means another user of the host, outside of the jail
+    with contextlib.suppress(OSError), rehearsal.rehearsal_channel() as channel:
+        return find_hot_pages(lambda: _become(scout, -1, [0, 1, 2, channel], serve)) | find_hot_pages(_fork_once)
+    return set()
+
+
+def _fork_once() -> None:
+    """One turn of the loop below, with a child that ends at once."""
+    supervisor, control = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{FDS_OF_CHILD}i", *range(FDS_OF_CHILD)))]
+    supervisor.sendmsg([b"F"], rights)
+    supervisor.send(b"W0")
+    supervisor.shutdown(_socket.SHUT_WR)
+    _fork_for_ever(control, -1, lambda received: os._exit(0))
+
+
+def _pin(pages: set[int]) -> None:
+    if pages:
+        with contextlib.suppress(OSError):
+            pin(pages)
 
 
 def _enter_namespaces(spec: JailSpec, control: _socket.socket) -> int:
@@ -95,7 +141,7 @@ def _enter_namespaces(spec: JailSpec, control: _socket.socket) -> int:
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     rootfs.build_root(spec, sources)
     if spec.tmp_bytes and libc.fork() == 0:
-        _become_broom(spec, control, namespace)
+        _become_broom(control, namespace)
     return namespace
 
 
@@ -106,19 +152,18 @@ def _wait_and_exit() -> NoReturn:
     os._exit(0)
 
 
-def _become_broom(spec: JailSpec, control: _socket.socket, namespace: int) -> NoReturn:
+def _become_broom(control: _socket.socket, namespace: int) -> NoReturn:
     control.close()
     os.close(namespace)
     broom = _socket.socket(fileno=BROOM)
     try:
-        sweep_for_ever(broom, spec.tmp_bytes, spec.tmp_inodes)
+        sweep_for_ever(broom)
     finally:
         os._exit(0)
 
 
 def _forget_ourselves() -> None:
     """Takes our modules and paths out of what children inherit by name, and freezes the rest."""
-    os.closerange(BROOM, BROOM + 1)
     for name in [name for name in sys.modules if name.partition(".")[0] in ("services", "smeltkit")]:
         del sys.modules[name]
     root = sys.path.pop(0)
@@ -128,16 +173,15 @@ def _forget_ourselves() -> None:
     os.environ.pop("LD_BIND_NOW", None)
     gc.collect()
     gc.freeze()
-    gc.disable()
 
 
-def _fork_for_ever(control: _socket.socket, namespace: int, become_child: Callable[[list[int]], NoReturn]) -> NoReturn:
+def _fork_for_ever(control: _socket.socket, namespace: int, become_child: Callable[[list[int]], NoReturn]) -> None:
     """`F` with four descriptors forks a child and answers with its pidfd; `W PID` reaps it and answers with
-    `[wait status, CPU seconds]`; the pid counts in the slot's namespace."""
+    `[wait status, CPU seconds]`; the pid counts in the slot's namespace. Returns when the socket closes."""
     while True:
         message, ancillary, _, _ = control.recvmsg(_MESSAGE_MAX_BYTES, _socket.CMSG_SPACE(4 * FDS_OF_CHILD))
         if not message:
-            os._exit(0)
+            return
         if message[:1] == b"W":
             control.send(_reap(int(message[1:])))
             continue

@@ -28,26 +28,23 @@ RECURSION_LIMIT: Final = 3000
 
 
 def serve() -> NoReturn:
-    """Judges one candidate after the other until one does not pass or the supervisor leaves."""
+    """Judges one candidate after the other until one does not pass; ChannelClosed when the supervisor leaves."""
     sys.setrecursionlimit(RECURSION_LIMIT)
     control = _socket.socket(fileno=CONTROL)
     supervisor = Channel(CONTROL, frame_max_bytes=JOB_MAX_BYTES, total_max_bytes=1 << 62)
-    try:
-        while True:
-            descriptor = _receive_descriptor(control)
-            job = supervisor.receive()
-            if job["limits"]:
-                set_job_limits(**job["limits"])
-            _judge(job, descriptor, supervisor)
-            os.close(descriptor)
-    except ChannelClosed:
-        os._exit(0)
+    while True:
+        descriptor = _receive_descriptor(control)
+        job = supervisor.receive()
+        if job["limits"]:
+            set_job_limits(**job["limits"])
+        _judge(job, descriptor, supervisor)
+        os.close(descriptor)
 
 
 def _receive_descriptor(control: _socket.socket) -> int:
     message, ancillary, _, _ = control.recvmsg(1, _socket.CMSG_SPACE(4))
     if not message or not ancillary:
-        os._exit(0)
+        raise ChannelClosed("the supervisor left")
     return int(struct.unpack("i", ancillary[0][2])[0])
 
 

@@ -31,6 +31,8 @@ _OFFSET_NUMBER, _OFFSET_ARCHITECTURE, _OFFSET_ARGUMENTS = 0, 4, 16
 NAMESPACE_FLAGS: Final = 0x7E020080
 CLONE_THREAD: Final = 0x10000
 _AF_UNIX: Final = 1
+_ARCH_SET_FS: Final = 0x1002
+"""Where a program that starts keeps its thread's storage."""
 _IOCTLS: Final = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX."""
 _PRCTLS: Final = (1, 3, 4, 15, 16, 38, 39)
@@ -96,7 +98,11 @@ def policy_rules(policy: FilterPolicy) -> list[Rule]:
         Rule("prctl", 0, _PRCTLS),
         Rule("prlimit64", 0, (0,)),
     ]
-    return rules + ([Rule("socket", 0, (_AF_UNIX,))] if policy.can_socket else [])
+    if policy.can_socket:
+        rules.append(Rule("socket", 0, (_AF_UNIX,)))
+    if policy.can_exec:
+        rules.append(Rule("arch_prctl", 0, (_ARCH_SET_FS,)))
+    return rules
 
 
 def build_filter(policy: FilterPolicy, architecture: str = "") -> bytes:

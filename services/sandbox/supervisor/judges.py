@@ -12,7 +12,7 @@ from services.sandbox.jail.spec import JailSpec
 from services.sandbox.job import Job
 from services.sandbox.policy import JUDGE_MEMORY_BYTES
 from services.sandbox.supervisor.zygote import Child, Zygote
-from services.sandbox.wire.frames import Channel, ChannelClosed
+from services.sandbox.wire.frames import Channel, frame_of, with_header
 
 RUNS_MAX: Final = 64
 _ANSWER_MAX_BYTES: Final = 1 << 20
@@ -35,9 +35,10 @@ class JudgeProcess:
 
     def begin(self, job: Job, candidate: socket.socket) -> None:
         """Hands over the tests and the channel to the candidate; a judge that is gone is found by who watches it."""
-        with contextlib.suppress(ChannelClosed, OSError):
-            socket.send_fds(self.end, [b"J"], [candidate.fileno()])
-            self.channel.send(_tests_of(job, is_first=self.runs == 0))
+        message = b"J" + with_header(frame_of(_tests_of(job, is_first=self.runs == 0)))
+        with contextlib.suppress(OSError):
+            sent = socket.send_fds(self.end, [message], [candidate.fileno()])
+            self.end.sendall(message[sent:])
 
 
 class Judges:

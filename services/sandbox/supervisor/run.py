@@ -73,7 +73,8 @@ class Run:
                 next_check_s = self._next_check_s()
             if not self._is_over and self.wall_s >= self._job.limits.wall_s:
                 self._end(Stop.WALL)
-        self.waited_s = waited_s(self._candidate.pid)
+        if self.wall_s > WATCH_PERIOD_S:
+            self.waited_s = waited_s(self._candidate.pid)
 
     def judge_s(self) -> float:
         """CPU seconds of the judge in this run, while it lives."""

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,15 @@ class Ending:
     cpu_s: float
 
 
+@dataclass(frozen=True)
+class _Tmp:
+    """The file system behind /tmp: its size and inodes, a descriptor of it, and its traces when it was fresh."""
+
+    bounds: tuple[int, int]
+    place: int
+    traces: tuple[int, ...]
+
+
 class Zygote:
     """A warm, jailed interpreter that forks children of one role."""
 
@@ -83,17 +93,18 @@ class Zygote:
         self._control, control_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._broom, broom_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.spec = spec
+        self._tmp: _Tmp | None = None
         self.pid = _spawn(spec, control_end, broom_end)
         try:
             on_spawn(self.pid)
-            self._control.settimeout(START_TIMEOUT_S)
-            self._broom.settimeout(REPLY_TIMEOUT_S)
+            _limit_waits(self._control, START_TIMEOUT_S)
+            _limit_waits(self._broom, REPLY_TIMEOUT_S)
             if spec.namespaces:
                 self._expect("unshared")
                 _write_maps(self.pid, spec.own_uids, uid_base)
                 self._control.send(b"mapped")
             self._expect("ready")
-            self._control.settimeout(REPLY_TIMEOUT_S)
+            _limit_waits(self._control, REPLY_TIMEOUT_S)
         except BaseException:
             self.close()
             raise
@@ -123,25 +134,35 @@ class Zygote:
         return Ending(status, cpu_s)
 
     def sweep(self, size_bytes: int, inodes: int) -> None:
-        """Makes /tmp empty and of this size."""
+        """Makes /tmp empty and of this size: a fresh one, unless it is as it was made."""
         if not (self.spec.namespaces and self.spec.tmp_bytes):
+            return
+        if self._tmp and self._tmp.bounds == (size_bytes, inodes) and _traces(self._tmp.place) == self._tmp.traces:
             return
         try:
             self._broom.send(b"%d %d" % (size_bytes, inodes))
-            answer = self._broom.recv(64)
+            answer, places, _, _ = socket.recv_fds(self._broom, 64, 1)
         except OSError as error:
             raise ZygoteLost(f"broom does not answer: {error}") from error
-        if answer != b"clean":
+        if answer != b"clean" or not places:
             raise ZygoteLost("broom ended")
+        self._forget_tmp()
+        self._tmp = _Tmp((size_bytes, inodes), places[0], _traces(places[0]))
 
     def close(self) -> None:
         """Ends the zygote and, with it, everything in its jail."""
         self._control.close()
         self._broom.close()
+        self._forget_tmp()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
+
+    def _forget_tmp(self) -> None:
+        if self._tmp:
+            os.close(self._tmp.place)
+        self._tmp = None
 
     def _expect(self, word: str) -> None:
         try:
@@ -156,6 +177,19 @@ class Zygote:
         if "errno" not in answer:
             return ZygoteLost("zygote ended")
         return JailRefused(answer["error"], answer["errno"])
+
+
+def _traces(place: int) -> tuple[int, ...]:
+    """What changes when somebody writes below `place`, or to its attributes: free blocks and inodes, time of change."""
+    space = os.fstatvfs(place)
+    return space.f_bfree, space.f_ffree, os.fstat(place).st_ctime_ns
+
+
+def _limit_waits(end: socket.socket, timeout_s: float) -> None:
+    """The kernel's own bound of a blocking call: a timeout of Python's polls before each."""
+    bound = struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1_000_000))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        end.setsockopt(socket.SOL_SOCKET, option, bound)
 
 
 def _spawn(spec: JailSpec, control: socket.socket, broom: socket.socket) -> int:

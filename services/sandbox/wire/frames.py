@@ -34,6 +34,11 @@ def frame_of(message: Any) -> bytes:
     return "".join(_encode(message, 0)).encode("ascii")
 
 
+def with_header(body: bytes) -> bytes:
+    """The frame of `body` as it is written."""
+    return len(body).to_bytes(HEADER_BYTES, "big") + body
+
+
 class Channel:
     """One end of a stream of frames over `descriptor`, which stays the caller's.
 
@@ -55,7 +60,7 @@ class Channel:
 
     def send_bytes(self, body: bytes) -> None:
         """Writes one frame as it is; ChannelClosed if nobody reads."""
-        rest = memoryview(len(body).to_bytes(HEADER_BYTES, "big") + body)
+        rest = memoryview(with_header(body))
         try:
             while rest:
                 rest = rest[os.write(self.descriptor, rest) :]

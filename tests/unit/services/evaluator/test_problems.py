@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bigcodebench_rows import BIGCODEBENCH_ROWS
 from suite_files import HUMANEVAL_ROWS, MBPP_ROWS, make_suite, published_problems, suite_values, to_lines, write_suite
 
 from services.evaluator.problems import load_problems
@@ -38,6 +39,17 @@ def test_setup_is_kept_apart_from_the_tests(tmp_path: Path) -> None:
     assert (problem.setup, problem.tests) == ("head = Node(3)", "assert total(head) == 3")
 
 
+def test_a_row_of_bigcodebench_keeps_what_its_tests_borrow(tmp_path: Path) -> None:
+    """Its test cases lean on the prompt's imports and constants: they are the tests' own, whatever a solution binds."""
+    data = to_lines(BIGCODEBENCH_ROWS)
+    values = suite_values(data, format="bigcodebench")
+    values["judge"] = {"form": "unittest", "setup": "after-solution", "profile": "science"}
+    first, patched, plain = load_problems(load_suite(write_suite(tmp_path, values)), data)
+    assert (first.preamble, first.exports) == ("import numpy as np\nSCALE = 2\n\n", ("task_func",))
+    assert {problem.profile for problem in (first, patched, plain)} == {"science"}
+    assert plain.reference.endswith('words."""\n    return dict(Counter(words))\n')
+
+
 def test_only_the_split_is_taken(tmp_path: Path) -> None:
     """Rows outside of the split are checked too, but are no problems."""
     data = to_lines(MBPP_ROWS)
@@ -61,6 +73,7 @@ def test_three_problems_of_humaneval_need_helpers_of_their_prompts(tmp_path: Pat
     assert helped == {"HumanEval/32", "HumanEval/38", "HumanEval/50"}
 
 
+ROWS = {"humaneval": HUMANEVAL_ROWS, "mbpp": MBPP_ROWS, "bigcodebench": BIGCODEBENCH_ROWS}
 BROKEN: dict[str, tuple[str, Callable[[Row], object], str]] = {
     "missing field": ("humaneval", lambda row: row.pop("test"), "field 'test' is missing"),
     "unknown field": ("humaneval", lambda row: row.update(hint="x"), "unknown field 'hint'"),
@@ -83,6 +96,17 @@ BROKEN: dict[str, tuple[str, Callable[[Row], object], str]] = {
     "test that does not parse": ("mbpp", lambda row: row.update(test_list=["assert ("]), "'test_list' does not parse"),
     "no tests": ("mbpp", lambda row: row.update(test_list=[]), "field 'test_list' must not be empty"),
     "tests of something else": ("mbpp", lambda row: row.update(test_list=["assert len([]) == 0"]), "calls nothing"),
+    "solution that does not parse": (
+        "bigcodebench",
+        lambda row: row.update(canonical_solution="  ("),
+        "field 'canonical_solution' does not parse",
+    ),
+    "task without its function": (
+        "bigcodebench",
+        lambda row: row.update(entry_point="other"),
+        "which complete_prompt does not define",
+    ),
+    "cases that do not parse": ("bigcodebench", lambda row: row.update(test="class ("), "'test' does not parse"),
     "negative id": ("mbpp", lambda row: row.update(task_id=-1), "field 'task_id' is -1"),
 }
 
@@ -90,7 +114,7 @@ BROKEN: dict[str, tuple[str, Callable[[Row], object], str]] = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_row_is_refused_by_file_row_and_field(case: str, tmp_path: Path) -> None:
     format, change, message = BROKEN[case]
-    rows = [dict(row) for row in (HUMANEVAL_ROWS if format == "humaneval" else MBPP_ROWS)]
+    rows = [dict(row) for row in ROWS[format]]
     change(rows[0])
     with pytest.raises(BadSuite) as caught:
         make_suite(tmp_path, rows, format)
