@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Final
 
 PREFIX: Final = "smelt-sandbox-"
+SERVICE: Final = f"{PREFIX}service-"
 _V1: Final = ("memory", "pids", "cpuacct")
+_V2: Final = ("memory", "pids")
+_MOVE_PASSES_MAX: Final = 10
 _REMOVE_TRIES_MAX: Final = 100
 _REMOVE_PAUSE_S: Final = 0.01
 _NANOSECONDS: Final = 1e-9
@@ -31,23 +34,25 @@ class Hierarchy:
 
 
 def find_hierarchy(proc: Path = Path("/proc/self")) -> Hierarchy:
-    """The hierarchy whose memory, pids and CPU controllers we can use; OSError says what is missing."""
+    """The hierarchy whose memory, pids and CPU controllers we can use; OSError says what is missing. A process that
+    `prepare` moved finds the folder that it came from."""
     own = dict(_own_groups((proc / "cgroup").read_text(encoding="utf-8")))
     mounts = dict(_mounts((proc / "mountinfo").read_text(encoding="utf-8")))
     if all(name in own and name in mounts for name in _V1):
         return Hierarchy(1, {name: mounts[name] / own[name].lstrip("/") for name in _V1})
     if "" in own and "" in mounts:
         folder = mounts[""] / own[""].lstrip("/")
+        folder = folder.parent if folder.name.startswith(SERVICE) else folder
         present = (folder / "cgroup.controllers").read_text(encoding="utf-8").split()
-        if {"memory", "pids"} <= set(present):
+        if set(_V2) <= set(present):
             return Hierarchy(2, {"": folder})
         raise OSError(95, f"controllers of {folder} are {' '.join(present) or 'none'}; memory and pids are needed")
     raise OSError(95, "no control group hierarchy is mounted")
 
 
 def prepare(hierarchy: Hierarchy) -> None:
-    """Once a service: removes groups of lives that ended; version 2: makes room for groups with controllers, for which
-    the own group must hold no process, so all of them move into a group beside."""
+    """Before groups are made, any number of times: removes those of lives that ended; version 2: makes room for groups
+    with controllers, for which the own group must hold no process, so all of them move into a group beside."""
     for folder in hierarchy.folders.values():
         for left in folder.glob(f"{PREFIX}*"):
             if not _is_owner_alive(left.name):
@@ -55,11 +60,21 @@ def prepare(hierarchy: Hierarchy) -> None:
                     left.rmdir()
     if hierarchy.version == 2:
         folder = hierarchy.folders[""]
-        service = folder / f"{PREFIX}service-{os.getpid()}"
-        service.mkdir()
-        for pid in (folder / "cgroup.procs").read_text(encoding="ascii").split():
-            (service / "cgroup.procs").write_text(pid, encoding="ascii")
-        (folder / "cgroup.subtree_control").write_text("+memory +pids", encoding="ascii")
+        _empty(folder)
+        (folder / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in _V2), encoding="ascii")
+
+
+def _empty(folder: Path) -> None:
+    """Moves all processes of the group, and what they fork meanwhile, into one below it."""
+    for _ in range(_MOVE_PASSES_MAX):
+        pids = (folder / "cgroup.procs").read_text(encoding="ascii").split()
+        if not pids:
+            return
+        service = folder / f"{SERVICE}{os.getpid()}"
+        service.mkdir(exist_ok=True)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                (service / "cgroup.procs").write_text(pid, encoding="ascii")
 
 
 class Group:

@@ -17,7 +17,7 @@ from typing import Final
 from services.sandbox.jail import rootfs, seal
 from services.sandbox.jail.spec import INNER_UID, JailSpec
 from services.sandbox.kernel import landlock, libc
-from services.sandbox.kernel.cgroups import Group, find_hierarchy
+from services.sandbox.kernel.cgroups import Group, find_hierarchy, prepare
 from services.sandbox.kernel.numbers import numbers
 from services.sandbox.kernel.seccomp import FilterPolicy, build_filter
 
@@ -113,7 +113,9 @@ def _own_uids(uid_base: int) -> None:
 
 
 def _cgroup(uid_base: int) -> None:
-    group = Group(find_hierarchy(), f"probe-{os.getpid()}")
+    hierarchy = find_hierarchy()
+    prepare(hierarchy)
+    group = Group(hierarchy, f"probe-{os.getpid()}")
     try:
         pid = libc.fork()
         if pid == 0:

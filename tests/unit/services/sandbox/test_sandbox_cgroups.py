@@ -80,3 +80,25 @@ def test_only_groups_of_ended_services_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     prepare(Hierarchy(1, {"memory": tmp_path}))
     assert {path.name for path in tmp_path.iterdir()} == {own, "other"}
+
+
+def test_version_two_is_prepared_before_its_groups_get_controllers(tmp_path: Path) -> None:
+    """A group of version 2 gives its controllers to groups below it only once it holds no process itself."""
+    for name in ("cgroup.procs", "cgroup.subtree_control"):
+        (tmp_path / name).write_text("")
+    own = os.getpid()
+    moved = tmp_path / f"smelt-sandbox-service-{own}" / "cgroup.procs"
+    (tmp_path / "cgroup.procs").write_text(f"{own}\n")
+    prepare(Hierarchy(2, {"": tmp_path}))
+    assert moved.read_text() == str(own)
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory +pids"
+
+
+def test_moved_process_of_version_two_finds_the_folder_it_came_from(tmp_path: Path) -> None:
+    """Else each probe would go one level deeper."""
+    below = tmp_path / "own" / "smelt-sandbox-service-7"
+    below.mkdir(parents=True)
+    for folder in (below, below.parent):
+        (folder / "cgroup.controllers").write_text("memory pids")
+    proc = _proc(tmp_path, "0::/own/smelt-sandbox-service-7\n", f"1 2 0:3 / {tmp_path} rw - cgroup2 cgroup2 rw\n")
+    assert find_hierarchy(proc) == Hierarchy(2, {"": tmp_path / "own"})
