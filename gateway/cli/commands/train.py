@@ -1,11 +1,4 @@
-"""Commands that train: plan, apply, watch; each from one YAML file.
-
-base: ore-11m                 # model to start from
-data: instruct.jsonl          # training rows, beside this file
-heldout: heldout.jsonl        # optional: rows that only measure
-name: ore-11m:refined         # name for the result
-method: lora                  # and every other setting of a training
-"""
+"""Commands that train: plan, apply, watch, sweep; each from one YAML file. And archive, of what was trained."""
 
 from __future__ import annotations
 
@@ -14,28 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from smelt.artifact.v1 import artifact_pb2
+from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2
 
 from gateway.cli.documents import to_document
 from gateway.cli.models_view import artifact_view, plan_view
-from gateway.cli.options import JobId, Json, Wait
-from gateway.cli.output import facts
+from gateway.cli.options import JobId, Json, Plan, Reference, Wait
+from gateway.cli.output import facts, human_bytes
 from gateway.cli.runner import run
-from gateway.cli.training_view import run_view
-from smeltkit import limits
-from smeltkit.errors import BadConfig, UnknownSource
+from gateway.cli.sweeps import points_of, run_of
+from gateway.cli.sweeps_view import sweep_document, sweep_plan_view, sweep_view
+from gateway.cli.training_file import read_file, specs_of, trainings
+from gateway.cli.training_view import heldout_text, run_view
+from smeltkit.errors import BadConfig, JobCancelled, JobFailed, all_errors
 from smeltkit.ids import check_name, new_id
+from smeltkit.manifest import TOGETHER_TYPE
 
 if TYPE_CHECKING:
-    from smelt.job.v1 import job_pb2
-
     from gateway.cli.session import Session
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Plan, run and follow a training."
 )
 File = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The training: base, data, name and settings.")]
-_OWN_KEYS = ("base", "data", "heldout", "name")
 
 
 @app.command("plan")
@@ -43,8 +38,9 @@ def plan(file: File, as_json: Json = False) -> None:
     """Says what a training would do, cost and be refused for."""
 
     async def work(session: Session) -> None:
-        spec = await _spec(session, file)
-        reply = await session.call(session.trainer.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec))
+        first, *further = await specs_of(session, file, trainings(read_file(file), file))
+        request = trainer_pb2.PlanTrainRequest(spec=first, together=further)
+        reply = await session.call(session.trainer.PlanTrain, request)
         session.output.show(to_document(reply.plan), *plan_view(reply.plan))
 
     run("train plan", work, as_json=as_json)
@@ -52,10 +48,11 @@ def plan(file: File, as_json: Json = False) -> None:
 
 @app.command("apply")
 def apply(file: File, wait: Wait = True, as_json: Json = False) -> None:
-    """Trains; the result is a complete bundle that was loaded and probed."""
+    """Trains; the result is a complete bundle that was loaded and probed, or one for each of several adapters."""
 
     async def work(session: Session) -> None:
-        request = trainer_pb2.StartTrainRequest(spec=await _spec(session, file), request_id=new_id("req"))
+        first, *further = await specs_of(session, file, trainings(read_file(file), file))
+        request = trainer_pb2.StartTrainRequest(spec=first, together=further, request_id=new_id("req"))
         await _show(session, (await session.call(session.trainer.StartTrain, request)).job, wait)
 
     run("train apply", work, as_json=as_json)
@@ -64,7 +61,6 @@ def apply(file: File, wait: Wait = True, as_json: Json = False) -> None:
 @app.command("watch")
 def watch(job_id: JobId, as_json: Json = False) -> None:
     """Follows a training to its end."""
-    from smelt.job.v1 import job_pb2
 
     async def work(session: Session) -> None:
         job = (await session.call(session.jobs.GetJob, job_pb2.GetJobRequest(id=job_id))).job
@@ -73,71 +69,111 @@ def watch(job_id: JobId, as_json: Json = False) -> None:
     run("train watch", work, as_json=as_json)
 
 
+@app.command("sweep")
+def sweep(file: File, plan: Plan = False, as_json: Json = False) -> None:
+    """Trains every point of the file's `sweep`, planned as a whole first; the best by held-out loss gets the name."""
+
+    async def work(session: Session) -> None:
+        value = read_file(file)
+        if not value.get("heldout"):
+            raise BadConfig(f"{file.name}: a sweep needs heldout; its runs are compared by their loss on it")
+        points = points_of(value.get("sweep"))
+        found = [run_of(value, point, number) for number, point in enumerate(points, start=1)]
+        specs = await specs_of(session, file, found)
+        plans = [
+            (await session.call(session.trainer.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec))).plan
+            for spec in specs
+        ]
+        if plan:
+            session.output.show(sweep_document(points, specs, plans), *sweep_plan_view(points, specs, plans))
+            return
+        for spec, one in zip(specs, plans, strict=True):
+            for refusal in one.refusals:
+                raise all_errors()[refusal.reason](f"{spec.name}: {refusal.message}; nothing was started")
+        rows = await _run_all(session, specs)
+        done = [row for row in rows if row["heldout"]]
+        if not done:
+            raise JobFailed("no run of the sweep came to its end; `smelt jobs ls` tells why")
+        best = min(done, key=lambda row: row["heldout"]["after"])
+        named = artifact_pb2.SetNameRequest(name=check_name(value["name"]), digest=best["digest"])
+        await session.call(session.artifacts.SetName, named)
+        for row, point in zip(rows, points, strict=True):
+            row["settings"] = point
+        document = {"runs": rows, "best": best["name"], "name": check_name(value["name"])}
+        session.output.show(document, *sweep_view(rows, best))
+
+    run("train sweep", work, as_json=as_json)
+
+
+@app.command("archive")
+def archive(
+    reference: Reference,
+    target: Annotated[Path, typer.Argument(metavar="FILE.tar", help="Where to write it; must not exist.")],
+    as_json: Json = False,
+) -> None:
+    """Writes a trained model, its record and every step to one tar file that needs no platform."""
+    from gateway.cli.archives import write_archive
+    from gateway.cli.commands.runs import find_run
+
+    async def work(session: Session) -> None:
+        found = await find_run(session, reference)
+        bundle = await session.artifact(found.subject)
+        document = await write_archive(session, bundle, found, target)
+        shown = facts([("archive", document["path"]), ("size", human_bytes(document["size_bytes"])),
+                       ("files", len(document["files"])), ("digest", document["digest"])])  # fmt: skip
+        session.output.show(document, shown)
+
+    run("train archive", work, as_json=as_json)
+
+
+async def _run_all(session: Session, specs: list[trainer_pb2.TrainSpec]) -> list[dict[str, Any]]:
+    """Starts every training and follows one after the other; a row each, without results where one failed."""
+    jobs = [
+        (await session.call(session.trainer.StartTrain,
+                            trainer_pb2.StartTrainRequest(spec=spec, request_id=new_id("req")))).job
+        for spec in specs
+    ]  # fmt: skip
+    rows = []
+    for spec, job in zip(specs, jobs, strict=True):
+        row: dict[str, Any] = {"name": spec.name, "job": job.id, "digest": None, "heldout": None, "run": None}
+        try:
+            ended = await session.finish(job)
+            row |= await _result(session, ended.result_digest)
+        except (JobFailed, JobCancelled) as error:
+            row["error"] = error.message
+        rows.append(row)
+    return rows
+
+
+async def _result(session: Session, digest: str) -> dict[str, Any]:
+    """What a training made and took."""
+    artifact = await session.artifact(digest)
+    lineage = json.loads(artifact.config_json)["lineage"]
+    taken = (await session.call(session.trainer.GetRun, trainer_pb2.GetRunRequest(bundle=digest))).run
+    return {"digest": digest, "heldout": lineage["parameters"].get("heldout"), "run": to_document(taken)}
+
+
 async def _show(session: Session, job: job_pb2.Job, wait: bool) -> None:
     if not wait:
         session.output.show(to_document(job), job.id)
         return
     job = await session.finish(job)
-    artifact = await session.artifact(job.result_digest)
     if job.is_cached:
         session.output.note("cached: this result was stored already")
-    config: dict[str, Any] = json.loads(artifact.config_json)
-    found = config["lineage"]["parameters"].get("heldout")
-    asked = trainer_pb2.GetRunRequest(bundle=job.result_digest)
-    taken = (await session.call(session.trainer.GetRun, asked)).run
-    views = [artifact_view(artifact), *([_heldout_view(found)] if found else []), run_view(taken)]
-    document = {"job": to_document(job), "artifact": to_document(artifact), "heldout": found, "run": to_document(taken)}
-    session.output.show(document, *views)
+    artifact = await session.artifact(job.result_digest)
+    if artifact.artifact_type == TOGETHER_TYPE:
+        made = json.loads(artifact.config_json)["bundles"]
+        results = {name: await _result(session, digest) for name, digest in made.items()}
+        views: list[Any] = []
+        for name, found in results.items():
+            views += [facts([("name", name), ("digest", found["digest"]), *_heldout(found)]), run_view(found["run"])]
+        session.output.show({"job": to_document(job), "artifact": to_document(artifact), "results": results}, *views)
+        return
+    found = await _result(session, job.result_digest)
+    document = {"job": to_document(job), "artifact": to_document(artifact), **found}
+    document.pop("digest")
+    session.output.show(document, artifact_view(artifact), facts(_heldout(found)), run_view(found["run"]))
 
 
-def _heldout_view(found: dict[str, Any]) -> Any:
-    change = f"{found['change']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}] over {found['rows']} rows"
-    judged = "better" if found["high"] < 0 else "worse" if found["low"] > 0 else "no difference shown"
-    return facts(
-        [("held-out loss", f"{found['before']:.4f} -> {found['after']:.4f}"), ("change", f"{change}: {judged}")]
-    )
-
-
-async def _spec(session: Session, file: Path) -> trainer_pb2.TrainSpec:
-    """The training that the file describes, its data stored."""
-    from gateway.cli.uploads import upload
-
-    value = _read(file)
-    missing = [key for key in ("base", "data", "name") if not isinstance(value.get(key), str)]
-    if missing:
-        raise BadConfig(f"{file.name}: {missing[0]} is missing, or no text")
-    paths = [file.parent / str(value[key]) for key in ("data", "heldout") if value.get(key)]
-    for path in paths:
-        if not path.is_file():
-            raise UnknownSource(f"{path} does not exist; {file.name} names its data relative to its own folder")
-    files = await upload(session, paths)
-    settings = {key: item for key, item in value.items() if key not in _OWN_KEYS}
-    methods = {
-        "lora": trainer_pb2.METHOD_LORA,
-        "qlora": trainer_pb2.METHOD_QLORA,
-        "full": trainer_pb2.METHOD_FULL,
-        "pretrain": trainer_pb2.METHOD_PRETRAIN,
-    }
-    return trainer_pb2.TrainSpec(
-        base=value["base"],
-        method=methods.get(str(settings.get("method", "lora")), trainer_pb2.METHOD_UNSPECIFIED),
-        datasets=[entry.digest for entry in files],
-        settings_json=json.dumps(settings, sort_keys=True),
-        name=check_name(value["name"]),
-    )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(limits.TRAIN_SETTINGS_MAX_BYTES + 1)
-        value = yaml.safe_load(data[: limits.TRAIN_SETTINGS_MAX_BYTES])
-    except OSError as error:
-        raise UnknownSource(f"{file} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise BadConfig(f"{file.name} is no YAML: {error}") from error
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise BadConfig(f"{file.name} must hold keys such as base, data, name and method")
-    return value
+def _heldout(found: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("held-out loss", heldout_text(found["heldout"]))] if found["heldout"] else []

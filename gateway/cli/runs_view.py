@@ -1,0 +1,172 @@
+"""Runs of trainings as documents and tables: what went in, how the loss went, what it took, how two of them differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from rich.console import RenderableType
+from smelt.artifact.v1 import artifact_pb2
+
+from gateway.cli.output import facts, human_bytes, human_time, measured, short_digest, table
+from gateway.cli.training_view import heldout_text, run_view
+
+LEVELS: Final = "".join(chr(code) for code in range(0x2581, 0x2589))
+"""Eight blocks, from low to high."""
+WIDTH: Final = 60
+_OUTCOMES: Final = ("loss", "heldout", "tokens_per_second", "mfu", "noise_scale")
+_INPUTS: Final = ("base", "data", "code_revision", "device")
+
+
+def run_document(run: artifact_pb2.Artifact) -> dict[str, Any]:
+    """The record of a run for machines; keys that an older record lacks are left out."""
+    config: dict[str, Any] = json.loads(run.config_json)
+    config["outcome"] = config.pop("cost")
+    return {"digest": run.digest, "bundle": run.subject, **config}
+
+
+def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
+    """A series as at most `width` blocks, each the mean of its part; empty for no values."""
+    count = min(width, len(values))
+    edges = [len(values) * number // max(count, 1) for number in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    scale = (len(LEVELS) - 1) / (high - low) if high > low else 0.0
+    return "".join(LEVELS[round((mean - low) * scale)] for mean in means)
+
+
+def runs_view(runs: Iterable[Mapping[str, Any]]) -> RenderableType:
+    """A line a run."""
+    rows = (
+        (
+            measured(run.get("name")),
+            run.get("settings", {}).get("method", "-"),
+            measured(run.get("steps")),
+            _loss(run),
+            _heldout(run),
+            human_time(run["outcome"]["time_s"]),
+            _speed(run),
+            _share(run.get("mfu")),
+            human_bytes(run["outcome"]["memory_bytes"]),
+            run.get("finished_at", "-"),
+            short_digest(run["digest"]),
+        )
+        for run in runs
+    )
+    columns = ("name", "method", ">steps", ">loss", ">held-out loss", ">time", ">tokens/s", ">MFU", ">memory")
+    return table((*columns, "finished", "run"), rows)
+
+
+def run_views(run: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """Everything about a run: what went in, the course of its loss, what it took."""
+    losses = [step["loss"] for step in curve]
+    heldout = run.get("heldout")
+    known = facts(
+        [
+            ("run", run["digest"]),
+            ("bundle", run["bundle"]),
+            ("name", run.get("name", "")),
+            ("base", run.get("base", "")),
+            ("data", ", ".join(run.get("data", []))),
+            ("device", run.get("device", "")),
+            ("code", run.get("code_revision", "")),
+            ("finished", run.get("finished_at", "")),
+            ("loss", f"{sparkline(losses)} {losses[0]:.4f} -> {losses[-1]:.4f}" if losses else ""),
+            ("held-out loss", heldout_text(heldout) if heldout else ""),
+            ("tokens/s", _speed(run)),
+            ("MFU", _share(run.get("mfu"))),
+            ("gradient noise scale", _noise(run)),
+        ]
+    )
+    settings = facts((key, value) for key, value in flat(run.get("settings", {})).items())
+    taken = {**run, **run["spikes"]}
+    return [known, "", run_view(taken), "", "settings", settings]
+
+
+def diff_document(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Where two runs differ: settings and other inputs as [first, second], outcomes of both in any case."""
+    settings = [flat(run.get("settings", {})) for run in (one, other)]
+    keys = sorted(settings[0].keys() | settings[1].keys())
+    pairs = {key: [found.get(key) for found in settings] for key in keys}
+    return {
+        "runs": [one["digest"], other["digest"]],
+        "settings": {key: pair for key, pair in pairs.items() if pair[0] != pair[1]},
+        "inputs": {key: [one.get(key), other.get(key)] for key in _INPUTS if one.get(key) != other.get(key)},
+        "outcomes": {
+            **{key: [one.get(key), other.get(key)] for key in _OUTCOMES},
+            **{key: [one["outcome"][key], other["outcome"][key]] for key in one["outcome"]},
+        },
+        "is_same_training_data": _is_same(one, other, 0),
+        "is_same_heldout_data": _is_same(one, other, 1),
+    }
+
+
+def diff_views(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[RenderableType]:
+    """The differences as tables, and what must not be compared."""
+    found = diff_document(one, other)
+    names = [run.get("name") or short_digest(run["digest"]) for run in (one, other)]
+    inputs = {**found["settings"], **found["inputs"]}
+    rows = [(key, *(_text(value) for value in pair)) for key, pair in inputs.items()]
+    views: list[RenderableType] = [table(("differs", *names), rows)] if rows else ["nothing that went in differs"]
+    outcomes = [
+        ("loss, first and last", *(_loss(run) for run in (one, other))),
+        ("held-out loss", *(_heldout(run) for run in (one, other))),
+        ("time", *(human_time(run["outcome"]["time_s"]) for run in (one, other))),
+        ("peak memory", *(human_bytes(run["outcome"]["memory_bytes"]) for run in (one, other))),
+        ("tokens", *(f"{run['outcome']['tokens']:,}" for run in (one, other))),
+        ("tokens/s", *(_speed(run) for run in (one, other))),
+        ("MFU", *(_share(run.get("mfu")) for run in (one, other))),
+        ("gradient noise scale", *(_noise(run) for run in (one, other))),
+    ]
+    views += ["", table(("", *names), outcomes)]
+    if not found["is_same_training_data"]:
+        views.append("the training data differ: losses of training cannot be compared")
+    if not found["is_same_heldout_data"]:
+        views.append("no held-out data in common: held-out losses cannot be compared")
+    return views
+
+
+def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested settings with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return found
+
+
+def _is_same(one: Mapping[str, Any], other: Mapping[str, Any], number: int) -> bool:
+    """Whether both runs have data of this place, and the same."""
+    found = [run.get("data", [])[number : number + 1] for run in (one, other)]
+    return bool(found[0]) and bool(found[0] == found[1])
+
+
+def _loss(run: Mapping[str, Any]) -> str:
+    loss = run.get("loss")
+    return f"{loss['first']:.4f} -> {loss['last']:.4f}" if loss else "-"
+
+
+def _heldout(run: Mapping[str, Any]) -> str:
+    found = run.get("heldout")
+    if not found:
+        return "-"
+    return f"{found['after']:.4f} ({found['change']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}])"
+
+
+def _speed(run: Mapping[str, Any]) -> str:
+    speed = run.get("tokens_per_second")
+    return f"{speed:,.0f}" if speed else "-"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _noise(run: Mapping[str, Any]) -> str:
+    value = run.get("noise_scale")
+    return f"{value:,.0f} learnt tokens" if value else "-"
+
+
+def _text(value: Any) -> str:
+    shown = short_digest(value) if isinstance(value, str) and value.startswith("sha256:") else value
+    return ", ".join(map(_text, shown)) if isinstance(shown, list) else "-" if shown is None else str(shown)

@@ -1,0 +1,103 @@
+"""The YAML file of a training as requests: one, several adapters on one base, or the runs of a sweep.
+
+base: ore-11m                 # model to start from
+data: instruct.jsonl          # training rows, beside this file
+heldout: heldout.jsonl        # optional: rows that only measure
+name: ore-11m:refined         # name for the result
+method: lora                  # and every other setting of a training
+adapters:                     # instead of name: adapters trained together, each with what it does not share
+  - {name: ore-11m:one, data: one.jsonl, lora: {rank: 8}}
+  - {name: ore-11m:two, data: two.jsonl, learning_rate: 1e-4}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from smelt.trainer.v1 import trainer_pb2
+
+from smeltkit import limits
+from smeltkit.errors import BadConfig, UnknownSource
+from smeltkit.ids import check_name
+
+if TYPE_CHECKING:
+    from gateway.cli.session import Session
+
+_OWN_KEYS: Final = ("base", "data", "heldout", "name")
+_METHODS: Final = {
+    "lora": trainer_pb2.METHOD_LORA,
+    "qlora": trainer_pb2.METHOD_QLORA,
+    "full": trainer_pb2.METHOD_FULL,
+    "pretrain": trainer_pb2.METHOD_PRETRAIN,
+}
+
+
+def read_file(file: Path) -> dict[str, Any]:
+    """The keys of a training file; UnknownSource, BadConfig."""
+    import yaml
+
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(limits.TRAIN_SETTINGS_MAX_BYTES + 1)
+        value = yaml.safe_load(data[: limits.TRAIN_SETTINGS_MAX_BYTES])
+    except OSError as error:
+        raise UnknownSource(f"{file} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise BadConfig(f"{file.name} is no YAML: {error}") from error
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise BadConfig(f"{file.name} must hold keys such as base, data, name and method")
+    return value
+
+
+def trainings(value: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
+    """The trainings that a file holds: itself, or each of its `adapters` over the keys that all share."""
+    if "adapters" not in value:
+        return [dict(value)]
+    adapters, shared = value["adapters"], {key: item for key, item in value.items() if key != "adapters"}
+    if not isinstance(adapters, list) or not all(isinstance(one, dict) for one in adapters) or len(adapters) < 2:
+        raise BadConfig(f"{file.name}: adapters must be a list of two or more, each with name and data of its own")
+    if "name" in shared:
+        raise BadConfig(f"{file.name}: name has no effect beside adapters, which have their own; remove it")
+    return [merged(shared, one) for one in adapters]
+
+
+def merged(value: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with the keys of `over`, mappings within key by key."""
+    found = dict(value)
+    for key, item in over.items():
+        own = found.get(key)
+        found[key] = merged(own, item) if isinstance(own, Mapping) and isinstance(item, Mapping) else item
+    return found
+
+
+async def specs_of(session: Session, file: Path, found: Sequence[Mapping[str, Any]]) -> list[trainer_pb2.TrainSpec]:
+    """Trainings as requests, their data stored."""
+    from gateway.cli.uploads import upload
+
+    wanted: list[list[Path]] = []
+    for value in found:
+        missing = [key for key in ("base", "data", "name") if not isinstance(value.get(key), str)]
+        if missing:
+            raise BadConfig(f"{file.name}: {missing[0]} is missing, or no text")
+        wanted.append([file.parent / str(value[key]) for key in ("data", "heldout") if value.get(key)])
+    paths = list(dict.fromkeys(path for own in wanted for path in own))
+    for path in paths:
+        if not path.is_file():
+            raise UnknownSource(f"{path} does not exist; {file.name} names its data relative to its own folder")
+    stored = await upload(session, paths)
+    digests = {path: entry.digest for path, entry in zip(paths, stored, strict=True)}
+    return [_spec(value, [digests[path] for path in own]) for value, own in zip(found, wanted, strict=True)]
+
+
+def _spec(value: Mapping[str, Any], datasets: list[str]) -> trainer_pb2.TrainSpec:
+    settings = {key: item for key, item in value.items() if key not in _OWN_KEYS}
+    return trainer_pb2.TrainSpec(
+        base=value["base"],
+        method=_METHODS.get(str(settings.get("method", "lora")), trainer_pb2.METHOD_UNSPECIFIED),
+        datasets=datasets,
+        settings_json=json.dumps(settings, sort_keys=True),
+        name=check_name(value["name"]),
+    )

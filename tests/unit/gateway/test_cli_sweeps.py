@@ -1,0 +1,107 @@
+"""Sweeps and runs without a platform: which runs a file means, and how they are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from gateway.cli.runs_view import diff_document, diff_views, flat, runs_view, sparkline
+from gateway.cli.sweeps import points_of, run_of
+from gateway.cli.training_file import merged, trainings
+from smeltkit.errors import BadConfig
+
+FILE = Path("training.yaml")
+RUN: dict[str, Any] = {
+    "digest": "sha256:" + "a" * 64, "bundle": "sha256:" + "b" * 64, "name": "ore:one", "base": "sha256:" + "c" * 64,
+    "data": ["sha256:" + "d" * 64, "sha256:" + "e" * 64], "settings": {"method": "lora", "lora": {"rank": 4}},
+    "code_revision": "1", "device": "cpu", "steps": 40, "loss": {"first": 2.0, "last": 1.0},
+    "heldout": {"before": 2.0, "after": 1.5, "change": -0.5, "low": -0.6, "high": -0.4, "rows": 9},
+    "outcome": {"time_s": 12.0, "memory_bytes": 1 << 20, "tokens": 1000}, "tokens_per_second": 83.3, "mfu": 0.31,
+    "noise_scale": None, "finished_at": "2026-01-01T00:00:00Z",
+}  # fmt: skip
+
+
+def _shown(*views: Any) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        for view in views:
+            console.print(view)
+    return captured.get()
+
+
+def test_a_grid_is_every_combination_in_order() -> None:
+    points = points_of({"keys": {"learning_rate": ["1e-4", 0.001], "lora.rank": [4, 8]}})
+    assert [tuple(point.values()) for point in points] == [("1e-4", 4), ("1e-4", 8), (0.001, 4), (0.001, 8)]
+    run = run_of({"name": "ore:x", "lora": {"alpha": 3}, "sweep": {}}, points[1], 2)
+    assert run == {"name": "ore:x-02", "lora": {"alpha": 3, "rank": 8}, "learning_rate": "1e-4"}
+
+
+def test_a_random_sweep_is_the_same_for_a_seed() -> None:
+    """Ranges are drawn within their bounds, whole where these are whole, and no run occurs twice."""
+    keys = {"learning_rate": {"low": "1e-5", "high": "1e-2", "log": True}, "epochs": {"low": 1, "high": 3}}
+    one, same, other = (points_of({"method": "random", "runs": 9, "seed": s, "keys": keys}) for s in (1, 1, 2))
+    assert one == same != other
+    assert all(1e-5 <= point["learning_rate"] <= 1e-2 and point["epochs"] in (1, 2, 3) for point in one)
+    assert min(point["learning_rate"] for point in one) < 2e-4
+    few = points_of({"method": "random", "runs": 20, "keys": {"epochs": {"low": 1, "high": 3}}})
+    assert sorted(point["epochs"] for point in few) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "says"),
+    [
+        (None, "must hold keys"),
+        ({"keys": {}}, "must hold keys"),
+        ({"method": "best", "keys": {"epochs": [1, 2]}}, "grid, random"),
+        ({"keys": {"epochs": [1, 2]}, "runs": 3}, "sweep.runs has no effect with method grid"),
+        ({"keys": {"epochs": {"low": 1, "high": 2}}}, "ranges are for method random"),
+        ({"keys": {"epochs": [1]}}, "1 different runs"),
+        ({"keys": {"epochs": list(range(40)), "seed": [1, 2]}}, "more than 64"),
+        ({"method": "random", "keys": {"epochs": [1, 2]}}, "sweep.runs=None"),
+        ({"method": "random", "runs": 2, "keys": {"epochs": {"low": 3, "high": 1}}}, "must be below"),
+        ({"method": "random", "runs": 2, "keys": {"epochs": {"low": "x", "high": 1}}}, "no number"),
+        ({"method": "random", "runs": 2, "keys": {"epochs": {"from": 3}}}, "low, high"),
+        ({"method": "random", "runs": 2, "keys": {"epochs": {"low": 0, "high": 1, "log": True}}}, "above 0"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused(sweep: Any, says: str) -> None:
+    with pytest.raises(BadConfig, match=says):
+        points_of(sweep)
+
+
+def test_adapters_share_what_they_do_not_say_themselves() -> None:
+    adapters = [{"name": "a", "data": "a.jsonl"}, {"name": "b", "data": "b.jsonl", "lora": {"rank": 8}}]
+    value = {"base": "ore", "lora": {"rank": 4, "alpha": 8}, "adapters": adapters}
+    one, other = trainings(value, FILE)
+    assert (one["lora"], other["lora"]) == ({"rank": 4, "alpha": 8}, {"rank": 8, "alpha": 8})
+    assert one["base"] == "ore" and "adapters" not in one
+    assert trainings({"base": "ore", "name": "a"}, FILE) == [{"base": "ore", "name": "a"}]
+    with pytest.raises(BadConfig, match="two or more"):
+        trainings({**value, "adapters": [{"name": "a"}]}, FILE)
+    with pytest.raises(BadConfig, match="name has no effect"):
+        trainings({**value, "name": "x"}, FILE)
+    assert merged({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
+
+
+def test_a_sparkline_falls_as_the_loss_falls() -> None:
+    line = sparkline([8.0 - n / 100 for n in range(800)], width=8)
+    assert len(line) == 8 and list(line) == sorted(line, reverse=True) and len(set(line)) == 8
+    assert sparkline([]) == "" and sparkline([2.0, 2.0]) == chr(0x2581) * 2
+
+
+def test_runs_and_their_differences_are_shown_with_their_intervals() -> None:
+    """R-122: what was not measured is a dash; held-out losses over other rows are not compared in silence."""
+    other = {**RUN, "name": "ore:two", "settings": {"method": "lora", "lora": {"rank": 8}}, "mfu": None,
+             "data": [RUN["data"][0]], "heldout": None}  # fmt: skip
+    listed = _shown(runs_view([RUN, other]))
+    assert "1.5000 (-0.5000 [-0.6000, -0.4000])" in listed and "31.0%" in listed
+    found = diff_document(RUN, other)
+    assert found["settings"] == {"lora.rank": [4, 8]} and found["outcomes"]["mfu"] == [0.31, None]
+    assert (found["is_same_training_data"], found["is_same_heldout_data"]) == (True, False)
+    shown = _shown(*diff_views(RUN, other))
+    assert "lora.rank" in shown and "no held-out data in common" in shown
+    assert "nothing that went in differs" in _shown(*diff_views(RUN, RUN))
+    assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
