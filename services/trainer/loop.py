@@ -175,19 +175,12 @@ class Run:
 
     def _try_longest(self) -> None:
         """Takes the fullest pack through the model and back, so that memory runs out now or never."""
-        longest = max((self._order.at(step) for step in range(self.schedule.total_steps)), key=self._largest_pack)
-        fullest = max(longest, key=self._tokens_of)
+        fullest = self._order.fullest(self.schedule.total_steps)
         pack = pack_of([self._samples[number] for number in fullest], self._device)
         state = torch.get_rng_state()
         self.decoder.loss(pack.batch, pack.targets).backward()
         torch.set_rng_state(state)
         self.decoder.zero_grad(set_to_none=True)
-
-    def _largest_pack(self, packs: Sequence[tuple[int, ...]]) -> int:
-        return max(map(self._tokens_of, packs))
-
-    def _tokens_of(self, pack: tuple[int, ...]) -> int:
-        return sum(self._order.lengths[number] for number in pack)
 
     def _tensors(self) -> dict[str, Tensor]:
         spread = dict(zip(self._optimizer.names, self._optimizer.parameters, strict=True))

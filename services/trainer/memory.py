@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from services.trainer.adapters.targets import linear_tensors
 from services.trainer.settings import TrainSettings
 from smeltkit.ml.arch import ModelConfig
@@ -9,6 +11,9 @@ from smeltkit.ml.nf4_layout import stored_bytes
 
 LOGITS_BYTES = 320_000_000
 """Most that the fused loss holds of the logits."""
+
+_STATE_BYTES: Final = {"float32": 8.0, "bfloat16": 4.0, "int8": 2 * (1 + 4 / 256)}
+"""Bytes of both moments of a value."""
 
 
 def trainable_parameters(config: ModelConfig, settings: TrainSettings) -> int:
@@ -43,30 +48,32 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     update, the difference is told as `updating`. A layer keeps the inputs and outputs of its norms, queries, keys,
     values and the MLP's three products; with recomputation only its input. Adapters are float32 whatever the base is.
     A base that is quantized is loaded as it is stored first. Of several processes it is the memory of each: what is
-    stored is spread over them; two layers at a time are whole, and embedding and head all the time. It is loaded whole.
+    stored is spread over them; two layers at a time are whole, or all, embedding and head always. It is loaded whole.
     """
     value_bytes = 4 if settings.dtype == "float32" else 2
     trained = trainable_parameters(config, settings)
     trained_bytes = 4 if settings.is_adapted else value_bytes
-    is_rounded = settings.optimizer.state == "bfloat16"
     gradients = trained * trained_bytes
     head = 0 if settings.is_adapted else config.vocab_size * config.hidden_size * trained_bytes
     size = config.dimensions()
     kept = 4 * size["hidden"] + 2 * size["q"] + 2 * size["kv"] + 3 * size["intermediate"]
     per_token = size["hidden"] if settings.recompute else kept
     live = per_token * config.layers + (kept if settings.recompute else 0)
-    weights = _weights_bytes(config, settings, value_bytes) + (trained * 4 if settings.is_adapted else 0)
+    base, adapters = _weights_bytes(config, settings, value_bytes), trained * 4 if settings.is_adapted else 0
+    is_whole = settings.is_adapted and (settings.method == "qlora" or not settings.regather)
     has_rounds = settings.packs_per_step > settings.processes
     spread = {
-        "weights": weights,
+        "weights": adapters + (0 if is_whole else base),
         "gradients": gradients if has_rounds else min(head, gradients),
-        "masters": 0 if trained_bytes == 4 or is_rounded else 4 * trained,
-        "optimizer": (4 if is_rounded else 8) * trained,
+        **({"masters": 0, "optimizer": 0} if settings.optimizer.offload else state_bytes(config, settings)),
     }
     needs = {name: -(-size_bytes // settings.processes) for name, size_bytes in spread.items()}
+    needs["weights"] += base if is_whole else 0
     if settings.processes > 1:
         outside = value_bytes * sum(s.elements for s in config.tensors() if not s.name.startswith("layers."))
-        needs["gathered"] = outside + (2 * (weights - outside) + gradients) // config.layers
+        outside = 0 if is_whole else outside
+        layers = 2 if settings.regather else config.layers
+        needs["gathered"] = outside + (layers * (spread["weights"] - outside) + gradients) // config.layers
     needs |= {
         "activations": live * settings.pack_size_tokens * value_bytes,
         "logits": min(LOGITS_BYTES, settings.pack_size_tokens * config.vocab_size * value_bytes),
@@ -77,8 +84,15 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     return {**needs, "loading": max(config.parameters * value_bytes - sum(needs.values()), 0)}
 
 
+def state_bytes(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
+    """Bytes of float32 copies and of moments, wherever they lie; in 8 bits as if all were quantized."""
+    trained, how = trainable_parameters(config, settings), settings.optimizer
+    is_exact = settings.is_adapted or settings.dtype == "float32"
+    has_copies = how.offload or not (is_exact or how.state == "bfloat16")
+    return {"masters": 4 * trained if has_copies else 0, "optimizer": round(_STATE_BYTES[how.state] * trained)}
+
+
 def checkpoint_bytes(config: ModelConfig, settings: TrainSettings) -> int:
-    """Bytes of a checkpoint: the trained values, their masters and the optimizer's state."""
-    needs, value_bytes = components(config, settings), 4 if settings.is_adapted or settings.dtype == "float32" else 2
-    needs = {name: size_bytes * settings.processes for name, size_bytes in needs.items()}
-    return trainable_parameters(config, settings) * value_bytes + needs["masters"] + needs["optimizer"]
+    """Bytes of a checkpoint: the trained values, their float32 copies and the optimizer's state."""
+    value_bytes = 4 if settings.is_adapted or settings.dtype == "float32" else 2
+    return trainable_parameters(config, settings) * value_bytes + sum(state_bytes(config, settings).values())

@@ -1,24 +1,29 @@
 """AdamW over the trainable parameters, with float32 master weights wherever a parameter is stored in less.
 
 An update of a bf16 weight is mostly smaller than the weight's own rounding, so it is made on a float32 copy that is
-rounded afterwards, or, with `state: bfloat16`, on the weight itself, rounded stochastically. Of parameters that are
-spread over processes each updates the part it holds. What the optimizer really uses can be read back and is compared
-with the config at every start.
+rounded afterwards, or, with `state: bfloat16`, on the weight itself, rounded stochastically. With `state: int8` the
+moments are in 8 bits. With `offload` float32 copies and moments lie in the memory of the host and are updated there.
+Of parameters that are spread over processes each updates the part it holds. What the optimizer really uses can be read
+back and is compared with the config at every start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from services.trainer.int8_adamw import MOMENTS, Int8AdamW, is_quantized
 from services.trainer.rounded_adamw import RoundedAdamW
 from services.trainer.settings import AdamSettings
 from services.trainer.sharding import held
 from smeltkit.errors import SettingsDiffer
+
+_KINDS: Final = {"bfloat16": RoundedAdamW, "int8": Int8AdamW}
+"""State that is not AdamW's own, and what keeps it so."""
 
 
 class Optimizer:
@@ -32,10 +37,7 @@ class Optimizer:
         self._parameters = [value for _, value in named]
         self._held = [held(value) for value in self._parameters]
         is_rounded = config.state == "bfloat16"
-        self._masters = [
-            value if is_rounded or value.dtype == torch.float32 else value.detach().to(torch.float32)
-            for value in self._held
-        ]
+        self._masters = [_master(value, config) for value in self._held]
         decays = [value.dim() > 1 for value in self._masters]
         shared: dict[str, Any] = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
         groups = [
@@ -44,11 +46,13 @@ class Optimizer:
             for wanted in (True, False)
         ]  # fmt: skip
         groups = [group for group in groups if group["params"]]
-        self._inner = (
-            RoundedAdamW(groups, **shared)
-            if is_rounded
-            else torch.optim.AdamW(groups, fused=self._masters[0].is_cuda, **shared)
-        )
+        self._inner: torch.optim.Optimizer
+        if is_rounded:
+            self._inner = RoundedAdamW(groups, **shared)
+        elif config.state == "int8":
+            self._inner = Int8AdamW(groups, **shared)
+        else:
+            self._inner = torch.optim.AdamW(groups, fused=self._masters[0].is_cuda or config.offload, **shared)
         self._check()
 
     @property
@@ -67,7 +71,7 @@ class Optimizer:
         for master, parameter in zip(self._masters, self._parameters, strict=True):
             if master is not parameter:
                 assert parameter.grad is not None
-                master.grad, parameter.grad = held(parameter.grad).to(master.dtype), None
+                master.grad, parameter.grad = held(parameter.grad).to(master), None
         for group in self._inner.param_groups:
             group["lr"] = learning_rate
         self._inner.step()
@@ -84,7 +88,8 @@ class Optimizer:
             "beta2": group["betas"][1],
             "eps": group["eps"],
             "weight_decay": group["weight_decay"],
-            "state": "bfloat16" if isinstance(self._inner, RoundedAdamW) else "float32",
+            "state": next((name for name, kind in _KINDS.items() if isinstance(self._inner, kind)), "float32"),
+            "offload": self._config.offload,
             "learning_rate": group["lr"],
         }
 
@@ -104,23 +109,38 @@ class Optimizer:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state` gave; SettingsDiffer if it is that of other parameters."""
         taken: set[str] = set()
+        is_fused = self._inner.defaults.get("fused", False)  # then torch counts steps on the device, else on the CPU
         for name, master, part in zip(self.names, self._masters, self._held, strict=True):
             mine = {
                 key.removeprefix(f"{name}."): value for key, value in state.items() if key.rpartition(".")[0] == name
             }
             taken |= {f"{name}.{key}" for key in mine}
             stored = mine.pop("master", None)
-            if (stored is None) != (master is part) or mine.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            if (stored is None) != (master is part) or mine.keys() != self._keys(master):
                 raise SettingsDiffer(f"the checkpoint's optimizer state does not fit {name}; it holds {sorted(mine)}")
             if stored is not None:
                 master.copy_(stored)
-            own = {key: value.clone() if key == "step" else value.to(master.device) for key, value in mine.items()}
-            self._inner.state[master] = own
+            self._inner.state[master] = {
+                key: value.to("cpu" if key == "step" and not is_fused else master.device, copy=True)
+                for key, value in mine.items()
+            }
         if taken != state.keys():
             raise SettingsDiffer(f"the checkpoint holds optimizer state of {sorted(state.keys() - taken)[0]}")
+
+    def _keys(self, master: Tensor) -> set[str]:
+        """What the state of a parameter consists of."""
+        has_scales = isinstance(self._inner, Int8AdamW) and is_quantized(master)
+        return {"step", *MOMENTS, *(f"{name}_scale" for name in MOMENTS if has_scales)}
 
     def _check(self) -> None:
         wanted = {**asdict(self._config), "learning_rate": 0.0}
         found = self.in_use()
         if any(value.dim() > 1 for value in self._masters) and found != wanted:
             raise SettingsDiffer(f"the optimizer uses {found}, but the config says {wanted}")
+
+
+def _master(value: Tensor, config: AdamSettings) -> Tensor:
+    """What is updated: the parameter itself, or a float32 copy, in the memory of the host if it is offloaded."""
+    if config.offload:
+        return value.detach().to(device="cpu", dtype=torch.float32, copy=True)
+    return value if config.state == "bfloat16" or value.dtype == torch.float32 else value.detach().to(torch.float32)

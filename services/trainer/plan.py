@@ -11,7 +11,7 @@ from services.trainer.data.dataset import Dataset, read_dataset
 from services.trainer.data.order import Order
 from services.trainer.data.samples import Encoder
 from services.trainer.forecast import Pace, forecast
-from services.trainer.memory import checkpoint_bytes, components, trainable_parameters
+from services.trainer.memory import checkpoint_bytes, components, state_bytes, trainable_parameters
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
 from services.trainer.shape import shaped
@@ -47,11 +47,12 @@ class Prepared:
 
 def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, settings: TrainSettings) -> Prepared:
     """Reads the data for a bundle's folder; BadDataset for a wrong row. Why it cannot run is in `refusals`."""
-    encoder = Encoder(folder, bundle.contract)
+    encoder = Encoder(folder, bundle.contract, ids_of=settings.ids_of)
     config = shaped(folder, bundle.config, settings.shape)
-    found = read_dataset(data, encoder, settings.sequence_tokens, text_only=settings.method == "pretrain")
+    length, is_text = settings.sequence_tokens, settings.data_format == "text"
+    found = read_dataset(data, encoder, length, text_only=settings.method == "pretrain", is_text=is_text)
     order = Order(
-        lengths=tuple(len(sample.ids) for sample in found.samples),
+        lengths=found.samples.lengths,
         pack_tokens=settings.pack_size_tokens,
         packs_per_step=settings.packs_per_step,
         seed=settings.seed,
@@ -77,7 +78,7 @@ def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, sett
         config=config,
         settings=settings,
         data=found,
-        heldout=None if heldout is None else read_dataset(heldout, encoder, settings.sequence_tokens),
+        heldout=None if heldout is None else read_dataset(heldout, encoder, length, is_text=is_text),
         order=order,
         schedule=schedule,
         preview=encoder.preview(found.samples[0])[:PREVIEW_CHARS],
@@ -107,6 +108,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
         "packing": f"{prepared.order.efficiency:.1%} of {settings.pack_size_tokens} tokens a pack",
         "learning rate": " -> ".join(f"{rate:.2e}" for rate in rates),
         "checkpoints": f"every {settings.checkpoint_steps} steps, {saved_bytes / 2**20:.1f} MiB each",
+        **_of_host(config, settings),
         **{f"memory, {name}": f"{size / 2**20:.1f} MiB" for name, size in needs.items() if size},
         "first sample": prepared.preview,
     }
@@ -148,6 +150,13 @@ def _of_processes(settings: TrainSettings) -> dict[str, str]:
     return {"processes": f"{settings.processes}; memory is that of each, time leaves out what they tell each other"}
 
 
+def _of_host(config: ModelConfig, settings: TrainSettings) -> dict[str, str]:
+    """What an offloaded optimizer takes of the host's memory."""
+    if not settings.optimizer.offload:
+        return {}
+    return {"memory of the host": f"{sum(state_bytes(config, settings).values()) / 2**20:.1f} MiB"}
+
+
 def _of_load(pace: Pace | None) -> dict[str, str]:
     """What to think of a time that was measured beside other work."""
     if pace is None or pace.is_quiet:
@@ -176,6 +185,8 @@ def _misfits(bundle: Bundle, settings: TrainSettings) -> list[SmeltError]:
         context = bundle.config.context_tokens
         found.append(BadConfig(f"sequence_tokens={settings.sequence_tokens} exceeds the base's context of {context}"))
     found += devices.refusals(settings.processes)
+    if settings.optimizer.offload and devices.devices_here()[1] != "GPUs":
+        found.append(UnsupportedOption("optimizer.offload has no effect without a GPU; remove it"))
     unknown = [name for name in settings.lora.targets if name not in linear_names(bundle.config)]
     if unknown:
         known = ", ".join(linear_names(bundle.config))

@@ -70,10 +70,13 @@ class AdamSettings:
     weight_decay: float = 0.0
     """Decoupled decay of matrices; vectors (norms, biases) never decay."""
     state: str = "float32"
-    """Type of the moments; bfloat16 also keeps no float32 copy of the weights, and rounds both stochastically."""
+    """Type of the moments: float32, int8 (blocks of 8 bits), or bfloat16, which also keeps no float32 copy of the
+    weights, and rounds both stochastically."""
+    offload: bool = False
+    """Whether moments and float32 copies lie in the memory of the host instead of the GPU's, and are updated there."""
 
     def __post_init__(self) -> None:
-        _among("optimizer.state", self.state, ("float32", "bfloat16"))
+        _among("optimizer.state", self.state, ("float32", "int8", "bfloat16"))
         _below_one("optimizer.beta1", self.beta1)
         _below_one("optimizer.beta2", self.beta2)
         _within("optimizer.eps", self.eps, 1e-16, 1.0)
@@ -136,6 +139,10 @@ class TrainSettings:
     """Passes over the data, 1 to 1000."""
     max_steps: int = 0
     """Optimizer steps after which the run ends; 0 for all that the epochs have."""
+    data_format: str = "rows"
+    """What the data files are: `rows`, in JSONL or Parquet, or `text`, each file one document."""
+    ids_of: str = ""
+    """Digest of the tokenizer.json that made the ids in rows of ids; must be that of the base."""
     sequence_tokens: int = 1024
     """Tokens of the longest sample."""
     pack_tokens: int = 0
@@ -145,6 +152,9 @@ class TrainSettings:
     processes: int = 1
     """Processes that share the training, each on a GPU of its own (or some cores, where there is no GPU): weights,
     gradients and optimizer state are spread over them, and each takes its packs of a step; 1 to 64."""
+    regather: bool = True
+    """Whether several processes give a layer's weights away between forward and backward pass, to save memory; if
+    not, frozen weights are whole in each of them. Those in NF4 are in any case."""
     learning_rate: float = 1e-3
     """Highest learning rate."""
     schedule: str = "cosine"
@@ -179,6 +189,7 @@ class TrainSettings:
         _among("method", self.method, ("lora", "qlora", "full", "pretrain"))
         _among("init", self.init, ("base", "random"))
         _among("schedule", self.schedule, KINDS)
+        _among("data_format", self.data_format, ("rows", "text"))
         _among("dtype", self.dtype, ("float32", "bfloat16"))
         whole = {"epochs": (1, 1000), "max_steps": (0, 10**9), "sequence_tokens": (8, 1 << 20),
                  "pack_tokens": (0, 1 << 24), "seed": (0, 2**63 - 1), "packs_per_step": (1, 65536),
@@ -198,6 +209,8 @@ class TrainSettings:
             raise BadConfig(
                 f"pack_tokens={self.pack_tokens} holds no sample of sequence_tokens={self.sequence_tokens}; raise it"
             )
+        if self.processes == 1 and not self.regather:
+            raise UnsupportedOption("regather has no effect with processes=1; remove it")
         if self.packs_per_step % self.processes:
             raise BadConfig(
                 f"packs_per_step={self.packs_per_step} cannot be shared evenly by processes={self.processes}; make it"
@@ -207,10 +220,19 @@ class TrainSettings:
             raise UnsupportedOption(f"init={self.init!r} has no effect with method {self.method}; choose pretrain")
         if self.init == "base" and self.shape != ShapeSettings():
             raise UnsupportedOption("shape has no effect with the weights of the base; set init: random")
-        if self.optimizer.state != "float32" and (self.is_adapted or self.dtype == "float32"):
+        if self.optimizer.state == "bfloat16" and (self.is_adapted or self.dtype == "float32"):
             raise UnsupportedOption(
                 "optimizer.state=bfloat16 has no effect on float32 weights, adapters among them; choose method full"
                 " with dtype bfloat16, or remove it"
+            )
+        if self.optimizer.offload and self.optimizer.state == "bfloat16":
+            raise UnsupportedOption(
+                "optimizer.offload moves float32 copies, which state=bfloat16 has none of; choose one"
+            )
+        if self.processes > 1 and (self.optimizer.offload or self.optimizer.state == "int8"):
+            raise UnsupportedOption(
+                f"processes={self.processes} spread the optimizer's state already; remove optimizer.offload and state"
+                " int8, or set processes to 1"
             )
         if self.schedule == "constant" and self.final_share != TrainSettings.final_share:
             raise UnsupportedOption("final_share has no effect with schedule constant; remove it")

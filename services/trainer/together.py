@@ -20,7 +20,7 @@ from smeltkit.errors import BadRequest, SmeltError, UnsupportedOption, all_error
 from smeltkit.jobs.plan import Plan
 from smeltkit.manifest import TOGETHER_TYPE, Manifest
 
-SHARED: Final = ("method", "dtype", "recompute", "sequence_tokens")
+SHARED: Final = ("method", "dtype", "recompute", "sequence_tokens", "pack_tokens", "processes")
 """Settings that the base in memory depends on: all adapters must have the same."""
 _OF_ADAPTERS: Final = ("gradients", "masters", "optimizer")
 
@@ -56,6 +56,8 @@ def check_together(parts: Sequence[Part]) -> None:
     first = parts[0].settings
     if not first.is_adapted:
         raise UnsupportedOption(f"method {first.method} trains the base itself; lora and qlora train together")
+    if first.processes > 1:
+        raise UnsupportedOption(f"processes={first.processes} cannot share a base with adapters that take turns; set 1")
     for part in parts[1:]:
         for key in SHARED:
             own, wanted = getattr(part.settings, key), getattr(first, key)

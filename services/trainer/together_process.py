@@ -137,7 +137,8 @@ def run_lanes(folder: Path, lanes: Sequence[Lane], rate: float) -> dict[Lane, Sm
             steps.flush()
             if stops:
                 for one in running:
-                    one.save()
+                    if one.run.step:
+                        one.save()
                 raise JobCancelled(f"stopped after step {done} of all adapters, which is saved")
     return errors
 

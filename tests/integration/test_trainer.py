@@ -94,6 +94,39 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     assert job.is_cached and job.result_digest == digest
 
 
+async def test_adapters_trained_together_are_found_again_alone(
+    importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path
+) -> None:
+    """R-013: one job; each adapter has bundle, lineage, run and name of its own, and is known to a training alone."""
+    write_tiny_model(tmp_path / "model", "qwen2", is_chat=False)
+    base = succeeded(await importing.import_folder(tmp_path / "model", "tiny-shared"))
+    specs = [await _spec(importing, tmp_path, "tiny-shared", learning_rate=rate) for rate in (1e-3, 2e-3)]
+    for spec, name in zip(specs, ("tiny:low", "tiny:high"), strict=True):
+        spec.name = name
+    plan = (
+        await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=specs[0], together=specs[1:]), timeout_s=60)
+    ).plan
+    assert not plan.refusals and plan.memory_bytes > 0
+    assert {"tiny:low, steps", "tiny:high, steps"} <= {item.name for item in plan.items}
+    request = trainer_pb2.StartTrainRequest(spec=specs[0], together=specs[1:], request_id=uuid4().hex)
+    made = succeeded(await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job))
+    bundles = importing.store.get_manifest(made).config["bundles"]
+    assert list(bundles) == ["tiny:low", "tiny:high"] and len(set(bundles.values())) == 2
+    for spec in specs:
+        digest = bundles[spec.name]
+        assert await importing.catalog.resolve(spec.name) == digest
+        lineage = Bundle.from_manifest(importing.store.get_manifest(digest)).lineage
+        assert lineage.inputs == (base, *spec.datasets) and lineage.parameters["heldout"]["rows"] == 6
+        run = (await call(stub.GetRun, trainer_pb2.GetRunRequest(bundle=digest), timeout_s=60)).run
+        assert run.outcome.tokens > 0 and run.bundle_digest == digest
+        alone = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
+        job = (await call(stub.StartTrain, alone, timeout_s=60)).job
+        assert job.is_cached and job.result_digest == digest
+    listed = (await call(stub.ListRuns, trainer_pb2.ListRunsRequest(limit=2), timeout_s=60)).runs
+    assert {run.subject for run in listed} == set(bundles.values())
+    assert json.loads(listed[0].config_json)["settings"]["lora"]["rank"] == 4
+
+
 def _check_facts(heard: list[tuple[str, bytes]], run: event_pb2.TrainingFinished) -> None:
     """The last step was told as it was stored, the end with what its record holds."""
     steps = [event_pb2.TrainingStep.FromString(data) for subject, data in heard if ".step.measured." in subject]

@@ -6,16 +6,14 @@ counted, a text is cut into pieces.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from services.trainer.data.rows import rows_of
 from services.trainer.data.samples import Encoder, Sample
-from smeltkit import limits
+from services.trainer.data.stored import SampleFile, StoredSamples
 from smeltkit.errors import BadDataset
 from smeltkit.ids import digest_file
 from smeltkit.ml.decoder_targets import IGNORED
@@ -27,7 +25,7 @@ class Dataset:
 
     digest: str
     """Digest of the file."""
-    samples: tuple[Sample, ...]
+    samples: StoredSamples
     rows: int
     """Rows read."""
     too_long: tuple[int, ...]
@@ -36,56 +34,38 @@ class Dataset:
     @property
     def tokens(self) -> int:
         """Tokens of all samples."""
-        return sum(len(sample.ids) for sample in self.samples)
+        return self.samples.tokens
 
     @property
     def counted(self) -> int:
         """Tokens that are learnt in one pass over the data."""
-        return sum(sample.counted for sample in self.samples)
+        return self.samples.counted
 
 
-def read_dataset(path: Path, encoder: Encoder, sequence_tokens: int, *, text_only: bool = False) -> Dataset:
-    """The data set in a JSONL file; BadDataset names the row that is wrong, or says that nothing is left.
+def read_dataset(
+    path: Path, encoder: Encoder, sequence_tokens: int, *, text_only: bool = False, is_text: bool = False
+) -> Dataset:
+    """The data set in a file, see `rows`; BadDataset names the row that is wrong, or says that nothing is left.
 
     With `text_only` a conversation is a wrong row.
     """
-    samples, too_long, number = [], [], 0
-    for number, row in _rows(path):
-        if text_only and "text" not in row:
+    kept, too_long, number = SampleFile(path.parent), [], 0
+    for number, row in rows_of(path, is_text=is_text):
+        if text_only and "messages" in row:
             raise BadDataset(f"{path.name} row {number} holds no text; method pretrain takes text rows only")
         sample = encoder.encode(row, f"{path.name} row {number}")
         if len(sample.ids) <= sequence_tokens:
-            samples.append(sample)
-        elif "text" in row:
-            samples += _pieces(sample, sequence_tokens)
+            kept.add(sample)
+        elif "messages" not in row:
+            for piece in _pieces(sample, sequence_tokens):
+                kept.add(piece)
         else:
             too_long.append(number)
-    if not samples:
+    if not len(kept):
         raise BadDataset(f"{path.name}: none of {number} rows fits into {sequence_tokens} tokens")
     with path.open("rb") as file:
         digest, _ = digest_file(file)
-    return Dataset(digest=digest, samples=tuple(samples), rows=number, too_long=tuple(too_long))
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(limits.DATASET_ROW_MAX_BYTES + 1):
-            number += 1
-            if len(line) > limits.DATASET_ROW_MAX_BYTES or number > limits.DATASET_ROWS_MAX:
-                raise BadDataset(
-                    f"{path.name} row {number} exceeds {limits.DATASET_ROW_MAX_BYTES} bytes, or the file"
-                    f" {limits.DATASET_ROWS_MAX} rows"
-                )
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise BadDataset(f"{path.name} row {number} is no JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise BadDataset(f"{path.name} row {number} is no JSON object")
-            yield number, row
+    return Dataset(digest=digest, samples=kept.samples(), rows=number, too_long=tuple(too_long))
 
 
 def _pieces(sample: Sample, size: int) -> list[Sample]:

@@ -1,56 +1,74 @@
 """Which samples go into which step: one global shuffle an epoch, packed in that order. Nothing but numbers is kept.
 
-The order follows from seed and epoch alone, so a run resumes at any step by computing it again, to the sample.
+The order follows from seed and epoch alone, so a run resumes at any step by computing it again, to the sample. An epoch
+is an array of sample numbers and one of where packs begin, at most 12 bytes a sample, and only the newest are kept; a
+position is then found by looking it up.
 """
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from smeltkit.errors import BadSchedule
 
-Packs = Sequence[tuple[int, ...]]
-"""Sample numbers of packs."""
-_EPOCHS_KEPT: Final = 4
+_EPOCHS_KEPT: Final = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+class Packs(Sequence[tuple[int, ...]]):
+    """The packs of an epoch, each the numbers of its samples, from 0."""
+
+    def __init__(self, numbers: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], tokens: Sequence[int]) -> None:
+        """`numbers` in order, where each pack starts among them with their count at the end, tokens of each pack."""
+        self._numbers, self._starts, self.tokens = numbers, starts, tokens
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[int, ...]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[int, ...] | list[tuple[int, ...]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return tuple(self._numbers[self._starts[index] : self._starts[index + 1]].tolist())
+
+
 class Order:
     """The order of a whole run over samples of known lengths."""
 
-    lengths: tuple[int, ...]
-    """Tokens of each sample."""
-    pack_tokens: int
-    """Tokens that a pack may hold."""
-    packs_per_step: int
-    """Packs of one optimizer step."""
-    seed: int
-    """What the shuffles derive from."""
-    _newest: dict[int, Packs] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """Packs of the epochs asked for last."""
-    _starts: list[int] = field(default_factory=lambda: [0], init=False, compare=False, repr=False)
-    """First step of each epoch, as far as any was asked for."""
-
-    def __post_init__(self) -> None:
-        if not self.lengths or max(self.lengths) > self.pack_tokens:
-            raise BadSchedule(f"samples of {max(self.lengths, default=0)} tokens do not fit {self.pack_tokens}")
+    def __init__(self, *, lengths: Sequence[int], pack_tokens: int, packs_per_step: int, seed: int) -> None:
+        """`lengths` in tokens; packs hold at most `pack_tokens`; shuffles derive from `seed`. BadSchedule."""
+        self.lengths = array("i", lengths)
+        if not self.lengths or max(self.lengths) > pack_tokens:
+            raise BadSchedule(f"samples of {max(self.lengths, default=0)} tokens do not fit {pack_tokens}")
+        self._pack_tokens, self._packs_per_step, self._seed = pack_tokens, packs_per_step, seed
+        self._newest: dict[int, Packs] = {}
+        self._starts = [0]
+        """First step of each epoch, as far as any was asked for."""
 
     def packs(self, epoch: int) -> Packs:
         """Sample numbers of every pack of an epoch, from 0; each sample occurs once."""
         if epoch not in self._newest:
             while len(self._newest) >= _EPOCHS_KEPT:
                 self._newest.pop(next(iter(self._newest)))
-            self._newest[epoch] = _packed(self, epoch)
+            self._newest[epoch] = self._packed(epoch)
         return self._newest[epoch]
 
     def steps(self, epoch: int) -> int:
         """Optimizer steps of an epoch; the last may have fewer packs."""
-        return -(-len(self.packs(epoch)) // self.packs_per_step)
+        while len(self._starts) < epoch + 2:
+            packs = len(self.packs(len(self._starts) - 1))
+            self._starts.append(self._starts[-1] + -(-packs // self._packs_per_step))
+        return self._starts[epoch + 1] - self._starts[epoch]
 
     def steps_in(self, epochs: int) -> int:
         """Optimizer steps of that many epochs."""
@@ -58,37 +76,51 @@ class Order:
 
     def at(self, step: int) -> list[tuple[int, ...]]:
         """The packs of a step, counted from 0 over all epochs."""
-        while self._starts[-1] <= step:
-            self._starts.append(self._starts[-1] + self.steps(len(self._starts) - 1))
-        epoch = bisect_right(self._starts, step) - 1
-        first = (step - self._starts[epoch]) * self.packs_per_step
-        return list(self.packs(epoch)[first : first + self.packs_per_step])
+        epoch, first = self._place(step)
+        return self.packs(epoch)[first : first + self._packs_per_step]
 
     def tokens_in(self, steps: int) -> int:
         """Tokens that go through the model in that many steps from the first."""
-        tokens, epoch = 0, 0
-        while steps > 0:
-            packs = self.packs(epoch)[: steps * self.packs_per_step]
-            tokens += sum(self.lengths[number] for pack in packs for number in pack)
-            steps, epoch = steps - self.steps(epoch), epoch + 1
-        return tokens
+        return sum(sum(tokens) for tokens in self._tokens(steps))
+
+    def fullest(self, steps: int) -> tuple[int, ...]:
+        """The first of the packs with the most tokens, over that many steps from the first."""
+        found: tuple[int, ...] = ()
+        most = 0
+        for epoch, tokens in enumerate(self._tokens(steps)):
+            if (own := max(tokens)) > most:
+                most, found = own, self.packs(epoch)[tokens.index(own)]
+        return found
 
     @property
     def efficiency(self) -> float:
         """Share of the first epoch's places that hold tokens, if every pack were as long as allowed."""
-        return sum(self.lengths) / (len(self.packs(0)) * self.pack_tokens)
+        return sum(self.lengths) / (len(self.packs(0)) * self._pack_tokens)
 
+    def _place(self, step: int) -> tuple[int, int]:
+        """Epoch of a step, and its first pack there."""
+        while self._starts[-1] <= step:
+            self.steps(len(self._starts) - 1)
+        epoch = bisect_right(self._starts, step) - 1
+        return epoch, (step - self._starts[epoch]) * self._packs_per_step
 
-def _packed(order: Order, epoch: int) -> Packs:
-    """Next-fit over the shuffled samples: the order of samples is the shuffle itself, whatever fits together."""
-    shuffled = np.random.Generator(np.random.PCG64([order.seed, epoch])).permutation(len(order.lengths))
-    packs: list[tuple[int, ...]] = []
-    held: list[int] = []
-    room = order.pack_tokens
-    for number in shuffled.tolist():
-        if order.lengths[number] > room:
-            packs.append(tuple(held))
-            held, room = [], order.pack_tokens
-        held.append(number)
-        room -= order.lengths[number]
-    return (*packs, tuple(held))
+    def _tokens(self, steps: int) -> Iterator[Sequence[int]]:
+        """Tokens of every pack of the first steps, epoch by epoch."""
+        epoch = 0
+        while steps > 0:
+            yield self.packs(epoch).tokens[: steps * self._packs_per_step]
+            steps, epoch = steps - self.steps(epoch), epoch + 1
+
+    def _packed(self, epoch: int) -> Packs:
+        """Next-fit over the shuffled samples: the order of samples is the shuffle itself, whatever fits together."""
+        count = len(self.lengths)
+        generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+        shuffled = generator.permutation(count).astype(np.int32)
+        ends = np.concatenate([[0], np.cumsum(np.frombuffer(self.lengths, dtype=np.intc)[shuffled], dtype=np.int64)])
+        following = np.searchsorted(ends, ends[:-1] + self._pack_tokens, side="right") - 1
+        starts, position = array("q"), 0
+        while position < count:
+            starts.append(position)
+            position = int(following[position])
+        places = np.array([*starts, count], dtype=np.int64)
+        return Packs(shuffled, places, array("q", np.diff(ends[places]).tolist()))

@@ -2,6 +2,7 @@
 
     {"messages": [{"role": ..., "content": ...}, ...]}    every answer is learnt, with the stop token that ends it
     {"text": ...}                                         every token is learnt, with a stop token at the end
+    {"ids": [...]}                                        as they are, every one but the first is learnt
 
 What is learnt is decoded again and compared with the answer, row by row: a mask that is off by one token teaches the
 model to forget its stop token, and no loss curve shows it.
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smeltkit.errors import BadDataset, BadRequest
+from smeltkit.ids import digest_bytes
 from smeltkit.ml.chat import ChatTemplate
 from smeltkit.ml.contract import GenerationContract
 from smeltkit.ml.decoder_targets import IGNORED
@@ -45,9 +47,16 @@ class Sample:
 class Encoder:
     """Turns rows into samples for one bundle."""
 
-    def __init__(self, folder: Path, contract: GenerationContract) -> None:
-        """Reads tokenizer and template of the bundle in `folder`; BadTokenizer, BadTemplate."""
-        self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    def __init__(self, folder: Path, contract: GenerationContract, *, ids_of: str = "") -> None:
+        """Reads tokenizer and template of the bundle in `folder`; BadTokenizer, BadTemplate.
+
+        `ids_of` is the digest of the tokenizer that made ids in rows, if any holds them; BadDataset if another did.
+        """
+        path = folder / "tokenizer.json"
+        self.tokenizer, self._has_ids = Tokenizer.from_file(path), bool(ids_of)
+        self._digest = digest_bytes(path.read_bytes())
+        if ids_of and ids_of != self._digest:
+            raise BadDataset(f"the ids are of the tokenizer {ids_of}, the base has {self._digest}; tokenize them anew")
         source = template_of(folder)
         self._template = ChatTemplate(source, contract.bos_text, contract.eos_text) if source else None
         self._contract = contract
@@ -62,7 +71,9 @@ class Encoder:
             begin = [self._contract.bos_id] if self._contract.add_bos and self._contract.bos_id is not None else []
             ids = [*begin, *self.tokenizer.encode(row["text"]), self._text_end]
             return _sample([(ids[:1], False), (ids[1:], True)], where)
-        raise BadDataset(f"{where} has the keys {sorted(row)[:5]}; a row has either messages or text")
+        if isinstance(row.get("ids"), list) and set(row) == {"ids"}:
+            return self._given(row["ids"], where)
+        raise BadDataset(f"{where} has the keys {sorted(row)[:5]}; a row has one of messages, text and ids")
 
     def preview(self, sample: Sample) -> str:
         """The sample as text, with what is learnt between double angle brackets."""
@@ -72,6 +83,17 @@ class Encoder:
             text += ("<<" if is_learnt else ">>") if is_learnt != is_open else ""
             text, is_open = text + self.tokenizer.token_bytes(id).decode(errors="replace"), is_learnt
         return text + (">>" if is_open else "")
+
+    def _given(self, ids: list[Any], where: str) -> Sample:
+        if not self._has_ids:
+            raise BadDataset(
+                f"{where} holds ids, but nothing says of which tokenizer; the base's is ids_of: {self._digest}"
+            )
+        size = self.tokenizer.vocab_size
+        wrong = next((id for id in ids if type(id) is not int or not 0 <= id < size), None)
+        if wrong is not None:
+            raise BadDataset(f"{where} holds the id {wrong!r}; ids are whole numbers from 0 to below {size}")
+        return _sample([(ids[:1], False), (ids[1:], True)], where)
 
     def _conversation(self, messages: Sequence[Any], where: str) -> Sample:
         if self._template is None:

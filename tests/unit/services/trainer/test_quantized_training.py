@@ -128,7 +128,9 @@ def test_an_adapter_goes_onto_no_other_base(tmp_path: Path) -> None:
 
 def test_a_whole_process_ends_in_a_merged_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """R-016, R-027: from settings to files; the outcome names the base it was trained on, held-out rows get better."""
-    monkeypatch.setattr(train_process, "Paces", lambda *_: SimpleNamespace(of=lambda _: None), raising=False)
+    monkeypatch.setattr(
+        train_process, "Paces", lambda *_: SimpleNamespace(of=lambda _: None, learn=lambda *_: None), raising=False
+    )
     write_tiny_model(tmp_path / "base", "qwen3", is_chat=False)
     lines = [json.dumps({"text": f"{n} + 1 is {n + 1}, and so on."}) + "\n" for n in range(24)]
     (tmp_path / "data.jsonl").write_text("".join(lines))

@@ -95,7 +95,7 @@ def test_update_is_that_of_torch_adamw() -> None:
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
     assert optimizer.in_use() == {
         "beta1": 0.8, "beta2": 0.95, "eps": 1e-7, "weight_decay": 0.1, "state": "float32",
-        "learning_rate": 1e-2,
+        "learning_rate": 1e-2, "offload": False,
     }  # fmt: skip
 
 

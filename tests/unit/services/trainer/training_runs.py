@@ -40,15 +40,18 @@ def make_run(folder: Path, method: str, *, run_digest: str = DIGEST) -> Run:
     if method != "full":
         attach(decoder, lora)
     shard(decoder, ALONE)
-    draw = np.random.default_rng(0)
-    samples = []
-    for _ in range(16):
-        ids = draw.integers(0, 380, draw.integers(10, 30)).astype(np.int32)
-        samples.append(Sample(ids=ids, targets=np.append(ids[1:], np.int32(-100)).astype(np.int32)))
+    samples = some_samples()
     order = Order(lengths=tuple(len(sample.ids) for sample in samples), pack_tokens=64, packs_per_step=2, seed=1)
     schedule = Schedule(kind="cosine", peak=1e-2, warmup_steps=0, total_steps=STEPS)
     peak = PeakMemory("cpu")
     return Run(decoder, samples, order, schedule, settings, folder=folder, run_digest=run_digest, peak=peak)
+
+
+def some_samples() -> list[Sample]:
+    """Sixteen samples of 10 to 29 random tokens, every one but the first of each learnt."""
+    draw = np.random.default_rng(0)
+    drawn = (draw.integers(0, 380, draw.integers(10, 30)).astype(np.int32) for _ in range(16))
+    return [Sample(ids=ids, targets=np.append(ids[1:], np.int32(-100)).astype(np.int32)) for ids in drawn]
 
 
 if __name__ == "__main__":

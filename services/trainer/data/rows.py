@@ -1,0 +1,98 @@
+"""Rows of a data file, one by one: JSONL, Parquet, or a whole text.
+
+Parquet is told by its first bytes, whatever the file is called. It needs pyarrow, which is an extra of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from smeltkit import limits
+from smeltkit.errors import BadDataset, NotBuilt
+
+COLUMNS: Final = ("messages", "text", "ids")
+"""What a row can hold; exactly one of them."""
+_PARQUET: Final = b"PAR1"
+_BATCH_ROWS: Final = 256
+
+Row = tuple[int, Mapping[str, Any]]
+"""Number of a row, from 1, and what it holds."""
+
+
+def rows_of(path: Path, *, is_text: bool = False) -> Iterator[Row]:
+    """The rows of a file; BadDataset names the one that is wrong, NotBuilt says what Parquet needs.
+
+    With `is_text` the file is one document in UTF-8.
+    """
+    if is_text:
+        return iter([(1, {"text": _text(path)})])
+    with path.open("rb") as file:
+        is_parquet = file.read(len(_PARQUET)) == _PARQUET
+    return _of_parquet(path) if is_parquet else _of_lines(path)
+
+
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(limits.DATASET_ROW_MAX_BYTES + 1)
+    if len(data) > limits.DATASET_ROW_MAX_BYTES:
+        raise BadDataset(
+            f"{path.name} exceeds {limits.DATASET_ROW_MAX_BYTES} bytes, the most that one text may have; cut it into"
+            ' rows of {"text": ...}'
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise BadDataset(f"{path.name} is no UTF-8 text: {error}") from error
+
+
+def _of_lines(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(limits.DATASET_ROW_MAX_BYTES + 1):
+            number += 1
+            if len(line) > limits.DATASET_ROW_MAX_BYTES or number > limits.DATASET_ROWS_MAX:
+                raise BadDataset(
+                    f"{path.name} row {number} exceeds {limits.DATASET_ROW_MAX_BYTES} bytes, or the file"
+                    f" {limits.DATASET_ROWS_MAX} rows"
+                )
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise BadDataset(
+                    f"{path.name} row {number} is no JSON: {error}; for a plain text set data_format: text"
+                ) from error
+            if not isinstance(row, dict):
+                raise BadDataset(f"{path.name} row {number} is no JSON object")
+            yield number, row
+
+
+def _of_parquet(path: Path) -> Iterator[Row]:
+    """Rows of the one column that a row can hold, a batch in memory at a time; other columns are not read."""
+    if find_spec("pyarrow") is None:
+        raise NotBuilt(
+            f"{path.name} is Parquet, which needs pyarrow; install the extra: pip install 'smelt[parquet]', or give"
+            " JSONL"
+        )
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    try:
+        with parquet.ParquetFile(path) as file:
+            found = [name for name in file.schema_arrow.names if name in COLUMNS]
+            if len(found) != 1:
+                names = ", ".join(file.schema_arrow.names[:8])
+                raise BadDataset(f"{path.name} has the columns {names}; exactly one of {', '.join(COLUMNS)} is needed")
+            if file.metadata.num_rows > limits.DATASET_ROWS_MAX:
+                raise BadDataset(f"{path.name} has {file.metadata.num_rows} rows, at most {limits.DATASET_ROWS_MAX}")
+            number = 0
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=found):
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    yield number, {found[0]: value}
+    except (arrow.ArrowException, OSError) as error:
+        raise BadDataset(f"{path.name} is broken Parquet: {error}") from error
