@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-OWN = {"__init__", "__main__", "results", "judge_endurance"}
+OWN = {"__init__", "__main__", "results", "judge_endurance", "chaos", "upgrade"}
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,8 +14,9 @@ from smelt.job.v1 import job_pb2_grpc
 from gateway.artifact_servicer import ArtifactServicer
 from gateway.config import GatewayConfig
 from gateway.forwarding import FORWARDED, ForwardedHealth, Forwarder
-from gateway.http.app import build_app
+from gateway.http.app import build_app, build_metrics_app
 from gateway.http.config import HttpConfig
+from gateway.http.metrics import Metrics
 from gateway.http_server import serve_http
 from smeltkit import limits, telemetry
 from smeltkit.blobs.s3 import S3Store
@@ -45,7 +47,13 @@ async def serve() -> None:
             if name != "inference"
         }
         channels["inference"] = await stack.enter_async_context(
-            open_inference(config.inference_address, token=rpc.token, identity=identity)
+            open_inference(
+                config.inference_address,
+                token=rpc.token,
+                identity=identity,
+                start_s=platform.inference_start_s,
+                is_for_operator=True,
+            )
         )
         bus = await Bus.connect(platform, name="gateway")
         stack.push_async_callback(bus.close)
@@ -67,11 +75,15 @@ async def serve() -> None:
             return await _is_serving(channels["inference"])
 
         checks = {"bus": is_bus_connected, "inference": is_inference_serving}
-        app = build_app(http_config, catalog, channels["inference"], checks=checks)
+        counts = Metrics()
+        edge = build_app(http_config, catalog, channels["inference"], checks=checks, counts=counts)
+        pages = [(edge, config.http_listen)]
+        if http_config.metrics_listen:
+            pages.append((build_metrics_app(counts), http_config.metrics_listen))
         host.set_ready(True)
         await host.run(
-            lambda stop: serve_http(app, config.http_listen, stop, drain_grace_s=rpc.drain_grace_s),
-            lambda stop: run_sweeper(ledger, stop),
+            *(partial(serve_http, app, listen, drain_grace_s=rpc.drain_grace_s) for app, listen in pages),
+            partial(run_sweeper, ledger),
         )
 
 

@@ -107,6 +107,8 @@ class PlatformConfig:
     """Host and port of the S3 API, e.g. 127.0.0.1:9000."""
     s3_access_key: str
     """Access key id."""
+    inference_start_s: float = 0.0
+    """Seconds that callers of inference wait for a replica where none runs; 0 where one always does."""
     s3_secret_key: str = dataclasses.field(repr=False)
     """Secret access key."""
     s3_bucket: str = "smelt"
@@ -133,6 +135,8 @@ class BackupConfig:
     """Secret access key there."""
     s3_secure: bool = False
     """Whether that endpoint speaks TLS."""
+        if not 0 <= self.inference_start_s <= 3600:
+            raise BadConfig(f"inference_start_s={self.inference_start_s:g} must be 0 to 3600")
 
     def __post_init__(self) -> None:
         if bool(self.s3_endpoint) != bool(self.s3_access_key and self.s3_secret_key):

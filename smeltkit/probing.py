@@ -28,14 +28,18 @@ class Prober(Protocol):
 
 
 class InferenceProber:
-    """Asks the inference service at `address`, as `open_inference` takes it."""
+    """Asks the inference service at `address`, as `open_inference` takes it and all else."""
 
-    def __init__(self, address: str, *, token: str = "", identity: Identity | None = None) -> None:
-        self._address, self._token, self._identity = address, token, identity
+    def __init__(
+        self, address: str, *, token: str = "", identity: Identity | None = None, start_s: float = 0.0
+    ) -> None:
+        self._address, self._token, self._identity, self._start_s = address, token, identity, start_s
 
     async def probe(self, bundle: str) -> inference_pb2.ProbeResponse:
         """The service's answer; ServiceUnavailable, ProbeFailed and others as the service says."""
-        async with open_inference(self._address, token=self._token, identity=self._identity) as channel:
+        async with open_inference(
+            self._address, token=self._token, identity=self._identity, start_s=self._start_s
+        ) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             request = inference_pb2.ProbeRequest(model=bundle)
             response: inference_pb2.ProbeResponse = await call(stub.Probe, request, timeout_s=limits.PROBE_TIMEOUT_S)

@@ -146,11 +146,11 @@ def wait_until(is_ready: Callable[[], bool], what: str, *, timeout_s: float = li
         time.sleep(limits.SERVER_POLL_S)
 
 
-def is_listening(port: int) -> bool:
-    """Whether somebody accepts connections on this loopback port."""
+def is_listening(port: int, host: str = LOOPBACK) -> bool:
+    """Whether somebody accepts connections on this port of a loopback address."""
     with socket.socket() as probe:
         probe.settimeout(1.0)
-        return probe.connect_ex((LOOPBACK, port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
 def write_private(path: Path, text: str) -> None:

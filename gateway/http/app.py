@@ -43,15 +43,21 @@ class ModelNames(Resolver, Protocol):
 
 
 def build_app(
-    config: HttpConfig, catalog: ModelNames, inference: grpc.aio.Channel, *, checks: Mapping[str, Check]
+    config: HttpConfig,
+    catalog: ModelNames,
+    inference: grpc.aio.Channel,
+    *,
+    checks: Mapping[str, Check],
+    counts: metrics.Metrics | None = None,
 ) -> ASGIApp:
     """The application. `inference` is a channel to the inference service, `checks` is what readiness rests on.
 
-    The caller closes the channel after the server has stopped. BadConfig if the file of API keys is wrong.
+    `counts` are what `build_metrics_app` shows too. The caller closes the channel after the server has stopped.
+    BadConfig if the file of API keys is wrong.
     """
     if not config.api_keys_file:
         _LOG.warning("the HTTP edge asks for no API key: whoever reaches it may use it (SMELT_HTTP_API_KEYS_FILE)")
-    counts = metrics.Metrics()
+    counts = counts or metrics.Metrics()
     generation = Generation(
         catalog=catalog,
         inference=inference_pb2_grpc.InferenceServiceStub(inference),
@@ -71,6 +77,11 @@ def build_app(
     return Edge(router, ApiKeys.from_file(config.api_keys_file), counts)
 
 
+def build_metrics_app(counts: metrics.Metrics) -> ASGIApp:
+    """Nothing but the page of metrics, for whoever reaches its port: Prometheus has no key."""
+    return Router([_metrics_route(counts)], redirect_slashes=False)
+
+
 def operations_routes(counts: metrics.Metrics, checks: Mapping[str, Check]) -> list[Route]:
     """Health and metrics."""
 
@@ -83,15 +94,19 @@ def operations_routes(counts: metrics.Metrics, checks: Mapping[str, Check]) -> l
         is_ready = all(results)
         return _json(Health(status="ok" if is_ready else "unavailable", checks=outcome), 200 if is_ready else 503)
 
-    async def show_metrics(request: Request) -> Response:
-        return Response(counts.render(), media_type=metrics.MEDIA_TYPE)
-
     return [
         Route("/healthz", is_alive, methods=["GET"]),
         Route("/v2/health/live", is_alive, methods=["GET"]),
         Route("/v2/health/ready", is_ready, methods=["GET"]),
-        Route("/metrics", show_metrics, methods=["GET"]),
+        _metrics_route(counts),
     ]
+
+
+def _metrics_route(counts: metrics.Metrics) -> Route:
+    async def show_metrics(request: Request) -> Response:
+        return Response(counts.render(), media_type=metrics.MEDIA_TYPE)
+
+    return Route("/metrics", show_metrics, methods=["GET"])
 
 
 class _Models:

@@ -58,13 +58,17 @@ class Catalogue:
         self.combinations: Mapping[str, Sequence[str]] = read["combinations"]
 
     def complete(self, components: Sequence[str]) -> list[str]:
-        """`components`, what they need, then defaults of groups left open: images are named once all are there."""
-        chosen = list(components)
-        for name in chosen:
-            chosen += [needed for needed in self.needs.get(name, ()) if needed not in chosen]
+        """What `components` need, then they, then defaults of groups left open: images are named once all are there."""
+        chosen: list[str] = []
+        for name in components:
+            chosen += [found for found in (*self._before(name), name) if found not in chosen]
         open_groups = [group for group in self.groups if group.default and not set(group.members) & set(chosen)]
         chosen += [group.default for group in open_groups]
         return sorted(chosen, key=lambda name: name == "images")
+
+    def _before(self, name: str) -> list[str]:
+        """What a component changes or rests on, and what that does."""
+        return [found for needed in self.needs.get(name, ()) for found in (*self._before(needed), needed)]
 
     def check(self, name: str, components: Sequence[str]) -> None:
         """BadConfig if two of `components` exclude each other, one is unknown, or one that is needed is missing."""
@@ -99,7 +103,7 @@ def render_overlay(name: str) -> Rendering:
         raise BadConfig(f"overlay {name!r} does not exist; known: {', '.join(overlays())}")
     declared = yaml.safe_load((folder / "kustomization.yaml").read_text())
     catalogue().check(f"overlay {name}", [Path(path).name for path in declared.get("components", ())])
-    return Rendering(name=name, documents=tuple(_build(folder)), is_pinned=name in PINNED)
+    return Rendering(name=name, documents=tuple(kustomized(folder)), is_pinned=name in PINNED)
 
 
 def render_components(name: str, components: Sequence[str]) -> Rendering:
@@ -114,7 +118,7 @@ def render_components(name: str, components: Sequence[str]) -> Rendering:
             merged = {"name": "platform", "namespace": "smelt", "behavior": "merge", "literals": [address]}
             build["configMapGenerator"] = [merged]  # type: ignore[assignment]
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(build))
-        return Rendering(name=name, documents=tuple(_build(Path(folder))))
+        return Rendering(name=name, documents=tuple(kustomized(Path(folder))))
 
 
 def documented() -> Iterator[Rendering]:
@@ -134,7 +138,8 @@ def parse(text: str) -> Iterator[Document]:
             yield _parse_one(part)
 
 
-def _build(folder: Path) -> Iterator[Document]:
+def kustomized(folder: Path) -> Iterator[Document]:
+    """The documents of a folder as `kubectl kustomize` makes them; BadConfig if it does not render."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise BadConfig("kubectl is not installed; manifests are rendered with kubectl 1.27 or newer (kustomize 5)")

@@ -31,12 +31,13 @@ def _level(metric: Metric) -> str:
 
 RECORDED: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "smelt_inference_load": f"{_level(names.QUEUE_DEPTH)} + {_level(names.RUNNING)}",
+        "smelt_inference_load": " + ".join(map(_level, (names.QUEUE_DEPTH, names.RUNNING, names.ROUTE_WAITING))),
         "smelt_inference_load_tokens": _level(names.TOKENS_IN_FLIGHT),
     }
 )
 """Series that rules compute, with their expression. The load of inference is what its scalers follow: in requests, as
-short ones fill slots and not memory, and in tokens, as few long ones do the reverse."""
+short ones fill slots and not memory, and in tokens, as few long ones do the reverse. Who waits where no replica runs is
+counted by whom it asked."""
 
 
 @cache

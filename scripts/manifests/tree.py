@@ -13,7 +13,11 @@ from scripts.manifests.render import Document, Rendering
 SERVICES = ("importer", "trainer", "inference", "evaluator", "sandbox", "gateway")
 SECRET_TEXT = "held-by-a-secret"
 """Stands for the value of a Secret: our manifests hold none."""
+_EXPANDED = re.compile(r"\$\((\w+)\)")
 _UNITS = {"": 1, "m": 0.001, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+Secret = Callable[[str, str], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +101,23 @@ class Tree:
         """Workloads of `namespace` whose pods `selector` selects."""
         return [load for load in self.workloads if load.namespace == namespace and selects(selector, load.labels)]
 
-    def environment(self, load: Workload) -> dict[str, str]:
-        """What the main container starts with; values of Secrets are SECRET_TEXT."""
+    def environment(self, load: Workload, secret: Secret = lambda name, key: SECRET_TEXT) -> dict[str, str]:
+        """What the main container starts with; `secret(name, key)` gives the values of Secrets."""
+        return self.environment_of(load.main, load.namespace, secret)
+
+    def environment_of(
+        self, container: Mapping[str, Any], namespace: str, secret: Secret = lambda name, key: SECRET_TEXT
+    ) -> dict[str, str]:
+        """As `environment`, for any container."""
         found: dict[str, str] = {}
-        for source in load.main.get("envFrom", ()):
+        for source in container.get("envFrom", ()):
             name = source.get("configMapRef", {}).get("name", "")
-            config = self.find("ConfigMap", name, load.namespace)
+            config = self.find("ConfigMap", name, namespace)
             found |= (config or {}).get("data", {})
-        for variable in load.main.get("env", ()):
-            found[variable["name"]] = variable.get("value", SECRET_TEXT)
+        for variable in container.get("env", ()):
+            reference = variable.get("valueFrom", {}).get("secretKeyRef", {"name": "", "key": ""})
+            value = variable["value"] if "value" in variable else secret(reference["name"], reference["key"])
+            found[variable["name"]] = _EXPANDED.sub(lambda match: found.get(match[1], match[0]), value)
         return found
 
 

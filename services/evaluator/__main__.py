@@ -40,7 +40,9 @@ async def serve() -> None:
             return await asyncio.to_thread(store.has_manifest, digest)
 
         async with (
-            open_inference(config.inference_address, token=rpc.token, identity=identity) as inference,
+            open_inference(
+                config.inference_address, token=rpc.token, identity=identity, start_s=platform.inference_start_s
+            ) as inference,
             open_channel(config.sandbox_address, token=rpc.token, identity=identity, peer="sandbox") as sandbox,
         ):
             tools = Tools(

@@ -45,7 +45,12 @@ async def serve() -> None:
             stages=StageCache(bus, exists),
             catalog=Catalog(bus),
             bus=bus,
-            prober=InferenceProber(config.inference_address, token=rpc.token, identity=rpc.identity()),
+            prober=InferenceProber(
+                config.inference_address,
+                token=rpc.token,
+                identity=rpc.identity(),
+                start_s=platform.inference_start_s,
+            ),
         )
         ledger = JobLedger(bus)
         host = ServiceHost("importer", rpc)

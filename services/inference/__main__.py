@@ -22,21 +22,34 @@ from smeltkit.rpc.server import RpcConfig, ServiceHost
 
 
 async def serve() -> None:
-    """Serves until SIGTERM. Ready once llama.cpp is loaded: it runs on this CPU."""
+    """Serves until SIGTERM.
+
+    Ready once llama.cpp is loaded, so it runs on this CPU, and with it all models that this replica is there for.
+    """
     settings = from_environment(InferenceConfig, "SMELT_INFERENCE_")
     platform = from_environment(PlatformConfig, "SMELT_PLATFORM_")
     host = ServiceHost("inference", from_environment(RpcConfig, "SMELT_RPC_"))
     events = ModelEvents()
     fallbacks = Fallbacks(events.fell_back, is_strict=settings.strict)
     library = Library(S3Store(platform), settings, fallbacks)
-    models = Models(library, events, budget_bytes=settings.memory_budget_bytes, idle_unload_s=settings.idle_unload_s)
+    models = Models(
+        library,
+        events,
+        budget_bytes=settings.memory_budget_bytes,
+        idle_unload_s=settings.idle_unload_s,
+        kept=settings.models,
+    )
     load = Load(models.ready)
     add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
     host.add("smelt.inference.v1.InferenceService", add, InferenceServicer(models, library, load))
     host.on_drain(load.close)
     fallbacks.report(of_build(cpu_flags(), await asyncio.to_thread(system_info)))
-    host.set_ready(True)
-    await host.run(models.sweep, partial(events.publish, platform))
+
+    async def get_ready(stop: asyncio.Event) -> None:
+        await models.load_kept(stop)
+        host.set_ready(not stop.is_set())
+
+    await host.run(get_ready, models.sweep, partial(events.publish, platform))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smeltkit import limits
 from smeltkit.errors import BadConfig
+from smeltkit.ids import check_digest
 
 MEMORY_SHARE = 0.6
 
@@ -38,6 +39,8 @@ class InferenceConfig:
     """Milliseconds that tokens of a stream may wait for company; the first is sent at once."""
     idle_unload_s: float = 1800.0
     """Seconds without a request after which a model is unloaded; 0 for never."""
+    models: tuple[str, ...] = ()
+    """Digests of bundles, separated by commas, that are loaded at the start and kept; ready is who has them all."""
     strict: bool = False
     """Whether anything slower or weaker than asked for is refused instead of announced."""
 
@@ -51,6 +54,8 @@ class InferenceConfig:
         _check("idle_unload_s", self.idle_unload_s, 0, 30 * 86400)
         _check("memory_bytes", self.memory_bytes, 0, 1 << 50)
         _check("kv_bytes", self.kv_bytes, limits.MIB, 1 << 50)
+        for digest in self.models:
+            check_digest(digest)
         _check("cache_bytes", self.cache_bytes, limits.MIB, 1 << 60)
 
     @property

@@ -1,7 +1,8 @@
 """Which models are in memory: loaded on first use, within a budget of bytes, unloaded when idle, failed with a reason.
 
 One table of entries on the event loop; loading runs as a task of its own, so a client that leaves does not stop it.
-Room is made by unloading idle models, least recently used first; a model in use is never taken away.
+Room is made by unloading idle models, least recently used first; a model in use is never taken away, nor one that this
+replica is there for.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -83,7 +84,17 @@ class Entry:
 class Models:
     """The models of this replica."""
 
-    def __init__(self, source: Source, listener: Listener, *, budget_bytes: int, idle_unload_s: float) -> None:
+    def __init__(
+        self,
+        source: Source,
+        listener: Listener,
+        *,
+        budget_bytes: int,
+        idle_unload_s: float,
+        kept: Collection[str] = (),
+    ) -> None:
+        """`kept` are digests of models that `load_kept` loads and only a call of `unload` takes away."""
+        self._kept = kept
         self._source = source
         self._listener = listener
         self._budget_bytes = budget_bytes
@@ -121,6 +132,20 @@ class Models:
             del self._entries[digest]
         return await self._ready(digest)
 
+    async def load_kept(self, stop: asyncio.Event) -> None:
+        """Returns once every kept model is ready, or `stop` is set; errors that may pass are waited out."""
+        missing = list(self._kept)
+        while missing and not stop.is_set():
+            try:
+                await self.load(missing[0])
+                del missing[0]
+            except SmeltError as error:
+                if not error.retryable:
+                    raise
+                log.warning("a kept model is not there yet: %s", error)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), limits.MODEL_SWEEP_PERIOD_S)
+
     async def unload(self, digest: str, cause: str = "asked") -> None:
         """Ends a model when its requests have ended; nothing happens if it is not there."""
         entry = self._entries.get(digest)
@@ -148,7 +173,7 @@ class Models:
     async def _sweep(self, entry: Entry) -> None:
         if entry.loaded is not None and entry.loaded.model.runtime.failure is not None:
             await self._close(entry, "failed")
-        elif entry.is_idle and 0 < self._idle_unload_s < time.monotonic() - entry.changed_s:
+        elif self._is_spare(entry) and 0 < self._idle_unload_s < time.monotonic() - entry.changed_s:
             await self._close(entry, "idle")
 
     async def _ready(self, digest: str) -> Entry:
@@ -192,7 +217,7 @@ class Models:
                 f"{entry.digest} needs {memory_bytes} bytes of memory, this replica may use {self._budget_bytes}; "
                 "quantize it further, lower SMELT_INFERENCE_KV_BYTES or raise SMELT_INFERENCE_MEMORY_BYTES"
             )
-        idle = sorted((other for other in self.list() if other.is_idle), key=lambda other: other.changed_s)
+        idle = sorted(filter(self._is_spare, self.list()), key=lambda other: other.changed_s)
         while sum(other.memory_bytes for other in self.list()) + memory_bytes > self._budget_bytes:
             if not idle:
                 raise OutOfMemory(
@@ -201,6 +226,9 @@ class Models:
                 )
             await self._close(idle.pop(0), "idle")
         entry.memory_bytes = memory_bytes
+
+    def _is_spare(self, entry: Entry) -> bool:
+        return entry.is_idle and entry.digest not in self._kept
 
     async def _close(self, entry: Entry, cause: str) -> None:
         """Takes `entry` out of the table and frees its memory."""

@@ -48,7 +48,12 @@ async def serve() -> None:
             stages=StageCache(bus, exists),
             catalog=Catalog(bus),
             bus=bus,
-            prober=InferenceProber(config.inference_address, token=rpc.token, identity=rpc.identity()),
+            prober=InferenceProber(
+                config.inference_address,
+                token=rpc.token,
+                identity=rpc.identity(),
+                start_s=platform.inference_start_s,
+            ),
             folders=RunFolders(config.cache_dir / "runs", ledger),
             paces=Paces(config.cache_dir / "paces", config.threads),
         )

@@ -1,7 +1,9 @@
 """One connection to NATS that comes back by itself, and one rule for what happens while it is away.
 
-Every request runs through `Bus.call`: it is repeated until it is answered or BUS_REQUEST_TIMEOUT_S are over, then the
-caller gets BusUnavailable. Once NATS has been away for that long, further calls fail at once.
+Every request runs through `Bus.call`: it is repeated until it is answered or patience is at an end, then the caller
+gets BusUnavailable. Once NATS has been away for that long, further calls fail at once. Patience is
+BUS_REQUEST_TIMEOUT_S with one server, and BUS_ELECTION_TIMEOUT_S in a cluster: there the loss of a server is an
+election, and no outage.
 """
 
 from __future__ import annotations
@@ -50,10 +52,11 @@ _TRANSIENT = (
 class Bus:
     """A connection to NATS: publishes facts, opens buckets and work queues. Made by `connect`, ended by `close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, patience_s: float = limits.BUS_REQUEST_TIMEOUT_S) -> None:
         self._client = Client()
         self._connected = asyncio.Event()
         self._away_since = time.monotonic()
+        self._patience_s = patience_s
         self.jetstream: JetStreamContext = self._client.jetstream(timeout=limits.BUS_ATTEMPT_TIMEOUT_S)
 
     @classmethod
@@ -62,7 +65,8 @@ class Bus:
 
         Once connected it reconnects for ever. `name` is what NATS shows for the connection.
         """
-        bus = cls()
+        is_cluster = config.nats_replicas > 1
+        bus = cls(patience_s=limits.BUS_ELECTION_TIMEOUT_S if is_cluster else limits.BUS_REQUEST_TIMEOUT_S)
         try:
             async with asyncio.timeout(limits.BUS_CONNECT_TIMEOUT_S):
                 await bus._open(config, name)
@@ -158,7 +162,7 @@ class Bus:
 
     async def call(self, what: str, action: Callable[[], Awaitable[T]]) -> T:
         """The outcome of `action`, repeated while NATS does not answer; BusUnavailable names `what` when time is up."""
-        deadline = time.monotonic() + limits.BUS_REQUEST_TIMEOUT_S
+        deadline = time.monotonic() + self._patience_s
         while True:
             cause: Exception
             try:
@@ -179,7 +183,7 @@ class Bus:
     async def _wait_connected(self, deadline: float) -> None:
         if self._connected.is_set():
             return
-        patience_s = min(deadline, self._away_since + limits.BUS_REQUEST_TIMEOUT_S) - time.monotonic()
+        patience_s = min(deadline, self._away_since + self._patience_s) - time.monotonic()
         if patience_s <= 0:
             raise nats.errors.ConnectionReconnectingError
         async with asyncio.timeout(patience_s):

@@ -30,6 +30,8 @@ class Delivery:
         self.body = message.data
         self.subject = message.subject
         self.headers: Mapping[str, str] = message.headers or {}
+        self.count: int = message.metadata.num_delivered or 1
+        """How often the message was handed out, this time included."""
 
     async def ack(self) -> None:
         """Removes the message; returns when NATS has confirmed it."""

@@ -33,8 +33,9 @@ from smeltkit.errors import (
 from smeltkit.jobs import model
 from smeltkit.jobs.bounds import JobBounds
 
-NOT_BEFORE: Final = "smelt-not-before-ms"
-"""Header of a queued id: unix time in ms before which a worker puts it back."""
+DELAY: Final = "smelt-delay-ms"
+"""Header of a queued id: for how long the worker that it is first handed to puts it back. A duration, since clocks of
+two machines may differ by more than any delay."""
 
 _log = logging.getLogger(__name__)
 _ID = re.compile(r"job-[0-9a-z]{1,60}")
@@ -192,7 +193,7 @@ class JobLedger:
         `salt` tells a deliberate repetition (the message was lost) from an accidental one.
         """
         job = record.job
-        headers = {NOT_BEFORE: str(int((time.time() + delay_s) * 1000))} if delay_s else None
+        headers = {DELAY: str(int(delay_s * 1000))} if delay_s else None
         await self._bus.publish(
             job_subject(job.service, job.kind, job.tenant),
             job.id.encode(),

@@ -1,7 +1,8 @@
 """Finds jobs that nobody cares for any more. One runs in every service; several at once do no harm.
 
 Every decision is a pure function of a record and what is known about its lease, and is written by compare-and-swap on
-the very record it was made from: of two sweepers one wins, and a worker that is alive after all wins over both.
+the very record it was made from: of two sweepers one wins, and a worker that is alive after all wins over both. Times are
+measured here and never taken from a record: the clocks of two machines may differ by an hour.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Surroundings:
     is_queue_empty: bool
     """Whether its service's queue holds no message at all."""
     age_s: float
-    """Time since its record changed."""
+    """Time since its record changed, as far as this sweeper has seen it."""
 
 
 def care_for(record: job_pb2.JobRecord, around: Surroundings, bounds: JobBounds) -> Care:
@@ -75,6 +76,7 @@ class Sweeper:
         self._ledger = ledger
         self._revision = 0
         self._open: dict[str, job_pb2.JobRecord] = {}
+        self._changed_at: dict[str, float] = {}
         self._dispatched: dict[str, str] = {}
         self._worker_seen: dict[str, float] = {}
 
@@ -99,7 +101,7 @@ class Sweeper:
                 has_lease=is_held,
                 without_worker_s=without_worker_s.get(job.service, 0.0),
                 is_queue_empty=is_empty.get(job.service, False),
-                age_s=time.time() - job.update_time.ToNanoseconds() / 1e9,
+                age_s=time.monotonic() - self._changed_at[job.id],
             )
             care = care_for(record, around, self._ledger.bounds)
             if care is not Care.NOTHING:
@@ -109,9 +111,9 @@ class Sweeper:
         records, last = await self._ledger.records(self._revision)
         now_s = time.time()
         for record in records:
-            self._open[record.job.id] = record
+            self._open[record.job.id], self._changed_at[record.job.id] = record, time.monotonic()
             if record.job.state in model.FINAL:
-                del self._open[record.job.id]
+                del self._open[record.job.id], self._changed_at[record.job.id]
                 self._dispatched.pop(record.job.id, None)
                 # Who ended the job may have died before the letter was sent: it is sent again, and stored once.
                 if now_s - record.job.update_time.ToNanoseconds() / 1e9 < limits.JOB_DEAD_REPAIR_S:

@@ -21,7 +21,7 @@ from smeltkit.errors import BusUnavailable, IllegalTransition, LeaseLost, NotBui
 from smeltkit.ids import new_id
 from smeltkit.jobs import model
 from smeltkit.jobs.attempt import Attempt, Handler, JobContext
-from smeltkit.jobs.ledger import NOT_BEFORE, JobLedger
+from smeltkit.jobs.ledger import DELAY, JobLedger
 from smeltkit.jobs.tasks import end_tasks, pause
 
 __all__ = ["Handler", "JobContext", "Worker", "presence_key"]
@@ -77,7 +77,7 @@ class Worker:
 
     async def _take(self, delivery: Delivery, stop: asyncio.Event) -> None:
         """Runs the job that the message names, if it is still to be done; the message is settled in any case."""
-        delay_s = int(delivery.headers.get(NOT_BEFORE, 0)) / 1000 - time.time()
+        delay_s = int(delivery.headers.get(DELAY, 0)) / 1000 if delivery.count == 1 else 0.0
         if delay_s > 0 or stop.is_set():
             await delivery.put_back(delay_s)
             return

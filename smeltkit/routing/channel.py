@@ -1,14 +1,15 @@
 """What stubs and the gateway call in place of a channel: each call goes to the replica that is best for it.
 
 A call that breaks before its first reply because its replica dies or drains is made once more, on whichever replica is
-best then; one that has begun to answer is never repeated, and its error says what happened.
+best then; one that has begun to answer is never repeated, and its error says what happened. What the operator wants
+loaded or unloaded concerns every replica, and goes to all that serve.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Generator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -18,54 +19,66 @@ from smeltkit.routing.demand import Demand, demand_of
 from smeltkit.routing.pool import Pool
 from smeltkit.routing.replica import Replica
 from smeltkit.rpc.channel import open_channel
+from smeltkit.rpc.methods import MethodChannel
 from smeltkit.rpc.status import has_reason
 from smeltkit.rpc.tls import Identity
 
 _Opened = tuple[Any, Any]
 """The first reply of a call, None if there is none, and the iterator of the others."""
+_EVERYWHERE = tuple(f"/smelt.inference.v1.InferenceService/{name}" for name in ("Load", "Unload"))
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 @asynccontextmanager
 async def open_inference(
-    addresses: str, *, token: str = "", identity: Identity | None = None
+    addresses: str,
+    *,
+    token: str = "",
+    identity: Identity | None = None,
+    start_s: float = 0.0,
+    is_for_operator: bool = False,
 ) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to inference, wherever it runs: `addresses` as in `Pool`. BadConfig if they are malformed."""
+    """A channel to inference, wherever it runs: `addresses` and `start_s` as in `Pool`. BadConfig if malformed.
+
+    With `is_for_operator` Load and Unload go to every replica; for a worker one is enough, and others follow its load.
+    """
     pool = Pool(
         addresses,
         lambda address: open_channel(address, token=token, identity=identity, peer="inference", is_retrying=False),
+        start_s=start_s,
     )
     await pool.start()
     try:
-        yield cast(grpc.aio.Channel, _Routed(pool))
+        yield cast(grpc.aio.Channel, _Routed(pool, _EVERYWHERE if is_for_operator else ()))
     finally:
         await pool.close()
 
 
-class _Routed:
-    """As much of a channel as stubs and `gateway.forwarding` use."""
+class _Routed(MethodChannel):
+    """What stubs and `gateway.forwarding` take for a channel."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, pool: Pool, everywhere: Collection[str]) -> None:
+        """`everywhere` names the methods that every replica is to hear."""
+        self._pool, self._everywhere = pool, everywhere
 
-    def unary_unary(self, method: str, *codec: Any, **options: Any) -> _Method:
-        return _Method(self._pool, "unary_unary", method, codec, options)
-
-    def unary_stream(self, method: str, *codec: Any, **options: Any) -> _Method:
-        return _Method(self._pool, "unary_stream", method, codec, options)
-
-    def stream_unary(self, method: str, *codec: Any, **options: Any) -> _Method:
-        return _Method(self._pool, "stream_unary", method, codec, options)
-
-    def stream_stream(self, method: str, *codec: Any, **options: Any) -> _Method:
-        return _Method(self._pool, "stream_stream", method, codec, options)
+    def _method(self, kind: str, method: str, codec: tuple[Any, ...], options: dict[str, Any]) -> _Method:
+        call = CallOfAll if method in self._everywhere else RoutedCall
+        return _Method(self._pool, kind, method, codec, options, call)
 
 
 class _Method:
     """One method of inference, to be called. A call whose requests are a stream is made once."""
 
-    def __init__(self, pool: Pool, kind: str, method: str, codec: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self._pool, self._kind, self._codec, self._options = pool, kind, codec, options
+    def __init__(
+        self,
+        pool: Pool,
+        kind: str,
+        method: str,
+        codec: tuple[Any, ...],
+        options: dict[str, Any],
+        call: type[RoutedCall],
+    ) -> None:
+        self._pool, self._kind, self._codec, self._options, self._call = pool, kind, codec, options, call
         self._method = method.encode()
 
     def __call__(self, request: Any, *, timeout: float | None = None, **options: Any) -> RoutedCall:
@@ -80,7 +93,7 @@ class _Method:
 
         opened = _first_of_many if self._kind.endswith("stream") else _only_one
         demand = demand_of(method, request) if is_repeatable else Demand()
-        return RoutedCall(self._pool, demand, begin, opened, attempts=2 if is_repeatable else 1)
+        return self._call(self._pool, demand, begin, opened, attempts=2 if is_repeatable else 1)
 
 
 class RoutedCall:
@@ -171,6 +184,27 @@ class RoutedCall:
         if self._replica is not None:
             self._replica.give_back(self._demand)
             self._replica = None
+
+
+class CallOfAll(RoutedCall):
+    """A call to every replica that serves. It ends when all have; its reply is one of them, its error only that of all:
+    a replica that has no room does not keep others from loading."""
+
+    async def _start(self) -> _Opened:
+        await self._pool.pick(self._demand)
+        calls = [self._begin(replica.channel) for replica in self._pool.serving()]
+        try:
+            ends = await asyncio.gather(*map(self._opened, calls), return_exceptions=True)
+            good = [number for number, end in enumerate(ends) if not isinstance(end, BaseException)]
+            self._call = calls[good[0] if good else 0]
+        finally:
+            for call in calls:
+                if call is not self._call:
+                    call.cancel()
+        end = ends[good[0] if good else 0]
+        if isinstance(end, BaseException):
+            raise end
+        return end
 
 
 async def _first_of_many(call: Any) -> _Opened:

@@ -16,6 +16,7 @@ from smeltkit.errors import BadConfig, NoReplica
 from smeltkit.routing.choice import choose, to_warm
 from smeltkit.routing.demand import Demand
 from smeltkit.routing.replica import Replica
+from smeltkit.telemetry import gauge, names
 
 _LOG = logging.getLogger(__name__)
 _DNS = "dns:///"
@@ -24,10 +25,14 @@ _DNS = "dns:///"
 class Pool:
     """The replicas behind `addresses`: host:port, several separated by commas; names are looked up again and again.
 
-    `open_channel(address)` opens a channel to one replica.
+    `open_channel(address)` opens a channel to one replica. `start_s` is how long a request waits where none runs: one
+    may be started because it waits.
     """
 
-    def __init__(self, addresses: str, open_channel: Callable[[str], grpc.aio.Channel]) -> None:
+    def __init__(
+        self, addresses: str, open_channel: Callable[[str], grpc.aio.Channel], *, start_s: float = 0.0
+    ) -> None:
+        self._start_s = start_s
         self._targets = [_parse(part) for part in addresses.split(",")]
         self._open_channel = open_channel
         self._found: dict[tuple[str, int], list[str]] = {}
@@ -50,25 +55,40 @@ class Pool:
 
     def has_others(self, excluded: Collection[Replica]) -> bool:
         """Whether a replica beside those takes requests now."""
-        return any(replica.is_serving and replica not in excluded for replica in self._replicas.values())
+        return any(replica not in excluded for replica in self.serving())
+
+    def serving(self) -> list[Replica]:
+        """The replicas that take requests now."""
+        return [replica for replica in self._replicas.values() if replica.is_serving]
 
     async def pick(self, demand: Demand, excluded: Collection[Replica] = ()) -> Replica:
-        """The replica for a request, waited for a moment if none serves; NoReplica tells what each of them says."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        while True:
-            replicas = [replica for replica in self._replicas.values() if replica not in excluded]
-            if (chosen := choose(replicas, demand)) is not None:
-                if (idle := to_warm(replicas, demand)) is not None:
-                    idle.warm(demand.model)
-                return chosen
-            are_known = all(replica.is_known for replica in replicas)
-            left_s = began + (limits.ROUTE_WAIT_S if are_known else limits.CONNECT_TIMEOUT_S) - loop.time()
-            self._changed.clear()
-            try:
+        """The replica for a request, waited for if none serves; NoReplica tells what each of them says."""
+        return self._choose(demand, excluded) or await self._wait(demand, excluded)
+
+    async def _wait(self, demand: Demand, excluded: Collection[Replica]) -> Replica:
+        """As `pick`. Who names a model is counted while it waits, so that a replica is started where none runs."""
+        is_work, loop = bool(demand.model), asyncio.get_running_loop()
+        began, wait_s = loop.time(), max(self._start_s if is_work else 0.0, limits.ROUTE_WAIT_S)
+        gauge(names.ROUTE_WAITING).add(is_work)
+        try:
+            while True:
+                are_known = all(replica.is_known for replica in self._replicas.values() if replica not in excluded)
+                left_s = began + (wait_s if are_known else max(wait_s, limits.CONNECT_TIMEOUT_S)) - loop.time()
+                self._changed.clear()
                 await asyncio.wait_for(self._changed.wait(), left_s)
-            except TimeoutError:
-                raise NoReplica(self._explain(), retry_after_s=limits.ROUTE_RECHECK_MAX_S) from None
+                if (chosen := self._choose(demand, excluded)) is not None:
+                    return chosen
+        except TimeoutError:
+            raise NoReplica(self._explain(), retry_after_s=limits.ROUTE_RECHECK_MAX_S) from None
+        finally:
+            gauge(names.ROUTE_WAITING).add(-is_work)
+
+    def _choose(self, demand: Demand, excluded: Collection[Replica]) -> Replica | None:
+        replicas = [replica for replica in self._replicas.values() if replica not in excluded]
+        chosen = choose(replicas, demand)
+        if chosen is not None and (idle := to_warm(replicas, demand)) is not None:
+            idle.warm(demand.model)
+        return chosen
 
     def _explain(self) -> str:
         names = ", ".join(f"{host}:{port}" for host, port in self._targets)

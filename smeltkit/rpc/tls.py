@@ -23,6 +23,7 @@ import grpc
 
 from smeltkit import limits
 from smeltkit.errors import BadCertificate
+from smeltkit.rpc.methods import MethodChannel
 
 CERTIFICATE, KEY, AUTHORITY = "tls.crt", "tls.key", "ca.crt"
 _LOG = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Identity:
         )
 
 
-class _RenewedChannel:
+class _RenewedChannel(MethodChannel):
     """As much of a channel as stubs use. A call that is under way ends on the channel that it began on."""
 
     def __init__(self, identity: Identity, open_with: Callable[[grpc.ChannelCredentials], grpc.aio.Channel]) -> None:
@@ -134,17 +135,8 @@ class _RenewedChannel:
         self._current = open_with(identity.channel_credentials())
         self._endings: set[asyncio.Task[None]] = set()
 
-    def unary_unary(self, *args: Any, **options: Any) -> _RenewedMethod:
-        return _RenewedMethod(self, "unary_unary", args, options)
-
-    def unary_stream(self, *args: Any, **options: Any) -> _RenewedMethod:
-        return _RenewedMethod(self, "unary_stream", args, options)
-
-    def stream_unary(self, *args: Any, **options: Any) -> _RenewedMethod:
-        return _RenewedMethod(self, "stream_unary", args, options)
-
-    def stream_stream(self, *args: Any, **options: Any) -> _RenewedMethod:
-        return _RenewedMethod(self, "stream_stream", args, options)
+    def _method(self, kind: str, method: str, codec: tuple[Any, ...], options: dict[str, Any]) -> _RenewedMethod:
+        return _RenewedMethod(self, kind, method, codec, options)
 
     async def __aenter__(self) -> _RenewedChannel:
         return self
@@ -171,12 +163,15 @@ class _RenewedChannel:
 
 
 class _RenewedMethod:
-    def __init__(self, channel: _RenewedChannel, kind: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self._channel, self._kind, self._args, self._options = channel, kind, args, options
-        self._method = str(args[0]).encode()
+    def __init__(
+        self, channel: _RenewedChannel, kind: str, method: str, codec: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        self._channel, self._kind, self._codec, self._options = channel, kind, codec, options
+        self._method = method.encode()
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return getattr(self._channel.current(), self._kind)(*self._args, **self._options)(*args, **options)
+        make = getattr(self._channel.current(), self._kind)
+        return make(self._method.decode(), *self._codec, **self._options)(*args, **options)
 
 
 def _server_configuration(material: _Material) -> grpc.ServerCertificateConfiguration:

@@ -128,6 +128,12 @@ TOKENS_IN_FLIGHT: Final = Metric(
     unit="{token}",
     meaning="Tokens of the prompts of requests that wait or run, and of the completions they may ask for",
 )
+ROUTE_WAITING: Final = Metric(
+    name="smelt.routing.requests.waiting",
+    instrument=GAUGE,
+    unit="{request}",
+    meaning="Requests for a model that wait because no replica of inference runs",
+)
 BATCH_ROWS: Final = Metric(
     name="smelt.inference.batch.rows",
     instrument=HISTOGRAM,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,16 +17,17 @@ from smeltkit.errors import StackDown
 class NatsServer:
     """One server with its state in `folder`. Restarts keep port, credentials and whatever was stored."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, address: str = "") -> None:
+        """`address` is host:port, a free loopback port if empty."""
+        self.address = address or f"{servers.LOOPBACK}:{servers.free_ports(1)[0]}"
         self._folder = folder
-        self._port = servers.free_ports(1)[0]
         self._credentials = servers.Credentials.generate("smelt-test")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Address with credentials, e.g. nats://user:secret@127.0.0.1:12345."""
-        return f"nats://{self._credentials.user}:{self._credentials.secret}@{servers.LOOPBACK}:{self._port}"
+        return f"nats://{self._credentials.user}:{self._credentials.secret}@{self.address}"
 
     @property
     def config(self) -> PlatformConfig:
@@ -36,9 +37,11 @@ class NatsServer:
     def start(self) -> None:
         """Starts the server and waits until it takes connections."""
         assert self._process is None, "already running"
-        command = servers.nats_command(self._folder, self._port, self._credentials)
+        self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                self._command(), env=self._environment(), stdout=log, stderr=log, start_new_session=True
+            )
         servers.wait_until(self._is_up, "nats-server")
 
     def kill(self) -> None:
@@ -59,6 +62,12 @@ class NatsServer:
         assert self._process is not None, "not running"
         self._process.send_signal(signal.SIGCONT)
 
+    def _command(self) -> list[str]:
+        return servers.nats_command(self._folder, int(self.address.rpartition(":")[2]), self._credentials)
+
+    def _environment(self) -> Mapping[str, str] | None:
+        return None
+
     def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is not None:
@@ -69,7 +78,8 @@ class NatsServer:
         assert self._process is not None
         if self._process.poll() is not None:
             raise StackDown(f"nats-server ended with {self._process.returncode}; see {self._folder / 'server.log'}")
-        return servers.is_listening(self._port)
+        host, _, port = self.address.rpartition(":")
+        return servers.is_listening(int(port), host)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -16,29 +16,55 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from smeltkit.config import environment
 from smeltkit.servers import free_ports
 
-_START_TIMEOUT_S: Final = 60.0
+_START_TIMEOUT_S: Final = 120.0
 
 
 class ServiceProcess:
-    """One process of a service; killed and started again at will, always on the same port."""
+    """One process of a service; killed and started again at will, always at the same address."""
 
-    def __init__(self, name: str, settings: Mapping[str, str], log: Path) -> None:
-        self.address = f"127.0.0.1:{free_ports(1)[0]}"
-        self._name, self._log = name, log
-        self.folder = log.parent
+    def __init__(
+        self,
+        name: str,
+        settings: Mapping[str, str],
+        log: Path,
+        *,
+        address: str = "",
+        arguments: Sequence[str] = (),
+        root: Path | None = None,
+    ) -> None:
+        """`address` is host:port, a free loopback port if empty; `arguments` are Python's, empty for the service.
+
+        `root` is the checkout of another release that it stands on.
+        """
+        self.address = address or f"127.0.0.1:{free_ports(1)[0]}"
+        self.name, self._log = name, log
+        self._arguments = tuple(arguments) or ("-m", name if name == "gateway" else f"services.{name}")
+        self._root, self.folder = root, log.parent
         self._settings = environment({**settings, "SMELT_RPC_LISTEN": self.address})
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Starts the process and waits until it is healthy; RuntimeError with its log if it does not become so."""
+        self.launch()
+        self.wait_healthy()
+
+    def launch(self) -> None:
+        """Starts the process and waits for nothing."""
+        assert self._process is None, f"{self.name} runs already"
         with self._log.open("ab") as log:
-            module = self._name if self._name == "gateway" else f"services.{self._name}"
-            command = [sys.executable, "-m", module]
-            self._process = subprocess.Popen(command, env=self._settings, stdout=log, stderr=log)
+            command = [sys.executable, *self._arguments]
+            paths = {"PYTHONPATH": f"{self._root}:{self._root / 'proto' / 'python'}"} if self._root else {}
+            self._process = subprocess.Popen(
+                command, cwd=self._root, env=self._settings | paths, stdout=log, stderr=log
+            )
+
+    def wait_healthy(self) -> None:
+        """Returns once the process is healthy; RuntimeError with its log if it does not become so."""
+        assert self._process is not None, f"{self.name} does not run"
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._is_healthy():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{self._name} did not become healthy:\n{self.log}")
+                raise RuntimeError(f"{self.name} did not become healthy:\n{self.log}")
             time.sleep(0.05)
 
     def kill(self) -> None:
@@ -51,7 +77,7 @@ class ServiceProcess:
     def terminate(self) -> int:
         """Asks the process to end by SIGTERM and waits until it has; its exit code."""
         process, self._process = self._process, None
-        assert process is not None, f"{self._name} does not run"
+        assert process is not None, f"{self.name} does not run"
         process.terminate()
         return process.wait(_START_TIMEOUT_S)
 

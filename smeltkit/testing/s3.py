@@ -25,7 +25,7 @@ class S3Server:
     """One server with its state in `folder`. Restarts keep ports, credentials and objects."""
 
     def __init__(self, folder: Path, make: Make = "seaweedfs") -> None:
-        self._folder, self._make = folder, make
+        self.folder, self._make = folder, make
         self._ports = servers.s3_ports()
         self._credentials = servers.Credentials.generate("smelt-test")
         self._process: subprocess.Popen[bytes] | None = None
@@ -44,14 +44,14 @@ class S3Server:
     def start(self) -> None:
         """Starts the server and waits until it takes a write."""
         assert self._process is None, "already running"
-        with (self._folder / "server.log").open("ab") as log:
+        with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command(),
-                cwd=self._folder,
+                cwd=self.folder,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={"PATH": os.defpath, "HOME": str(self._folder)},
+                env={"PATH": os.defpath, "HOME": str(self.folder)},
             )
         store = S3Store(self.config)
         servers.wait_until(lambda: self._takes_writes(store), f"the S3 server ({self._make})")
@@ -66,8 +66,8 @@ class S3Server:
 
     def _command(self) -> list[str]:
         if self._make == "seaweedfs":
-            return servers.s3_command(self._folder, self._ports, self._credentials)
-        (self._folder / "data").mkdir(exist_ok=True)
+            return servers.s3_command(self.folder, self._ports, self._credentials)
+        (self.folder / "data").mkdir(exist_ok=True)
         return [
             str(servers.find_executable("rclone")),
             "serve",
@@ -78,13 +78,13 @@ class S3Server:
             self.config.s3_endpoint,
             "--auth-key",
             f"{self._credentials.user},{self._credentials.secret}",
-            str(self._folder / "data"),
+            str(self.folder / "data"),
         ]
 
     def _takes_writes(self, store: S3Store) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
-            raise StackDown(f"the S3 server ended with {self._process.returncode}; see {self._folder / 'server.log'}")
+            raise StackDown(f"the S3 server ended with {self._process.returncode}; see {self.folder / 'server.log'}")
         return servers.is_listening(self._ports["s3"]) and store.takes_writes()
 
 

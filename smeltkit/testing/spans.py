@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -12,6 +13,31 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from smeltkit.telemetry import SpanRecord
+
+START_EVALUATION: Final = "smelt.evaluator.v1.EvaluatorService/StartEvaluation"
+_EVALUATE, _GENERATE = "smelt.job.evaluator.evaluate", "smelt.inference.v1.InferenceService/Generate"
+_JUDGE = "smelt.sandbox.v1.SandboxService/JudgeBatch"
+
+Edge = tuple[tuple[str, str], tuple[str, str]]
+"""Parent and child, each as service and name of its span."""
+
+EVALUATION_EDGES: Final[tuple[Edge, ...]] = (
+    (("gateway", START_EVALUATION), ("evaluator", START_EVALUATION)),
+    (("evaluator", START_EVALUATION), ("evaluator", _EVALUATE)),
+    (("evaluator", _GENERATE), ("inference", _GENERATE)),
+    (("evaluator", _JUDGE), ("sandbox", _JUDGE)),
+    (("evaluator", _EVALUATE), ("evaluator", "publish evaluator.evaluation.finished")),
+)
+"""What the trace of every evaluation has, from the gateway on: the second and the last pair lead through NATS."""
+
+
+def edges_of(spans: Sequence[SpanRecord]) -> set[Edge]:
+    """Every parent and child of a trace."""
+    known = {span.span_id: span for span in spans}
+    pairs = [(known[span.parent_id], span) for span in spans if span.parent_id in known]
+    return {((parent.service, parent.name), (child.service, child.name)) for parent, child in pairs}
 
 
 class CapturedSpans:

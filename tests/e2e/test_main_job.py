@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import secrets
 
+from smeltkit.telemetry import SpanRecord
+from smeltkit.testing.spans import EVALUATION_EDGES, START_EVALUATION, edges_of
 from tests.e2e.conftest import BASIC, MODEL, Smelt
 
-# Parent and child as (service, span): every pair must occur in the trace of one evaluation.
 EDGES = [
-    (("cli", "smelt eval"), ("cli", "smelt.evaluator.v1.EvaluatorService/StartEvaluation")),
-    (
-        ("cli", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"),
-        ("gateway", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"),
-    ),
-    (
-        ("gateway", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"),
-        ("evaluator", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"),
-    ),
-    (
-        ("evaluator", "smelt.evaluator.v1.EvaluatorService/StartEvaluation"),
-        ("evaluator", "smelt.job.evaluator.evaluate"),
-    ),
-    (
-        ("evaluator", "smelt.inference.v1.InferenceService/Generate"),
-        ("inference", "smelt.inference.v1.InferenceService/Generate"),
-    ),
-    (
-        ("evaluator", "smelt.sandbox.v1.SandboxService/JudgeBatch"),
-        ("sandbox", "smelt.sandbox.v1.SandboxService/JudgeBatch"),
-    ),
-    (("evaluator", "smelt.job.evaluator.evaluate"), ("evaluator", "publish evaluator.evaluation.finished")),
+    (("cli", "smelt eval"), ("cli", START_EVALUATION)),
+    (("cli", START_EVALUATION), ("gateway", START_EVALUATION)),
+    *EVALUATION_EDGES,
 ]
 
 
@@ -68,12 +50,8 @@ def test_one_trace_crosses_every_process(smelt: Smelt) -> None:
         "ore-11m:q8_0",
         TRACEPARENT=f"00-{trace_id}-{secrets.token_hex(8)}-01",
     )
-    spans = {span["span_id"]: span for span in smelt("jobs", "trace", trace_id)["spans"]}
-    seen = set()
-    for span in spans.values():
-        parent = spans.get(span["parent_id"])
-        if parent is not None:
-            seen.add(((parent["service"], parent["name"]), (span["service"], span["name"])))
+    spans = [SpanRecord(**span) for span in smelt("jobs", "trace", trace_id)["spans"]]
+    seen = edges_of(spans)
     assert [edge for edge in EDGES if edge not in seen] == []
 
 

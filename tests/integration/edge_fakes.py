@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import uvicorn
@@ -24,6 +24,7 @@ from smeltkit.testing.bus import MemoryBus
 
 MODEL = digest_bytes(b"bundle")
 ABSENT = digest_bytes(b"another bundle")
+_GRACE_S = 1
 WORDS = ("def ", "f", "(x):", "\n\treturn ", "h\u00e9", "\U0001f600")
 
 
@@ -104,9 +105,12 @@ class Served:
 
 @asynccontextmanager
 async def served_edge(**settings: object) -> AsyncIterator[Served]:
-    """The edge on uvicorn before a fake inference service on gRPC; `settings` are those of HttpConfig."""
+    """The edge on uvicorn before a fake inference service on gRPC; `settings` are those of HttpConfig.
+
+    Both servers end however the block is left, also if a request of it still hangs.
+    """
     fake, ready = FakeInference(), {"bus": True, "inference": True}
-    host = ServiceHost("inference", RpcConfig())
+    host = ServiceHost("inference", RpcConfig(drain_grace_s=_GRACE_S))
     add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
     host.add("smelt.inference.v1.InferenceService", add, fake)
     host.set_ready(True)
@@ -119,10 +123,15 @@ async def served_edge(**settings: object) -> AsyncIterator[Served]:
     async def is_ready(name: str) -> bool:
         return ready[name]
 
-    async with open_channel(host.address) as channel:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(host.stop)
+        channel = await stack.enter_async_context(open_channel(host.address))
         checks = {name: lambda name=name: is_ready(name) for name in ready}
         app = build_app(HttpConfig(**settings), catalog, channel, checks=checks)  # type: ignore[arg-type]
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=_GRACE_S
+        )
+        server = uvicorn.Server(config)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             serving = asyncio.ensure_future(server.serve(sockets=[listener]))
             try:
@@ -130,4 +139,3 @@ async def served_edge(**settings: object) -> AsyncIterator[Served]:
             finally:
                 server.should_exit = True
                 await serving
-    await host.stop()

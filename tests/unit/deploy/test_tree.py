@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 import yaml
 
@@ -9,6 +11,7 @@ from scripts import alerts, dashboards
 from scripts.manifests import compose, render, schemas, settings
 from scripts.manifests.check import findings, judge_file, unpinned
 from smeltkit.errors import BadConfig
+from smeltkit.servers import find_executable
 from smeltkit.telemetry import names
 
 ROOT, TREE = render.ROOT, render.TREE
@@ -144,6 +147,13 @@ def test_every_alert_has_a_page_and_cases_of_fire_and_of_silence() -> None:
         page = ROOT / "docs" / "runbooks" / alert.runbook
         assert page.is_file() and f"Smelt{alert.name}" in page.read_text(), alert.runbook
         assert {(f"Smelt{alert.name}", True), (f"Smelt{alert.name}", False)} <= asked, alert.name
+
+
+def test_alerts_fire_and_stay_silent_as_their_cases_say() -> None:
+    """By Prometheus's own tool (Debian: prometheus)."""
+    cases = ROOT / "deploy" / "alerts.test.yaml"
+    done = subprocess.run([find_executable("promtool"), "test", "rules", cases], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_page_names_every_component_overlay_and_secret() -> None:

@@ -57,9 +57,9 @@ class Ear:
         self.heard.append(("unloaded", digest, cause))
 
 
-def made(shelf: Shelf, *, budget: int = 100, idle_s: float = 0.0) -> tuple[Models, Ear]:
+def made(shelf: Shelf, *, budget: int = 100, idle_s: float = 0.0, kept: tuple[str, ...] = ()) -> tuple[Models, Ear]:
     ear = Ear()
-    return Models(shelf, ear, budget_bytes=budget, idle_unload_s=idle_s), ear  # type: ignore[arg-type]
+    return Models(shelf, ear, budget_bytes=budget, idle_unload_s=idle_s, kept=kept), ear  # type: ignore[arg-type]
 
 
 async def touch(models: Models, digest: str) -> None:
@@ -196,6 +196,31 @@ async def test_the_sweep_unloads_what_is_idle_for_too_long(monkeypatch: pytest.M
     stop.set()
     await sweeping
     assert set(shelf.closed) == {"a", "b"}
+
+
+async def test_kept_models_are_loaded_at_the_start_and_never_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage of the store is waited out; neither another model nor idleness takes them away."""
+    monkeypatch.setattr(table.limits, "MODEL_SWEEP_PERIOD_S", 0.01)
+    shelf = Shelf(a=40, b=40, c=20, d=60)
+    models, _ = made(shelf, idle_s=0.01, kept=("a", "b"))
+    shelf.errors["a"] = StoreUnavailable("away")
+    await models.load_kept(asyncio.Event())
+    assert shelf.loads == ["a", "a", "b"] and models.ready() == {"a", "b"}
+    stop = asyncio.Event()
+    sweeping = asyncio.create_task(models.sweep(stop))
+    await touch(models, "c")
+    await eventually(lambda: shelf.closed)
+    with pytest.raises(OutOfMemory):
+        await touch(models, "d")
+    assert shelf.closed == ["c"] and models.ready() == {"a", "b"}
+    stop.set()
+    await sweeping
+
+
+async def test_a_kept_model_that_cannot_be_loaded_ends_the_start_with_its_reason() -> None:
+    models, _ = made(Shelf(a=10), kept=("a", "gone"))
+    with pytest.raises(UnknownArtifact, match="gone is not stored"):
+        await models.load_kept(asyncio.Event())
 
 
 async def test_a_drain_ends_a_model_only_when_its_requests_have_ended() -> None:

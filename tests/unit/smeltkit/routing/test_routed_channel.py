@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from smelt.inference.v1 import inference_pb2 as pb
 from smelt.inference.v1 import inference_pb2_grpc
 
@@ -18,6 +20,7 @@ from smeltkit.errors import (
     Draining,
     EngineUnavailable,
     NoReplica,
+    OutOfMemory,
     ServiceUnavailable,
     SmeltError,
     UnknownArtifact,
@@ -67,6 +70,8 @@ class Fake(inference_pb2_grpc.InferenceServiceServicer):
         return pb.TokenizeResponse(text=self.host.address)
 
     async def Load(self, request: pb.LoadRequest, context: RpcContext) -> pb.LoadResponse:
+        if isinstance(self.error, OutOfMemory):
+            raise self.error
         self.loads.append(request.model)
         self.models = (*self.models, request.model)
         return pb.LoadResponse()
@@ -234,6 +239,24 @@ async def test_a_replica_that_comes_back_is_used_again(monkeypatch: pytest.Monke
                 await generate(stub)
 
 
+async def test_where_none_runs_a_request_waits_for_one_to_be_started_and_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A probe of health does not: it asks for no model, and must not wake anybody."""
+    monkeypatch.setattr(limits, "ROUTE_WAIT_S", 0.1)
+    levels: list[int] = []
+    monkeypatch.setattr(pool, "gauge", lambda metric: SimpleNamespace(add=levels.append))
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    async with open_inference(address, start_s=60) as channel:
+        asking = asyncio.create_task(generate(inference_pb2_grpc.InferenceServiceStub(channel)))
+        with pytest.raises(NoReplica):
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+        assert sum(levels) == 1 and not asking.done()
+        async with serving(address=address):
+            assert await asking == [address] * TOKENS
+    assert sum(levels) == 0
+
+
 async def test_names_are_looked_up_again_and_what_they_no_longer_mean_ends_in_peace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -261,6 +284,26 @@ async def test_names_are_looked_up_again_and_what_they_no_longer_mean_ends_in_pe
             one.first.set()
             one.last.set()
             assert await first == [one.host.address] * TOKENS
+
+
+async def test_what_the_operator_wants_loaded_goes_to_every_replica_that_has_room() -> None:
+    """A worker's wish goes to one. Only where nobody could is the reply an error."""
+    async with serving() as one, serving() as two, serving() as full:
+        replicas = (one, two, full)
+        addresses = ",".join(replica.host.address for replica in replicas)
+        async with routed(*replicas) as stub:
+            await call(stub.Load, pb.LoadRequest(model="other"), timeout_s=20)
+        assert sum(len(replica.loads) for replica in replicas) == 1
+        full.error = OutOfMemory("no room")
+        async with open_inference(addresses, is_for_operator=True) as channel:
+            known = channel._pool._replicas  # type: ignore[attr-defined]
+            await eventually(lambda: all(replica.is_serving for replica in known.values()))
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            await call(stub.Load, pb.LoadRequest(model="everywhere"), timeout_s=20)
+            assert one.loads[-1] == two.loads[-1] == "everywhere" and "everywhere" not in full.loads
+            one.error = two.error = full.error
+            with pytest.raises(OutOfMemory, match="no room"):
+                await call(stub.Load, pb.LoadRequest(model="nowhere"), timeout_s=20)
 
 
 async def test_leaving_a_stream_frees_its_place() -> None:
