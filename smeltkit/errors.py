@@ -269,6 +269,10 @@ class OutOfMemory(Refused):
     """The work does not fit into the memory it may use."""
 
 
+class DeviceUnfit(Refused):
+    """The device of this node does not compute what work there needs."""
+
+
 class TrainingDiverged(Refused):
     """Loss or gradients are not finite, exactly zero or stuck; nothing was saved of it."""
 

@@ -79,6 +79,41 @@ def gpu_pods(tree: Tree) -> Iterator[str]:
 
 
 @policy
+def proof(tree: Tree) -> Iterator[str]:
+    """The trainer takes no work before its node's device was proved, and where it has GPUs that is done on one."""
+    for load in tree.services:
+        if load.name != "trainer":
+            continue
+        first = next(iter(load.pod.get("initContainers", ())), {})
+        if list(first.get("command", ())) != ["python", "-m", "services.trainer.proof"]:
+            yield f"{load}: its first container must be python -m services.trainer.proof"
+            continue
+        device = tree.environment_of(first, load.namespace).get("SMELT_PROOF_DEVICE")
+        has_gpu = bool(_gpus(load, "limits")) or "resourceClaims" in load.pod
+        if (device == "cuda") != has_gpu or first["resources"].get("claims") != load.main["resources"].get("claims"):
+            yield f"{load}: the proof is made on {device}; it must be the device that trainings get"
+        if has_gpu and _gpus_of(first, "limits") != _gpus(load, "limits"):
+            yield f"{load}: the proof must be given the GPUs that trainings get"
+
+
+@policy
+def scale_from_zero(tree: Tree) -> Iterator[str]:
+    """Callers wait for a replica exactly where none may run."""
+    least = min(
+        (
+            item["spec"].get("minReplicaCount", 0)
+            for item in tree.of("ScaledObject")
+            if item["metadata"]["name"] == "inference"
+        ),
+        default=1,
+    )
+    for load in tree.services:
+        start_s = float(tree.environment(load).get("SMELT_PLATFORM_INFERENCE_START_S", 0))
+        if "SMELT_PLATFORM_NATS_URL" in tree.environment(load) and (start_s > 0) != (least == 0):
+            yield f"{load}: SMELT_PLATFORM_INFERENCE_START_S is {start_s:g}, and inference keeps {least} pods at least"
+
+
+@policy
 def gpu_nodes_are_kept_free(tree: Tree) -> Iterator[str]:
     """Who has no GPU does not run on nodes that have some."""
     for load in tree.workloads:
@@ -179,7 +214,7 @@ def series(tree: Tree) -> Iterator[str]:
 
 @policy
 def monitors(tree: Tree) -> Iterator[str]:
-    """Prometheus is told ports that the selected Services have."""
+    """Prometheus is told ports that the selected Services have, and that ask for no key: it has none."""
     for monitor in tree.of("ServiceMonitor"):
         chosen = [
             service
@@ -189,8 +224,20 @@ def monitors(tree: Tree) -> Iterator[str]:
         ]
         ports = {port["name"] for service in chosen for port in service["spec"]["ports"]}
         for endpoint in monitor["spec"]["endpoints"]:
+            if any(port == endpoint["port"] for port in _ports_with_keys(tree)):
+                yield f"ServiceMonitor {monitor['metadata']['name']}: port {endpoint['port']} wants a key; ask metrics"
             if endpoint["port"] not in ports:
                 yield f"ServiceMonitor {monitor['metadata']['name']}: no selected Service has a port {endpoint['port']}"
+
+
+def _ports_with_keys(tree: Tree) -> Iterator[str]:
+    """Names of ports where a caller needs a key of the edge."""
+    for load in tree.services:
+        environment = tree.environment(load)
+        edge = environment.get("SMELT_GATEWAY_HTTP_LISTEN", "").rpartition(":")[2]
+        for port in load.main.get("ports", ()) if environment.get("SMELT_HTTP_API_KEYS_FILE") else ():
+            if str(port["containerPort"]) == edge:
+                yield port["name"]
 
 
 def _nats_config(tree: Tree) -> Mapping[str, str]:
@@ -202,7 +249,11 @@ def _nats_config(tree: Tree) -> Mapping[str, str]:
 
 
 def _gpus(load: Workload, side: str) -> dict[str, Any]:
-    return {name: value for name, value in load.main["resources"].get(side, {}).items() if _GPU.fullmatch(name)}
+    return _gpus_of(load.main, side)
+
+
+def _gpus_of(container: Mapping[str, Any], side: str) -> dict[str, Any]:
+    return {name: value for name, value in container["resources"].get(side, {}).items() if _GPU.fullmatch(name)}
 
 
 def _tolerates_gpus(load: Workload) -> bool:

@@ -35,8 +35,10 @@ SECRETS = {
 def settings(tree: Tree) -> Iterator[str]:
     """The process would start: each of its settings is known, typed and in range, and none that it needs is missing."""
     for load in tree.workloads:
-        errors = environment_errors(" ".join(load.main.get("command", ())), tree.environment(load))
-        yield from (f"{load}: {line}" for line in errors)
+        for container in load.containers:
+            environment = tree.environment_of(container, load.namespace)
+            errors = environment_errors(" ".join(container.get("command", ())), environment)
+            yield from (f"{load}: {line}" for line in errors)
 
 
 def environment_errors(command: str, environment: Mapping[str, str]) -> Iterator[str]:
@@ -161,7 +163,7 @@ def _size(volume: Mapping[str, Any]) -> float:
 @cache
 def _prefixes(command: str) -> tuple[str, ...]:
     """Prefixes of the settings that the process started by `command` reads, from its own source."""
-    module = command.partition("python -m ")[2]
+    module = command.partition("python -m ")[2].partition(" ")[0]
     if not module:
         return ()
     path = ROOT / module.replace(".", "/")

@@ -31,3 +31,21 @@ class TrainerConfig:
             raise BadConfig(f"slots={self.slots} must be 1 to 64 and threads={self.threads} 0 to 1024")
         if self.cache_bytes < limits.MIB:
             raise BadConfig(f"cache_bytes={self.cache_bytes} must be at least {limits.MIB}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofConfig:
+    """Prefix `SMELT_PROOF_`: what a node of the pool must show before it trains."""
+
+    device: str = "cuda"
+    """Device that trainings need: cuda or cpu."""
+    floor_tflops: float = 0.0
+    """TFLOP/s that a large product in bf16 must reach; 0 for any."""
+    dir: str = ""
+    """Folder where a passed proof is kept, so that it is not repeated; empty for none."""
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cuda", "cpu"):
+            raise BadConfig(f"device={self.device!r} must be cuda or cpu")
+        if self.floor_tflops < 0:
+            raise BadConfig(f"floor_tflops={self.floor_tflops:g} must be 0 or more")

@@ -179,6 +179,27 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
     ("images", "must be a digest", lambda d: container(d, "gateway").update(image="smelt/gateway:0.1.0")),
     ("all-services", "sandbox is missing", lambda d: remove(d, "Deployment", "sandbox")),
     ("nats-cluster", "2 nodes", lambda d: get(d, "StatefulSet", "nats")["spec"].update(replicas=2)),
+    ("proof", "first container", lambda d: pod(d, "trainer").pop("initContainers")),
+    (
+        "proof",
+        "made on cpu",
+        lambda d: pod(d, "trainer")["initContainers"][0]["env"][0].update(value="cpu"),
+    ),
+    (
+        "proof",
+        "given the GPUs",
+        lambda d: pod(d, "trainer")["initContainers"][0]["resources"]["limits"].pop("nvidia.com/gpu"),
+    ),
+    (
+        "scale-from-zero",
+        "keeps 0 pods",
+        lambda d: get(d, "ScaledObject", "inference")["spec"].update(minReplicaCount=0),
+    ),
+    (
+        "settings",
+        "nothing reads SMELT_TRAINER_SLOTS",
+        lambda d: pod(d, "trainer")["initContainers"][0]["env"].append({"name": "SMELT_TRAINER_SLOTS", "value": "1"}),
+    ),
     (
         "bus-users",
         "meets NATS as gateway",
@@ -198,6 +219,11 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
         "schema",
         "startupprobe",
         lambda d: container(d, "gateway").update(startupprobe=container(d, "gateway")["startupProbe"]),
+    (
+        "monitors",
+        "wants a key",
+        lambda d: get(d, "ServiceMonitor", "smelt")["spec"]["endpoints"][0].update(port="http"),
+    ),
     ),
     ("schema", "replicaCount", lambda d: get(d, "ScaledObject", "inference")["spec"].update(replicaCount=2)),
     ("schema", "sleep", lambda d: container(d, "gateway")["lifecycle"]["preStop"].update(sleep={"seconds": "10"})),
