@@ -103,12 +103,12 @@ class PlatformConfig:
     """Password for NATS."""
     nats_replicas: int = 1
     """Copies of each stream and bucket that the topology asks for, 1 to 5; 3 in a cluster of three servers."""
+    inference_start_s: float = 0.0
+    """Seconds that callers of inference wait for a replica where none runs; 0 where one always does."""
     s3_endpoint: str
     """Host and port of the S3 API, e.g. 127.0.0.1:9000."""
     s3_access_key: str
     """Access key id."""
-    inference_start_s: float = 0.0
-    """Seconds that callers of inference wait for a replica where none runs; 0 where one always does."""
     s3_secret_key: str = dataclasses.field(repr=False)
     """Secret access key."""
     s3_bucket: str = "smelt"
@@ -121,6 +121,8 @@ class PlatformConfig:
             raise BadConfig(f"s3_bucket={self.s3_bucket!r} must have 3 to 63 characters")
         if not 1 <= self.nats_replicas <= 5:
             raise BadConfig(f"nats_replicas={self.nats_replicas} must be 1 to 5")
+        if not 0 <= self.inference_start_s <= 3600:
+            raise BadConfig(f"inference_start_s={self.inference_start_s:g} must be 0 to 3600")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,6 @@ class BackupConfig:
     """Secret access key there."""
     s3_secure: bool = False
     """Whether that endpoint speaks TLS."""
-        if not 0 <= self.inference_start_s <= 3600:
-            raise BadConfig(f"inference_start_s={self.inference_start_s:g} must be 0 to 3600")
 
     def __post_init__(self) -> None:
         if bool(self.s3_endpoint) != bool(self.s3_access_key and self.s3_secret_key):

@@ -54,9 +54,9 @@ class Bus:
 
     def __init__(self, *, patience_s: float = limits.BUS_REQUEST_TIMEOUT_S) -> None:
         self._client = Client()
+        self._patience_s = patience_s
         self._connected = asyncio.Event()
         self._away_since = time.monotonic()
-        self._patience_s = patience_s
         self.jetstream: JetStreamContext = self._client.jetstream(timeout=limits.BUS_ATTEMPT_TIMEOUT_S)
 
     @classmethod

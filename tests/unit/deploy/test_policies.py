@@ -175,10 +175,6 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
         "spare GPU",
         lambda d: get(d, "Deployment", "inference")["spec"]["strategy"]["rollingUpdate"].update(maxSurge=1),
     ),
-    ("gpu-nodes-are-kept-free", "gateway", lambda d: pod(d, "gateway").update(tolerations=[{"operator": "Exists"}])),
-    ("images", "must be a digest", lambda d: container(d, "gateway").update(image="smelt/gateway:0.1.0")),
-    ("all-services", "sandbox is missing", lambda d: remove(d, "Deployment", "sandbox")),
-    ("nats-cluster", "2 nodes", lambda d: get(d, "StatefulSet", "nats")["spec"].update(replicas=2)),
     ("proof", "first container", lambda d: pod(d, "trainer").pop("initContainers")),
     (
         "proof",
@@ -200,6 +196,10 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
         "nothing reads SMELT_TRAINER_SLOTS",
         lambda d: pod(d, "trainer")["initContainers"][0]["env"].append({"name": "SMELT_TRAINER_SLOTS", "value": "1"}),
     ),
+    ("gpu-nodes-are-kept-free", "gateway", lambda d: pod(d, "gateway").update(tolerations=[{"operator": "Exists"}])),
+    ("images", "must be a digest", lambda d: container(d, "gateway").update(image="smelt/gateway:0.1.0")),
+    ("all-services", "sandbox is missing", lambda d: remove(d, "Deployment", "sandbox")),
+    ("nats-cluster", "2 nodes", lambda d: get(d, "StatefulSet", "nats")["spec"].update(replicas=2)),
     (
         "bus-users",
         "meets NATS as gateway",
@@ -216,14 +216,14 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
     ),
     ("monitors", "port web", lambda d: get(d, "ServiceMonitor", "smelt")["spec"]["endpoints"][0].update(port="web")),
     (
-        "schema",
-        "startupprobe",
-        lambda d: container(d, "gateway").update(startupprobe=container(d, "gateway")["startupProbe"]),
-    (
         "monitors",
         "wants a key",
         lambda d: get(d, "ServiceMonitor", "smelt")["spec"]["endpoints"][0].update(port="http"),
     ),
+    (
+        "schema",
+        "startupprobe",
+        lambda d: container(d, "gateway").update(startupprobe=container(d, "gateway")["startupProbe"]),
     ),
     ("schema", "replicaCount", lambda d: get(d, "ScaledObject", "inference")["spec"].update(replicaCount=2)),
     ("schema", "sleep", lambda d: container(d, "gateway")["lifecycle"]["preStop"].update(sleep={"seconds": "10"})),
