@@ -1,8 +1,8 @@
 """Finds jobs that nobody cares for any more. One runs in every service; several at once do no harm.
 
 Every decision is a pure function of a record and what is known about its lease, and is written by compare-and-swap on
-the very record it was made from: of two sweepers one wins, and a worker that is alive after all wins over both. Times are
-measured here and never taken from a record: the clocks of two machines may differ by an hour.
+the very record it was made from: of two sweepers one wins, and a worker that is alive after all wins over both. Times
+are measured here and never taken from a record: the clocks of two machines may differ by an hour.
 """
 
 from __future__ import annotations
