@@ -1,6 +1,6 @@
 """Paces of trainings on this machine, each measured in a process of its own and kept beside the cache.
 
-One that was measured while other work held the processors is told but not kept, and what a run really took corrects
+One that was measured while other work held the processors is soon measured again, and what a run really took corrects
 what is kept.
 """
 
@@ -10,6 +10,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Paces:
         if kept is not None:
             return kept
         measured = _measure(asked)
-        if measured is not None and measured.is_quiet:
+        if measured is not None:
             self._keep(asked, measured)
         return measured
 
@@ -63,7 +64,10 @@ class Paces:
 
     def _kept(self, asked: bytes) -> Pace | None:
         path = self._path(asked)
-        return Pace(**json.loads(path.read_bytes())) if path.is_file() else None
+        if not path.is_file():
+            return None
+        pace, age_s = Pace(**json.loads(path.read_bytes())), time.time() - path.stat().st_mtime
+        return pace if pace.is_quiet or age_s < limits.TRAIN_BUSY_PACE_KEPT_S else None
 
     def _keep(self, asked: bytes, pace: Pace) -> None:
         path = self._path(asked)

@@ -162,7 +162,7 @@ def _of_load(pace: Pace | None) -> dict[str, str]:
     if pace is None or pace.is_quiet:
         return {}
     share = f"a step had the processor for {pace.processor_share:.0%} of its time"
-    return {"time measured": f"on a busy machine, {share}: it takes less on a quiet one; not kept"}
+    return {"time measured": f"on a busy machine, {share}: it takes less on a quiet one"}
 
 
 def _first_steps(prepared: Prepared) -> tuple[str, ...]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from services.trainer import paces
 from services.trainer.data.order import Order
 from services.trainer.forecast import Cost, Pace, at_depth, forecast, learnt, missed
+from services.trainer.settings import TrainSettings
+from smeltkit.ml.arch import ModelConfig
+from smeltkit.testing.tiny_models import tiny_config
 
 
 def test_every_further_layer_costs_the_same() -> None:
@@ -43,3 +51,30 @@ def test_tokens_of_a_run_are_counted_to_the_sample() -> None:
     order = Order(lengths=(5, 7, 3, 8, 6), pack_tokens=10, packs_per_step=2, seed=1)
     assert order.tokens_in(order.steps_in(2)) == 2 * 29
     assert 0 < order.tokens_in(1) < 29
+
+
+def test_a_pace_of_a_busy_machine_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R-068: it serves for minutes, so that plan and run agree; a quiet one stays, until a run was faster."""
+    busy = Pace(step_s=4.0, step_tokens=100, memory_bytes=70, processor_share=0.3)
+    quiet, found = replace(busy, step_s=1.0, processor_share=1.0), [busy]
+    measured: list[Pace] = []
+
+    def measure(asked: bytes) -> Pace:
+        measured.append(found[0])
+        return found[0]
+
+    monkeypatch.setattr(paces, "_measure", measure)
+    order = Order(lengths=(5, 7), pack_tokens=10, packs_per_step=2, seed=1)
+    config = ModelConfig.from_hf(tiny_config("qwen2"))
+    prepared: Any = SimpleNamespace(config=config, settings=TrainSettings(), order=order)
+    kept = paces.Paces(tmp_path, 1)
+    assert kept.of(prepared) == kept.of(prepared) == busy and len(measured) == 1
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    found[0] = quiet
+    assert kept.of(prepared) == quiet and len(measured) == 2
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    assert kept.of(prepared) == quiet and len(measured) == 2
+    kept.learn(prepared, Cost(time_s=5.0, memory_bytes=90, tokens=1000))
+    assert kept.of(prepared) == Pace(step_s=5.0, step_tokens=1000, memory_bytes=90)
