@@ -41,7 +41,7 @@ async def serve() -> None:
     async with AsyncExitStack() as stack:
         channels = {
             name: await stack.enter_async_context(
-                open_channel(address, token=rpc.token, identity=identity, peer=name, is_retrying=False)
+                open_channel(address, token=rpc.secret(), identity=identity, peer=name, is_retrying=False)
             )
             for name, address in config.addresses.items()
             if name != "inference"
@@ -49,7 +49,7 @@ async def serve() -> None:
         channels["inference"] = await stack.enter_async_context(
             open_inference(
                 config.inference_address,
-                token=rpc.token,
+                token=rpc.secret(),
                 identity=identity,
                 start_s=platform.inference_start_s,
                 is_for_operator=True,
@@ -58,6 +58,7 @@ async def serve() -> None:
         bus = await Bus.connect(platform, name="gateway")
         stack.push_async_callback(bus.close)
         catalog, ledger, store = Catalog(bus), JobLedger(bus), S3Store(platform)
+        await asyncio.to_thread(store.prove)
 
         host = ServiceHost("gateway", rpc, health_servicer=ForwardedHealth(channels))
         host.add(

@@ -101,22 +101,36 @@ class PlatformConfig:
     """User name for NATS; empty for none."""
     nats_password: str = dataclasses.field(default="", repr=False)
     """Password for NATS."""
+    nats_password_file: str = ""
+    """File with the password instead, read again for every connection; or empty."""
+    nats_ca_file: str = ""
+    """PEM file of the authorities that vouch for NATS: connections are encrypted from the first byte; or empty."""
     nats_replicas: int = 1
     """Copies of each stream and bucket that the topology asks for, 1 to 5; 3 in a cluster of three servers."""
     inference_start_s: float = 0.0
     """Seconds that callers of inference wait for a replica where none runs; 0 where one always does."""
     s3_endpoint: str
     """Host and port of the S3 API, e.g. 127.0.0.1:9000."""
-    s3_access_key: str
+    s3_access_key: str = ""
     """Access key id."""
-    s3_secret_key: str = dataclasses.field(repr=False)
+    s3_secret_key: str = dataclasses.field(default="", repr=False)
     """Secret access key."""
+    s3_keys_dir: str = ""
+    """Folder with the files access-key and secret-key instead, read again when they change; or empty."""
     s3_bucket: str = "smelt"
     """Bucket of all artifacts, 3 to 63 characters."""
     s3_secure: bool = False
     """Whether the endpoint speaks TLS."""
+    s3_ca_file: str = ""
+    """PEM file of the authorities that vouch for the endpoint; empty for those that the system trusts."""
 
     def __post_init__(self) -> None:
+        if self.nats_password and self.nats_password_file:
+            raise BadConfig("nats_password and nats_password_file are both set; leave one out")
+        if self.s3_endpoint and bool(self.s3_keys_dir) == bool(self.s3_access_key and self.s3_secret_key):
+            raise BadConfig("s3_access_key and s3_secret_key must be set, or else s3_keys_dir alone")
+        if self.s3_ca_file and not self.s3_secure:
+            raise BadConfig(f"s3_ca_file={self.s3_ca_file!r} has no effect: s3_secure is false")
         if not 3 <= len(self.s3_bucket) <= 63:
             raise BadConfig(f"s3_bucket={self.s3_bucket!r} must have 3 to 63 characters")
         if not 1 <= self.nats_replicas <= 5:

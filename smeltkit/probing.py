@@ -18,6 +18,7 @@ from smeltkit.ids import check_digest
 from smeltkit.routing.channel import open_inference
 from smeltkit.rpc.channel import call
 from smeltkit.rpc.tls import Identity
+from smeltkit.secret import Secret
 
 
 class Prober(Protocol):
@@ -31,7 +32,7 @@ class InferenceProber:
     """Asks the inference service at `address`, as `open_inference` takes it and all else."""
 
     def __init__(
-        self, address: str, *, token: str = "", identity: Identity | None = None, start_s: float = 0.0
+        self, address: str, *, token: Secret | str = "", identity: Identity | None = None, start_s: float = 0.0
     ) -> None:
         self._address, self._token, self._identity, self._start_s = address, token, identity, start_s
 

@@ -17,8 +17,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from smeltkit import limits
+from smeltkit.blobs.identities import identities
 from smeltkit.errors import PortTaken, StackDown, Timeout
 
 LOOPBACK = "127.0.0.1"
@@ -81,16 +83,23 @@ def s3_ports() -> dict[str, int]:
     return dict(zip(S3_PARTS, free_ports(len(S3_PARTS)), strict=True))
 
 
-def s3_command(folder: Path, ports: Mapping[str, int], credentials: Credentials) -> list[str]:
+def s3_command(
+    folder: Path,
+    ports: Mapping[str, int],
+    credentials: Credentials,
+    *,
+    users: Mapping[str, Credentials] = MappingProxyType({}),
+    bucket: str = "smelt",
+) -> list[str]:
     """The command of `weed mini` with its state below `folder`; run it with `folder` as its working directory.
 
-    Writes the identity file (mode 0600): without one the server would accept made-up keys.
+    Writes the identity file (mode 0600): without one the server would accept made-up keys. `credentials` may do all;
+    `users`, by their names in `smeltkit.blobs.access`, may do in `bucket` what stands there.
     """
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    keys = {"accessKey": credentials.user, "secretKey": credentials.secret}
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    identity = {"name": credentials.user, "actions": actions, "credentials": [keys]}
-    write_private(folder / "identities.json", json.dumps({"identities": [identity]}))
+    keys = {name: (given.user, given.secret) for name, given in users.items()}
+    known = identities((credentials.user, credentials.secret), keys, bucket)
+    write_private(folder / "identities.json", json.dumps(known))
     options = {
         "dir": "data",
         "ip": LOOPBACK,

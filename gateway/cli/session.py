@@ -92,5 +92,5 @@ class Session:
 async def open_session(address: str, output: Output) -> AsyncIterator[Session]:
     """A session at the gateway at `address`, with the token and the certificate that SMELT_RPC_* name."""
     config = from_environment(RpcConfig, "SMELT_RPC_")
-    async with rpc.open_channel(address, token=config.token, identity=config.identity(), peer="gateway") as channel:
+    async with rpc.open_channel(address, token=config.secret(), identity=config.identity(), peer="gateway") as channel:
         yield Session(channel, output, address)

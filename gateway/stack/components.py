@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gateway.stack.state import SERVICES, StackState
+from gateway.stack.state import S3_USERS, SERVICES, StackState
 from smeltkit import limits, servers
+from smeltkit.blobs.access import OPERATOR
 from smeltkit.config import PlatformConfig
 from smeltkit.servers import Credentials
 
@@ -27,7 +28,6 @@ _NETWORK = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 )
-_PLATFORM_USERS = ("importer", "trainer", "inference", "evaluator", "gateway")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,16 @@ class Component:
     ports: tuple[int, ...]
 
 
-def platform_config(state: StackState, credentials: Mapping[str, Credentials]) -> PlatformConfig:
-    """How to reach the stack's NATS and S3."""
+def platform_config(state: StackState, credentials: Mapping[str, Credentials], user: str = OPERATOR) -> PlatformConfig:
+    """How `user` reaches the stack's NATS and S3: a service, or whoever works it."""
+    keys = credentials[f"s3-{user}" if user in S3_USERS else "s3"]
     return PlatformConfig(
         nats_url=f"nats://{state.address('nats')}",
         nats_user=credentials["nats"].user,
         nats_password=credentials["nats"].secret,
         s3_endpoint=state.address("s3"),
-        s3_access_key=credentials["s3"].user,
-        s3_secret_key=credentials["s3"].secret,
+        s3_access_key=keys.user,
+        s3_secret_key=keys.secret,
     )
 
 
@@ -59,7 +60,8 @@ def server_components(home: Path, state: StackState, credentials: Mapping[str, C
     base = {"PATH": "/usr/bin:/bin", "HOME": str(home / "tmp"), "TMPDIR": str(home / "tmp")}
     s3_ports = [state.ports[part] for part in servers.S3_PARTS]
     nats = servers.nats_command(home / "nats", state.ports["nats"], credentials["nats"])
-    s3 = servers.s3_command(home / "s3", state.ports, credentials["s3"])
+    users = {user: credentials[f"s3-{user}"] for user in S3_USERS}
+    s3 = servers.s3_command(home / "s3", state.ports, credentials["s3"], users=users)
     return [
         Component(
             name="nats",
@@ -81,14 +83,14 @@ def server_components(home: Path, state: StackState, credentials: Mapping[str, C
 
 
 def service_components(
-    home: Path, state: StackState, platform: PlatformConfig, user: Mapping[str, str]
+    home: Path, state: StackState, credentials: Mapping[str, Credentials], user: Mapping[str, str]
 ) -> list[Component]:
     """The five services and the gateway; `user` is the environment of whoever starts the stack."""
     return [
         Component(
             name=name,
             command=(sys.executable, "-m", "gateway" if name == "gateway" else f"services.{name}"),
-            environment=_environment(name, home, state, platform, user),
+            environment=_environment(name, home, state, platform_config(state, credentials, name), user),
             folder=home / "run" / name,
             address=state.address(name),
             ports=(state.ports[name], state.ports["gateway_http"]) if name == "gateway" else (state.ports[name],),
@@ -116,7 +118,7 @@ def _environment(
     }
     if own_certificate := environment.get("SMELT_RPC_TLS_DIR"):
         environment["SMELT_RPC_TLS_DIR"] = str(Path(own_certificate).parent / name)
-    if name in _PLATFORM_USERS:
+    if name in S3_USERS:
         environment |= {f"SMELT_PLATFORM_{key.upper()}": _text(value) for key, value in asdict(platform).items()}
     settings: dict[str, str] = {}
     if name in ("importer", "trainer", "inference"):

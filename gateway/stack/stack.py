@@ -94,7 +94,7 @@ async def _start(home: Path, state: StackState, report: Report) -> None:
     await _bring_up(home, state, server_components(home, state, credentials), report)
     await wait_writable(platform)
     await _apply_topology(platform, report)
-    await _bring_up(home, state, service_components(home, state, platform, environment()), report)
+    await _bring_up(home, state, service_components(home, state, credentials, environment()), report)
 
 
 async def _bring_up(home: Path, state: StackState, components: Sequence[Component], report: Report) -> None:

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from gateway.stack.process import ProcessRecord
+from smeltkit.blobs.access import MAY, OPERATOR
 from smeltkit.errors import BadConfig
 from smeltkit.servers import LOOPBACK, S3_PARTS, Credentials, free_ports, write_private
 
 SERVERS = ("nats", "s3")
 SERVICES = ("importer", "trainer", "inference", "evaluator", "sandbox")
+S3_USERS = tuple(user for user in MAY if user != OPERATOR)
+_USERS = {**dict.fromkeys(SERVERS, "smelt"), **{f"s3-{user}": user for user in S3_USERS}}
+"""User names by what the file calls them."""
 PORTS = ("nats", *S3_PARTS, *SERVICES, "gateway", "gateway_http")
 
 
@@ -72,13 +76,16 @@ class StackState:
 
 
 def load_credentials(home: Path) -> dict[str, Credentials]:
-    """Credentials of `nats` and `s3`, made on the first call and readable by their owner only."""
+    """Credentials of `nats`, of `s3` and of each service at it, made when they are missing, for their owner only."""
     path = home / "credentials.json"
-    if not path.exists():
-        made = {name: Credentials.generate("smelt") for name in SERVERS}
-        write_private(path, json.dumps({name: asdict(credentials) for name, credentials in made.items()}, indent=2))
     try:
-        value = json.loads(path.read_bytes())
-        return {name: Credentials(**value[name]) for name in SERVERS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        known = {}
+        if path.exists():
+            known = {name: Credentials(**entry) for name, entry in json.loads(path.read_bytes()).items()}
+            known |= {name: known[name] for name in SERVERS}
+        made = {name: known.get(name) or Credentials.generate(user) for name, user in _USERS.items()}
+        if made != known:
+            write_private(path, json.dumps({name: asdict(credentials) for name, credentials in made.items()}, indent=2))
+        return made
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadConfig(f"{path} cannot be read ({error!r}); stop the stack, delete it and try again") from error

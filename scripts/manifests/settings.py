@@ -13,6 +13,7 @@ from scripts.manifests.render import ROOT
 from scripts.manifests.tree import SERVICES, Tree, Workload, amount, policy
 from scripts.settings_table import SECTIONS
 from smeltkit import limits
+from smeltkit.blobs.access import MAY, OPERATOR
 from smeltkit.config import from_environment
 from smeltkit.errors import SmeltError
 
@@ -21,7 +22,7 @@ _FOREIGN = re.compile(r"HOME|XDG_CACHE_HOME|OTEL_EXPORTER_OTLP_ENDPOINT|OTEL_MET
 _HUB = re.compile(r"HF_(HOME|ENDPOINT|HUB_OFFLINE)")
 SECRETS = {
     "rpc": {"token"},
-    "s3": {"access-key", "secret-key"},
+    **{name: {"access-key", "secret-key"} for name in ("s3", *(f"s3-{user}" for user in MAY if user != OPERATOR))},
     "nats-passwords": {"gateway", "importer", "trainer", "inference", "evaluator", "topology", "routes"},
     "api-keys": {"api-keys"},
     "nats-routes-tls": {"tls.crt", "tls.key", "ca.crt"},

@@ -33,7 +33,9 @@ async def serve() -> None:
     platform, rpc = from_environment(PlatformConfig, "SMELT_PLATFORM_"), from_environment(RpcConfig, "SMELT_RPC_")
     suites()
     identity = rpc.identity()
-    store, bus = S3Store(platform), await Bus.connect(platform, name="evaluator")
+    store = S3Store(platform)
+    await asyncio.to_thread(store.prove)
+    bus = await Bus.connect(platform, name="evaluator")
     try:
 
         async def exists(digest: str) -> bool:
@@ -41,9 +43,9 @@ async def serve() -> None:
 
         async with (
             open_inference(
-                config.inference_address, token=rpc.token, identity=identity, start_s=platform.inference_start_s
+                config.inference_address, token=rpc.secret(), identity=identity, start_s=platform.inference_start_s
             ) as inference,
-            open_channel(config.sandbox_address, token=rpc.token, identity=identity, peer="sandbox") as sandbox,
+            open_channel(config.sandbox_address, token=rpc.secret(), identity=identity, peer="sandbox") as sandbox,
         ):
             tools = Tools(
                 config=config,

@@ -29,7 +29,9 @@ async def serve() -> None:
     """Serves and works until SIGTERM."""
     config = from_environment(ImporterConfig, "SMELT_IMPORTER_")
     platform, rpc = from_environment(PlatformConfig, "SMELT_PLATFORM_"), from_environment(RpcConfig, "SMELT_RPC_")
-    store, bus = S3Store(platform), await Bus.connect(platform, name="importer")
+    store = S3Store(platform)
+    await asyncio.to_thread(store.prove)
+    bus = await Bus.connect(platform, name="importer")
     try:
 
         async def exists(digest: str) -> bool:
@@ -47,7 +49,7 @@ async def serve() -> None:
             bus=bus,
             prober=InferenceProber(
                 config.inference_address,
-                token=rpc.token,
+                token=rpc.secret(),
                 identity=rpc.identity(),
                 start_s=platform.inference_start_s,
             ),

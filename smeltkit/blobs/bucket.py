@@ -10,21 +10,27 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import urllib3
 from minio import Minio
+from minio.credentials.credentials import Credentials
+from minio.credentials.providers import Provider
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from smeltkit import limits
 from smeltkit.blobs import transfer
 from smeltkit.blobs.source import FileSlice
 from smeltkit.config import PlatformConfig
-from smeltkit.errors import DiskFull, FileChanged, StoreDenied, StoreUnavailable
+from smeltkit.errors import BadCertificate, DiskFull, FileChanged, StoreDenied, StoreUnavailable
+from smeltkit.secret import Secret
 
+ACCESS_KEY, SECRET_KEY = "access-key", "secret-key"
+"""Files of a folder of keys."""
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "ResourceNotFound"})
-_DENIED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"})
+_DENIED = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"})
 _FULL = frozenset({"XMinioStorageFull", "InsufficientStorage", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded"})
 _ALTERED = frozenset({"XAmzContentSHA256Mismatch", "BadDigest"})
 
@@ -50,24 +56,36 @@ class _Client(Minio):
         return built, date
 
 
+class _Keys(Provider):
+    """The keys of each request: files may hold others by then."""
+
+    def __init__(self, config: PlatformConfig) -> None:
+        folder = Path(config.s3_keys_dir)
+        files = [str(folder / name) if config.s3_keys_dir else "" for name in (ACCESS_KEY, SECRET_KEY)]
+        self._access = Secret(config.s3_access_key, file=files[0])
+        self._secret = Secret(config.s3_secret_key, file=files[1])
+
+    def retrieve(self) -> Credentials:
+        return Credentials(self._access(), self._secret())
+
+
 class Bucket:
     """The client's calls on one bucket, with its errors as ours. Implements `transfer.PartStore`."""
 
-    def __init__(self, config: PlatformConfig) -> None:
+    def __init__(self, config: PlatformConfig, *, retries_max: int = limits.STORE_RETRIES_MAX) -> None:
+        """`retries_max` bounds how often a request is repeated while the server is away or fails."""
         timeout = urllib3.Timeout(connect=limits.STORE_CONNECT_TIMEOUT_S, read=limits.STORE_READ_TIMEOUT_S)
-        retries = urllib3.Retry(
-            total=limits.STORE_RETRIES_MAX, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]
-        )
+        retries = urllib3.Retry(total=retries_max, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504])
         pool = urllib3.PoolManager(
-            timeout=timeout, retries=retries, maxsize=4 * limits.PARTS_PARALLEL_MAX, blocksize=limits.STORE_BLOCK_BYTES
+            timeout=timeout,
+            retries=retries,
+            maxsize=4 * limits.PARTS_PARALLEL_MAX,
+            blocksize=limits.STORE_BLOCK_BYTES,
+            ca_certs=config.s3_ca_file or None,
         )
         self._name = config.s3_bucket
         self._client: Any = _Client(
-            config.s3_endpoint,
-            access_key=config.s3_access_key,
-            secret_key=config.s3_secret_key,
-            secure=config.s3_secure,
-            http_client=pool,
+            config.s3_endpoint, credentials=_Keys(config), secure=config.s3_secure, http_client=pool
         )
         self.address = f"{config.s3_endpoint}/{config.s3_bucket}"
 
@@ -79,6 +97,11 @@ class Bucket:
             except S3Error as error:
                 if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                     raise
+
+    def prove(self) -> None:
+        """Asks for nothing in particular; StoreDenied, BadCertificate and StoreUnavailable say what is wrong."""
+        with self._errors():
+            self._client._execute("GET", self._name, query_params={"list-type": "2", "max-keys": "1"})
 
     def put(
         self,
@@ -253,6 +276,11 @@ def _translated(error: Exception, code: str, address: str) -> Exception:
         return Missing()
     if code == "InvalidRange":
         return PastEnd()
+    if code == "AccessDenied":
+        return StoreDenied(
+            f"the object store at {address} does not let this key do that ({code}); give it the policy that "
+            "`python -m smeltkit.blobs.access SERVICE BUCKET` prints"
+        )
     if code in _DENIED:
         return StoreDenied(
             f"the object store at {address} refuses the credentials ({code}); check "
@@ -265,6 +293,11 @@ def _translated(error: Exception, code: str, address: str) -> Exception:
     if code == "NoSuchBucket":
         return StoreUnavailable(f"the object store has no bucket {address}; create it (`smelt up` does)")
     cause = getattr(error, "reason", None) or error
+    if isinstance(cause, urllib3.exceptions.SSLError):
+        return BadCertificate(
+            f"the object store at {address} shows no certificate that this process trusts: {cause}; let "
+            "SMELT_PLATFORM_S3_CA_FILE name the authorities that issued it, or replace it"
+        )
     if code.startswith("5") or code == "InternalError" or isinstance(cause, urllib3.exceptions.ResponseError):
         return StoreUnavailable(
             f"the object store at {address} fails on every try ({code or cause}); its disk may be full, see its log"

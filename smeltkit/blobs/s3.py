@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import zlib
@@ -27,6 +28,8 @@ from smeltkit.errors import (
 )
 from smeltkit.ids import digest_bytes
 
+_LOG = logging.getLogger(__name__)
+
 
 class S3Store(ObjectStore):
     """Implements `Store` and `Presigner` on one bucket.
@@ -41,6 +44,13 @@ class S3Store(ObjectStore):
         self._bucket = Bucket(config)
         self._part_bytes = part_bytes
         self._state_folder = state_folder or Path(tempfile.gettempdir()) / f"smelt-uploads-{os.getuid()}"
+
+    def prove(self) -> None:
+        """Nothing, unless no later try could work either: StoreDenied or BadCertificate name what is refused."""
+        try:
+            Bucket(self.config, retries_max=0).prove()
+        except StoreUnavailable as error:
+            _LOG.warning("%s", error)
 
     def ensure_bucket(self) -> None:
         """Creates the bucket unless it is there."""

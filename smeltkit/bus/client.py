@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -27,7 +28,8 @@ from smeltkit.bus import consumer, publisher
 from smeltkit.bus.kv import Bucket, NatsBucket
 from smeltkit.bus.subjects import inbox_of
 from smeltkit.config import PlatformConfig
-from smeltkit.errors import BusUnavailable
+from smeltkit.errors import BadCertificate, BusUnavailable
+from smeltkit.secret import Secret
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -73,6 +75,11 @@ class Bus:
         except (TimeoutError, OSError, nats.errors.Error) as error:
             cause = bus._client.last_error or error
             await bus.close()
+            if isinstance(cause, ssl.SSLError):
+                raise BadCertificate(
+                    f"NATS at {_without_secret(config.nats_url)} shows no certificate that is trusted here: {cause};"
+                    f" one of the authorities in {config.nats_ca_file} must have issued it, for the host in the address"
+                ) from error
             raise BusUnavailable(
                 f"NATS at {_without_secret(config.nats_url)} does not answer within {limits.BUS_CONNECT_TIMEOUT_S:g} s"
                 f" ({type(cause).__name__}); start the platform, or check address and credentials"
@@ -97,7 +104,10 @@ class Bus:
             config.nats_url.split(","),
             name=name,
             user=config.nats_user or None,
-            password=config.nats_password or None,
+            password=_password(config),
+            tls=_encryption(config),
+            # The server's greeting could be forged into one without TLS, and the password would follow in clear.
+            tls_handshake_first=bool(config.nats_ca_file),
             inbox_prefix=inbox_of(config.nats_user),
             error_cb=on_error,
             disconnected_cb=on_away,
@@ -188,6 +198,24 @@ class Bus:
             raise nats.errors.ConnectionReconnectingError
         async with asyncio.timeout(patience_s):
             await self._connected.wait()
+
+
+def _password(config: PlatformConfig) -> Callable[[], str] | None:
+    """The password at each connection: a file may hold another by then."""
+    secret = Secret(config.nats_password, file=config.nats_password_file)
+    return secret if secret else None
+
+
+def _encryption(config: PlatformConfig) -> ssl.SSLContext | None:
+    """How connections are encrypted; None for not at all. BadCertificate if the file holds no authority."""
+    if not config.nats_ca_file:
+        return None
+    try:
+        return ssl.create_default_context(cafile=config.nats_ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise BadCertificate(
+            f"nats_ca_file {config.nats_ca_file}: {error}; it must hold certificates of authorities as PEM"
+        ) from error
 
 
 def _without_secret(urls: str) -> str:

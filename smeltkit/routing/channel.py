@@ -22,6 +22,7 @@ from smeltkit.rpc.channel import open_channel
 from smeltkit.rpc.methods import MethodChannel
 from smeltkit.rpc.status import has_reason
 from smeltkit.rpc.tls import Identity
+from smeltkit.secret import Secret
 
 _Opened = tuple[Any, Any]
 """The first reply of a call, None if there is none, and the iterator of the others."""
@@ -33,7 +34,7 @@ _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 async def open_inference(
     addresses: str,
     *,
-    token: str = "",
+    token: Secret | str = "",
     identity: Identity | None = None,
     start_s: float = 0.0,
     is_for_operator: bool = False,

@@ -19,6 +19,7 @@ from smeltkit.rpc.context import time_left_s
 from smeltkit.rpc.interceptors import client_interceptors
 from smeltkit.rpc.status import from_rpc_error
 from smeltkit.rpc.tls import Identity
+from smeltkit.secret import Secret
 
 MESSAGE_SIZE_OPTIONS = (
     ("grpc.max_send_message_length", limits.MESSAGE_MAX_BYTES),
@@ -27,13 +28,19 @@ MESSAGE_SIZE_OPTIONS = (
 
 
 def open_channel(
-    address: str, *, token: str = "", identity: Identity | None = None, peer: str = "", is_retrying: bool = True
+    address: str,
+    *,
+    token: Secret | str = "",
+    identity: Identity | None = None,
+    peer: str = "",
+    is_retrying: bool = True,
 ) -> grpc.aio.Channel:
     """A channel to `address` (host:port, or dns:///name:port to spread calls over replicas); close it after use.
 
     `token` is sent as a bearer token with each call. With an `identity` calls are encrypted, and whoever answers must
     prove to be the service `peer`. `is_retrying` False is for whoever only passes calls on.
     """
+    secret = Secret(token) if isinstance(token, str) else token
     options = [
         *MESSAGE_SIZE_OPTIONS,
         ("grpc.enable_http_proxy", 0),
@@ -46,11 +53,11 @@ def open_channel(
         ("grpc.service_config", _service_config(is_retrying)),
     ]
     if identity is None:
-        return grpc.aio.insecure_channel(address, options=options, interceptors=client_interceptors(token))
+        return grpc.aio.insecure_channel(address, options=options, interceptors=client_interceptors(secret))
     options.append(("grpc.ssl_target_name_override", peer))
     return identity.channel(
         lambda credentials: grpc.aio.secure_channel(
-            address, credentials, options=options, interceptors=client_interceptors(token)
+            address, credentials, options=options, interceptors=client_interceptors(secret)
         )
     )
 

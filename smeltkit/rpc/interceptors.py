@@ -8,7 +8,6 @@ generators; a generator is closed as soon as its call ends, so its `finally` run
 from __future__ import annotations
 
 import asyncio
-import hmac
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +24,7 @@ from smeltkit.rpc.access import check_access
 from smeltkit.rpc.context import CALL, RpcContext
 from smeltkit.rpc.status import to_grpc_status
 from smeltkit.rpc.tracing import CallRecord
+from smeltkit.secret import Secret
 from smeltkit.telemetry import attached, inject
 
 _LOG = logging.getLogger(__name__)
@@ -44,10 +44,10 @@ class ServerGuard(grpc.aio.ServerInterceptor):
     An empty `token` lets everybody in; with `has_callers` each call comes with a certificate, and the table decides.
     """
 
-    def __init__(self, service: str, token: str = "", *, has_callers: bool = False) -> None:
+    def __init__(self, service: str, token: Secret, *, has_callers: bool = False) -> None:
         self._service = service
         self._has_callers = has_callers
-        self._token = token.encode()
+        self._token = token
         self.calls: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(
@@ -111,7 +111,8 @@ class ServerGuard(grpc.aio.ServerInterceptor):
     def _admit(self, method: str, context: RpcContext, authorization: str) -> None:
         if method.startswith(_OPEN_PREFIXES):
             return
-        if self._token and not hmac.compare_digest(authorization.encode(), b"Bearer " + self._token):
+        scheme, _, shown = authorization.partition(" ")
+        if self._token and not (scheme == "Bearer" and self._token.accepts(shown)):
             raise BadToken("the call has no valid token; caller and service need the same SMELT_RPC_TOKEN")
         if self._has_callers:
             names = context.auth_context().get("x509_subject_alternative_name", ())
@@ -130,7 +131,7 @@ class ServerGuard(grpc.aio.ServerInterceptor):
         )
 
 
-def client_interceptors(token: str = "") -> list[grpc.aio.ClientInterceptor]:
+def client_interceptors(token: Secret) -> list[grpc.aio.ClientInterceptor]:
     """Interceptors for all four kinds of call: trace context and token out, span and duration with the true status."""
     return [kind(token) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)]
 
@@ -138,7 +139,7 @@ def client_interceptors(token: str = "") -> list[grpc.aio.ClientInterceptor]:
 class _ClientTracing:
     """Health is asked without end, also of who is not there: it needs no token and leaves no trace."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: Secret) -> None:
         self._token = token
         self._endings: set[asyncio.Task[None]] = set()
 
@@ -149,8 +150,8 @@ class _ClientTracing:
         record = CallRecord(method, SpanKind.CLIENT)
         with record.as_current():
             added = inject()
-        if self._token:
-            added["authorization"] = f"Bearer {self._token}"
+        if shown := self._token():
+            added["authorization"] = f"Bearer {shown}"
         metadata = grpc.aio.Metadata(*(details.metadata or ()), *added.items())
         try:
             call = await continuation(details._replace(metadata=metadata), request)

@@ -22,6 +22,7 @@ from smeltkit.errors import BadConfig, PortTaken
 from smeltkit.rpc.channel import MESSAGE_SIZE_OPTIONS
 from smeltkit.rpc.interceptors import ServerGuard
 from smeltkit.rpc.tls import Identity
+from smeltkit.secret import Secret
 
 _LOG = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -41,6 +42,8 @@ class RpcConfig:
     """Seconds that calls under way get to end after SIGTERM."""
     token: str = field(default="", repr=False)
     """Bearer token that every caller must send; empty for none."""
+    token_file: str = ""
+    """File with it instead: the first line is sent, each line is accepted, read again when it changes; or empty."""
     tls_dir: str = ""
     """Folder with tls.crt, tls.key and ca.crt: calls are then encrypted, and both sides show who they are; or empty."""
 
@@ -50,6 +53,10 @@ class RpcConfig:
             raise BadConfig(f"listen={self.listen!r} must be host:port with a port of 0 to 65535")
         if self.drain_grace_s < 0:
             raise BadConfig(f"drain_grace_s={self.drain_grace_s} must not be negative")
+
+    def secret(self) -> Secret:
+        """The token, from wherever it is; BadConfig if it cannot be read."""
+        return Secret(self.token, file=self.token_file)
 
     def identity(self) -> Identity | None:
         """Who this process is to others, None without TLS; BadCertificate."""
@@ -68,7 +75,7 @@ class ServiceHost:
         self._identity = config.identity()
         if self._identity is not None:
             self._identity.check_name(name)
-        self._guard = ServerGuard(name, config.token, has_callers=self._identity is not None)
+        self._guard = ServerGuard(name, config.secret(), has_callers=self._identity is not None)
         self._server = grpc.aio.server(
             interceptors=[self._guard],
             options=_server_options(),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from smeltkit import limits, servers
+from smeltkit.blobs.access import MAY
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.config import PlatformConfig
 from smeltkit.errors import StackDown
@@ -28,6 +29,7 @@ class S3Server:
         self.folder, self._make = folder, make
         self._ports = servers.s3_ports()
         self._credentials = servers.Credentials.generate("smelt-test")
+        self._users = {user: servers.Credentials.generate(user) for user in MAY}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -40,6 +42,11 @@ class S3Server:
             s3_secret_key=self._credentials.secret,
             s3_bucket="smelt-tests",
         )
+
+    def config_of(self, user: str) -> PlatformConfig:
+        """The same with the key of `user`, who may do in this bucket what `smeltkit.blobs.access` says (SeaweedFS)."""
+        keys = self._users[user]
+        return replace(self.config, s3_access_key=keys.user, s3_secret_key=keys.secret)
 
     def start(self) -> None:
         """Starts the server and waits until it takes a write."""
@@ -66,7 +73,9 @@ class S3Server:
 
     def _command(self) -> list[str]:
         if self._make == "seaweedfs":
-            return servers.s3_command(self.folder, self._ports, self._credentials)
+            return servers.s3_command(
+                self.folder, self._ports, self._credentials, users=self._users, bucket=self.config.s3_bucket
+            )
         (self.folder / "data").mkdir(exist_ok=True)
         return [
             str(servers.find_executable("rclone")),

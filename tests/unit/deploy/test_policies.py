@@ -66,8 +66,12 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
     ("bounds", "memory", lambda d: container(d, "gateway")["resources"]["limits"].pop("memory")),
     ("probes", "no readiness probe", lambda d: container(d, "evaluator").pop("readinessProbe")),
     ("probes", "liveness kills", lambda d: container(d, "importer")["livenessProbe"].update(failureThreshold=1)),
-    ("grpc-health", "port 50051", lambda d: container(d, "trainer")["readinessProbe"]["grpc"].update(port=50052)),
-    ("grpc-health", "port 50051", lambda d: settings(d, "importer").update(SMELT_RPC_TLS_DIR="/etc/smelt/tls")),
+    (
+        "grpc-health",
+        "port 50051",
+        lambda d: container(d, "trainer")["readinessProbe"]["exec"].update(command=["python", "-m", "x", "h:50052"]),
+    ),
+    ("grpc-health", "port 50051", lambda d: container(d, "trainer").update(readinessProbe={"grpc": {"port": 50051}})),
     ("restricted-pod", "runAsNonRoot", lambda d: pod(d, "importer")["securityContext"].update(runAsNonRoot=False)),
     ("restricted-pod", "hostNetwork", lambda d: pod(d, "inference").update(hostNetwork=True)),
     (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import stat
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from gateway.stack.components import platform_config, server_components, service_components
+from gateway.stack.components import server_components, service_components
 from gateway.stack.state import PORTS, SERVICES, StackState, load_credentials
 from smeltkit.config import PlatformConfig, from_environment
 from smeltkit.errors import BadConfig
@@ -25,7 +27,7 @@ USER = {
 def environments(tmp_path: Path) -> dict[str, dict[str, str]]:
     """The environment of every service, started by a user with secrets of all kinds."""
     state, credentials = StackState.create(), load_credentials(tmp_path)
-    components = service_components(tmp_path, state, platform_config(state, credentials), USER)
+    components = service_components(tmp_path, state, credentials, USER)
     return {component.name: dict(component.environment) for component in components}
 
 
@@ -42,10 +44,10 @@ def test_sandbox_gets_no_secret(environments: dict[str, dict[str, str]], tmp_pat
 def test_platform_settings_reach_whoever_uses_the_platform(
     environments: dict[str, dict[str, str]], name: str, tmp_path: Path
 ) -> None:
-    """They are the stack's own, whatever the user has set for another platform."""
+    """They are the stack's own, whatever the user has set for another platform; at the store each is itself."""
     config = from_environment(PlatformConfig, "SMELT_PLATFORM_", environments[name])
     assert config.s3_bucket == "smelt"
-    assert config.s3_secret_key == load_credentials(tmp_path)["s3"].secret
+    assert (config.s3_access_key, config.s3_secret_key) == (name, load_credentials(tmp_path)[f"s3-{name}"].secret)
 
 
 def test_hub_settings_reach_the_importer_alone(environments: dict[str, dict[str, str]]) -> None:
@@ -101,6 +103,15 @@ def test_unreadable_state_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "credentials.json").write_text(text)
     with pytest.raises(BadConfig, match="credentials.json cannot be read"):
         load_credentials(tmp_path)
+
+
+def test_services_that_are_new_to_the_store_get_keys_and_the_others_keep_theirs(tmp_path: Path) -> None:
+    """A folder of an earlier release goes on."""
+    first = load_credentials(tmp_path)
+    (tmp_path / "credentials.json").write_text(json.dumps({name: asdict(first[name]) for name in ("nats", "s3")}))
+    again = load_credentials(tmp_path)
+    assert set(again) == set(first) and all(again[name] == first[name] for name in ("nats", "s3"))
+    assert load_credentials(tmp_path) == again
 
 
 def test_folder_never_started_has_no_state(tmp_path: Path) -> None:
