@@ -1,13 +1,14 @@
 """Pre-training a small model by the trainer's own run against a loop written out in plain torch, over the same steps.
 
-    python -m benchmarks.gpu.pretrain BASE DATA [--steps N] [--keep FOLDER]
+    python -m benchmarks.gpu.pretrain BASE DATA [--seconds S] [--keep FOLDER]
 
 BASE is a bundle's folder: its shape and tokenizer are taken, the weights begin at random. Both sides get the same
 weights, rows, order and rates. The plain loop does as such loops do: float32 weights under bf16 autocast, rows padded
 to the longest of their step, whole logits, torch's fused AdamW. Speed counts tokens of rows, never padding, from the
 50th step on and with everything between two steps. A third run differs from ours by nothing but its seed: how far its
-losses are from ours is the noise that the difference to the plain loop is held against. With two GPUs the plain loop
-has one of them for itself, else one contender follows the other.
+losses are from ours is the noise that the difference to the plain loop is held against. A short run of ours tells how
+many steps fill the seconds; the other two end after `--limit` seconds at the latest, and curves are compared as far as
+both reach. With two GPUs the plain loop has one of them for itself, else one contender follows the other.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -43,10 +43,14 @@ from smeltkit.ml.lineage import Lineage
 
 SETTINGS: Final[dict[str, Any]] = {
     "method": "pretrain", "init": "random", "dtype": "bfloat16", "epochs": 1000, "sequence_tokens": "2K",
-    "pack_tokens": "64K", "packs_per_step": 1, "learning_rate": "1e-3", "warmup_steps": 100, "checkpoint_steps": "2K",
+    "pack_tokens": "64K", "packs_per_step": 1, "learning_rate": "1e-3", "checkpoint_steps": "2K",
     "optimizer": {"beta2": 0.95, "weight_decay": 0.1}, "spikes": {"action": "none"},
 }  # fmt: skip
+WARMUP_STEPS: Final = 100
+"""Of the learning rate, in a run long enough."""
 WARM_STEPS: Final = 50
+"""Steps before speed counts."""
+TRIED_STEPS: Final = 250
 POINTS: Final = 200
 """Means of losses that are kept of a run."""
 
@@ -55,14 +59,17 @@ def prepared_from(base: Path, data: Path, steps: int, seed: int) -> Prepared:
     """The training, as the trainer prepares it from its files."""
     lineage = Lineage(operation="import", code_revision="benchmark")
     bundle = Bundle.from_folder(base, lineage=lineage, licence="Apache-2.0")
-    settings = parse_settings(json.dumps({**SETTINGS, "max_steps": steps, "seed": seed}))
+    run = {"max_steps": steps, "warmup_steps": min(WARMUP_STEPS, steps // 10), "seed": seed}
+    settings = parse_settings(json.dumps({**SETTINGS, **run}))
     prepared = prepare(base, bundle, data, None, settings)
     for refusal in prepared.refusals:
         raise refusal
     return prepared
 
 
-def ours(base: Path, data: Path, steps: int, seed: int, gpu: int, keep: Path | None) -> dict[str, Any]:
+def ours(
+    base: Path, data: Path, steps: int, seed: int, gpu: int, limit_s: float, keep: Path | None = None
+) -> dict[str, Any]:
     """The trainer's run, with its checks and checkpoints; its bundle goes to `keep`."""
     prepared = prepared_from(base, data, steps, seed)
     device = prepare_device(0, gpu, gpu + 1)
@@ -71,15 +78,18 @@ def ours(base: Path, data: Path, steps: int, seed: int, gpu: int, keep: Path | N
     decoder = load_base(base, prepared, device)
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(Path(folder), "sha256:" + "0" * 64, prepared, decoder, peak)
-        clock = Clock(prepared)
-        run.run(lambda report: clock.add(report.loss))
-        finish(Path(folder), base, prepared, decoder, [])
+        clock = Clock(prepared, limit_s)
+        for report in run.steps():
+            if clock.add(report.loss):
+                break
+        row = clock.row()
         if keep:
+            finish(Path(folder), base, prepared, decoder, [])
             shutil.copytree(Path(folder) / "bundle", keep, dirs_exist_ok=True)
-    return clock.row()
+    return row
 
 
-def plain(base: Path, data: Path, steps: int, seed: int, gpu: int, keep: Path | None) -> dict[str, Any]:
+def plain(base: Path, data: Path, steps: int, seed: int, gpu: int, limit_s: float) -> dict[str, Any]:
     """The written-out loop."""
     prepared = prepared_from(base, data, steps, seed)
     torch.cuda.set_device(gpu)
@@ -91,7 +101,7 @@ def plain(base: Path, data: Path, steps: int, seed: int, gpu: int, keep: Path | 
         [{"params": matrices, "weight_decay": how.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         betas=(how.beta1, how.beta2), eps=how.eps, fused=True,
     )  # fmt: skip
-    clock, padded = Clock(prepared), 0
+    clock, padded = Clock(prepared, limit_s), 0
     for step in range(prepared.schedule.total_steps):
         rows = [samples[number] for pack in prepared.order.at(step) for number in pack]
         batch, targets = padded_batch(rows)
@@ -106,8 +116,9 @@ def plain(base: Path, data: Path, steps: int, seed: int, gpu: int, keep: Path | 
             group["lr"] = prepared.schedule.rate(step)
         adam.step()
         adam.zero_grad(set_to_none=True)
-        clock.add(loss.item())
-    return {**clock.row(), "share_of_padding": 1 - prepared.tokens / padded}
+        if clock.add(loss.item()):
+            break
+    return {**clock.row(), "share_of_padding": 1 - clock.tokens / padded}
 
 
 def padded_batch(rows: list[Sample]) -> tuple[Packed, Tensor]:
@@ -121,38 +132,45 @@ def padded_batch(rows: list[Sample]) -> tuple[Packed, Tensor]:
 
 
 class Clock:
-    """Losses and times of the steps of a run."""
+    """Losses and times of the steps of a run, which is to end after `limit_s` seconds."""
 
-    def __init__(self, prepared: Prepared) -> None:
-        self._prepared = prepared
+    def __init__(self, prepared: Prepared, limit_s: float) -> None:
+        self._prepared, self._limit_s = prepared, limit_s
         self._losses: list[float] = []
-        self._began_s = 0.0
+        self._began_s = time.perf_counter()
 
-    def add(self, loss: float) -> None:
-        """Takes a step's loss, once it is done."""
+    def add(self, loss: float) -> bool:
+        """Takes a step's loss, once it is done; whether it was the last one."""
         self._losses.append(loss)
         if len(self._losses) == WARM_STEPS:
             self._began_s = time.perf_counter()
+        total = self._prepared.schedule.total_steps
+        return len(self._losses) == total or time.perf_counter() - self._began_s > self._limit_s
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the rows so far."""
+        return self._prepared.order.tokens_in(len(self._losses))
 
     def row(self) -> dict[str, Any]:
-        """What the run measured; `losses` are means over equal stretches of steps."""
+        """What the run measured; `losses` are means over equal stretches of the planned steps, whole ones only."""
         torch.cuda.synchronize()
         took_s = time.perf_counter() - self._began_s
-        order, steps = self._prepared.order, len(self._losses)
-        tokens = order.tokens_in(steps) - order.tokens_in(WARM_STEPS)
+        size = max(self._prepared.schedule.total_steps // POINTS, 1)
+        whole = len(self._losses) // size * size
         return {
-            "steps": steps,
-            "tokens": order.tokens_in(steps),
+            "steps": len(self._losses),
+            "tokens": self.tokens,
             "seconds": took_s,
-            "tokens_per_second": tokens / took_s,
+            "tokens_per_second": (self.tokens - self._prepared.order.tokens_in(WARM_STEPS)) / took_s,
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-            "losses": [float(part.mean()) for part in np.array_split(self._losses, min(POINTS, steps))],
+            "losses": np.array(self._losses[:whole]).reshape(-1, size).mean(1).tolist(),
         }
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
-    """How far two curves are apart, by the first of them: in the mean, and at the worst place."""
-    apart = [abs(a - b) / a for a, b in zip(one["losses"], other["losses"], strict=True)]
+    """How far two curves are apart, by the first of them, where there are both: in the mean, and at the worst place."""
+    apart = [abs(a - b) / a for a, b in zip(one["losses"], other["losses"], strict=False)]
     return {"mean": float(np.mean(apart)), "largest": max(apart)}
 
 
@@ -161,21 +179,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("base", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--limit", type=float, default=900.0)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--save", default="pretrain_gpu")
     options = parser.parse_args()
-    contenders: list[tuple[str, Callable[..., dict[str, Any]], int, int]] = [
-        ("ours", ours, 0, 0),
-        ("plain loop", plain, 0, torch.cuda.device_count() - 1),
-        ("ours, another seed", ours, 1, 0),
-    ]
     lanes = [ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) for _ in range(2)]
-    jobs: list[tuple[str, Future[dict[str, Any]]]] = []
-    for name, work, seed, gpu in contenders:
-        keep = options.keep if name == "ours" else None
-        jobs.append((name, lanes[gpu].submit(work, options.base, options.data, options.steps, seed, gpu, keep)))
-    rows = [{"contender": name, **job.result()} for name, job in jobs]
+    files, last = (options.base, options.data), torch.cuda.device_count() - 1
+    tried = lanes[0].submit(ours, *files, TRIED_STEPS, 0, 0, options.limit).result()
+    steps = int(options.seconds / tried["seconds"] * (TRIED_STEPS - WARM_STEPS))
+    print(f"{steps} steps", flush=True)
+    jobs: dict[str, Future[dict[str, Any]]] = {
+        "ours": lanes[0].submit(ours, *files, steps, 0, 0, options.limit, options.keep),
+        "plain loop": lanes[last].submit(plain, *files, steps, 0, last, options.limit),
+        "ours, another seed": lanes[0].submit(ours, *files, steps, 1, 0, options.limit),
+    }
+    rows = []
+    for name, job in jobs.items():
+        rows.append({"contender": name, **job.result()})
+        print({key: value for key, value in rows[-1].items() if key != "losses"}, flush=True)
     for lane in lanes:
         lane.shutdown()
     mine, theirs, again = rows
@@ -184,8 +206,7 @@ def main() -> None:
         difference(mine, theirs), difference(mine, again),
     )  # fmt: skip
     results.save(options.save, rows, device=torch.cuda.get_device_name(), torch=torch.__version__, settings=SETTINGS)
-    for row in rows:
-        print({key: value for key, value in row.items() if key != "losses"}, flush=True)
+    print(*(f"{key} {mine[key]}" for key in mine if key.startswith(("speed", "difference"))), sep="\n")
 
 
 if __name__ == "__main__":

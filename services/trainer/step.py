@@ -73,7 +73,10 @@ def train_step(
     """
     device = packs[0].targets.device
     tokens, counted, first_counted = ranks.totals(
-        sum(len(pack.batch) for pack in packs), sum(pack.counted for pack in packs), packs[0].counted, device=device
+        sum(len(pack.batch) for pack in packs if pack.counted),
+        sum(pack.counted for pack in packs),
+        packs[0].counted,
+        device=device,
     )
     total = torch.zeros((), device=device, dtype=torch.float32)
     first = None

@@ -98,7 +98,7 @@ def train(folder: Path, spec: dict[str, Any], rank: int = 0) -> dict[str, Any]:
         decoder = load_base(base, prepared, device)
         before = row_losses(decoder, prepared.heldout.samples) if prepared.heldout and ranks.is_first else []
         adapt(decoder, settings)
-        shard(decoder, ranks)
+        shard(decoder, ranks, regathers=settings.regather)
         run = make_run(folder, spec["run_digest"], prepared, decoder, peak, ranks)
         _run_to_end(run, ranks, folder / METRICS_FILE, prepared, rate)
     if not ranks.is_first:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
 
 TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
 """Token ids of one sample."""
@@ -28,7 +27,6 @@ _FASTEST_FIRST = [
     SDPBackend.MATH,
 ]
 """On Hopper cuDNN's attention is far ahead, but torch asks for it last; its backward pass is not deterministic."""
-_TAKES_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +85,11 @@ def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _variable(q: Tensor, k: Tensor, v: Tensor, batch: Packed) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # loads torch's compiler, which takes two seconds
+
     longest, options = max(batch.lengths), dict[str, Any]()
     if q.shape[1] != k.shape[1]:
-        if _TAKES_GQA:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             options["enable_gqa"] = True
         else:  # torch before 2.12
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))

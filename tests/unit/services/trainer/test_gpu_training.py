@@ -1,0 +1,51 @@
+"""Trainings on GPUs, by the processes that a job starts: they run, and again with the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_files import steps_of, wait_for_end, write_spec
+
+from services.trainer.launch import TrainingProcesses
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+TOLD = ("step", "loss", "grad_norm", "tokens", "sample_ids")
+
+
+def _trained(folder: Path, *names: str) -> list[dict[str, Any]]:
+    """The outcomes of trainings that run side by side."""
+    processes = 2 if names[0] == "2" else 1
+    trainings = [TrainingProcesses("train_process", folder / name, processes) for name in names]
+    for training in trainings:
+        wait_for_end(training)
+    return [training.outcome() for training in trainings]
+
+
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_a_job_trains_on_a_gpu_and_again_to_the_bit(tmp_path: Path, method: str) -> None:
+    """R-057, R-067: samples of all lengths in bf16; what would not be deterministic is refused by torch."""
+    for name in ("a", "b"):
+        write_spec(tmp_path, name, method=method, dtype="bfloat16", pack_tokens=256)
+    first, second = _trained(tmp_path, "a", "b")
+    assert "reason" not in first and first["device"] == torch.cuda.get_device_name()
+    one, two = ([[step[key] for key in TOLD] for step in steps_of(tmp_path / name)] for name in "ab")
+    assert one == two and len(one) > 5
+    assert first["cost"]["tokens"] == second["cost"]["tokens"]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_two_gpus_train_as_one_does(tmp_path: Path, method: str) -> None:
+    """R-067: the same losses in float32 but for rounding, and the same files."""
+    for name, processes in (("1", 1), ("2", 2)):
+        write_spec(tmp_path, name, method=method, processes=processes)
+        (outcome,) = _trained(tmp_path, name)
+        assert "reason" not in outcome, outcome
+    one, two = ([step["loss"] for step in steps_of(tmp_path / name)] for name in "12")
+    assert two == pytest.approx(one, rel=1e-4)
+    assert {p.name for p in (tmp_path / "1" / "bundle").iterdir()} == {
+        p.name for p in (tmp_path / "2" / "bundle").iterdir()
+    }

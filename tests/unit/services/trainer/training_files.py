@@ -1,0 +1,61 @@
+"""A tiny base and rows on disk, and trainings of them in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from services.trainer.forecast import Cost
+from services.trainer.launch import TrainingProcesses
+from services.trainer.paces import Paces
+from services.trainer.plan import Prepared, prepare
+from services.trainer.settings import parse_settings
+from smeltkit.ml.bundle import Bundle
+from smeltkit.ml.lineage import Lineage
+from smeltkit.testing.tiny_models import write_tiny_model
+
+SETTINGS: dict[str, Any] = {
+    "method": "full", "sequence_tokens": 64, "packs_per_step": 2, "learning_rate": "1e-3", "checkpoint_steps": 4,
+}  # fmt: skip
+DEADLINE_S = 120.0
+
+
+def prepared_from(folder: Path, **settings: Any) -> Prepared:
+    """A tiny base and rows that make some steps, the last of them with fewer packs than the others."""
+    if not (folder / "base").is_dir():
+        write_tiny_model(folder / "base", "qwen2")
+        rows = ({"text": f"def f{n}(x):\n    return x + {n}\n" * (1 + n % 3)} for n in range(39))
+        (folder / "code.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lineage = Lineage(operation="import", code_revision="test")
+    bundle = Bundle.from_folder(folder / "base", lineage=lineage, licence="Apache-2.0")
+    parsed = parse_settings(json.dumps({**SETTINGS, **settings}))
+    return prepare(folder / "base", bundle, folder / "code.jsonl", None, parsed)
+
+
+def write_spec(folder: Path, name: str, **settings: Any) -> dict[str, Any]:
+    """What the processes of a training in `folder`/`name` are told; the pace is known, so that none is measured."""
+    prepared = prepared_from(folder, **settings)
+    Paces(folder / "paces", 1).learn(prepared, Cost(time_s=1.0, memory_bytes=1 << 20, tokens=1000))
+    spec = {
+        "settings": {**SETTINGS, **settings}, "base": str(folder / "base"), "heldout": "",
+        "data": str(folder / "code.jsonl"), "lineage": prepared.bundle.lineage.to_dict(), "licence": "Apache-2.0",
+        "threads": 1, "paces": str(folder / "paces"), "run_digest": "sha256:" + "0" * 64,
+    }  # fmt: skip
+    (folder / name).mkdir()
+    (folder / name / "spec.json").write_text(json.dumps(spec))
+    return spec
+
+
+def wait_for_end(training: TrainingProcesses) -> None:
+    """Returns once all processes have ended."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while training.are_running() and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    training.stop()
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    """Every step that a training told of."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
