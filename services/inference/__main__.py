@@ -31,7 +31,9 @@ async def serve() -> None:
     host = ServiceHost("inference", from_environment(RpcConfig, "SMELT_RPC_"))
     events = ModelEvents()
     fallbacks = Fallbacks(events.fell_back, is_strict=settings.strict)
-    library = Library(S3Store(platform), settings, fallbacks)
+    store = S3Store(platform)
+    await asyncio.to_thread(store.prove)
+    library = Library(store, settings, fallbacks)
     models = Models(
         library,
         events,

@@ -184,6 +184,9 @@ def system_info() -> str:
 @cache
 def _start_backend() -> None:
     llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
+    registry = ctypes.CDLL(str(LIBRARIES / "libggml.so"))
+    if registry.ggml_backend_reg_count() == 0:  # a build for many CPUs: it takes the best library that runs on this one
+        registry.ggml_backend_load_all_from_path(str(LIBRARIES).encode())
     llama_cpp.llama_backend_init()
 
 
@@ -199,7 +202,7 @@ def _get_logits() -> Any:
 def _end_threads() -> Any:
     """OpenMP's call that ends the helper threads of its caller; None where llama.cpp was built without OpenMP."""
     try:
-        return ctypes.CDLL(str(LIBRARIES / "libggml-cpu.so")).omp_pause_resource_all
+        return ctypes.CDLL(str(LIBRARIES / "libggml-base.so")).omp_pause_resource_all
     except (OSError, AttributeError):
         return None
 
