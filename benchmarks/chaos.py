@@ -3,8 +3,8 @@
     python -m benchmarks.chaos [--rounds N] [--seed S] [--s3-down-s SECONDS] [FAULT ...]
 
 Without names every fault of `scripts.cluster.chaos`, each on a cluster of its own. A row says how many rounds were
-played, how many had anything wrong, and how long they took; a fault that is run again replaces its row. The clock needs
-libfaketime (Debian: libfaketime), the full disk needs root, to mount a small file system in memory.
+played, how many had anything wrong, and how long they took; a fault that is run again replaces its row. The full disk
+needs root, to mount a small file system in memory.
 """
 
 from __future__ import annotations

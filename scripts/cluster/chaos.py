@@ -22,6 +22,7 @@ from smelt.job.v1 import job_pb2
 from scripts.cluster.caller import Caller, faults_of
 from scripts.cluster.cluster import Cluster
 from smeltkit.bus import topology
+from smeltkit.config import environment
 from smeltkit.errors import SmeltError
 from smeltkit.jobs import model
 from smeltkit.jobs.sweeper import Sweeper
@@ -34,10 +35,10 @@ LATEST_S: Final = 4.0
 """A fault strikes within this time: about as long as a round without one lasts."""
 END_S: Final = 180.0
 STREAMS, TOKENS = 8, 48
-FAKETIME: Final = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 CLOCKED: Final = ("evaluator", "gateway")
 """Services whose clocks can be stepped."""
 _HEAL_S, _SWEEPERS = 90.0, 2
+_STEPPED: Final = Path(__file__).resolve().parent / "stepped_clock.py"
 
 
 @dataclass(kw_only=True)
@@ -201,9 +202,9 @@ async def _partition(scene: Scene) -> str:
 async def _step_clock(scene: Scene) -> str:
     """One pod's clock is an hour fast or slow for a while, then right again."""
     clock = clock_of(scene.pod(*CLOCKED).folder)
-    clock.write_text(scene.chance.choice(("+3600", "-3600")))
+    clock.write_text(scene.chance.choice(("3600", "-3600")))
     await asyncio.sleep(scene.chance.uniform(1.0, 10.0))
-    clock.write_text("+0")
+    clock.write_text("0")
     return ""
 
 
@@ -286,14 +287,11 @@ def clock_of(pod: Path) -> Path:
 
 
 def clock_settings(pod: Path) -> dict[str, str]:
-    """Settings under which a process takes its time of day from `clock_of` it; its monotonic clock stays true."""
-    clock_of(pod).write_text("+0")
-    return {
-        "LD_PRELOAD": FAKETIME,
-        "FAKETIME_TIMESTAMP_FILE": str(clock_of(pod)),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+    """Settings under which a pod takes its time of day from `clock_of` it."""
+    clock_of(pod).write_text("0")
+    (pod / "sitecustomize.py").write_text(f"import runpy\nrunpy.run_path({str(_STEPPED)!r})\n")
+    paths = [str(pod), *filter(None, [environment().get("PYTHONPATH")])]
+    return {"STEPPED_CLOCK": str(clock_of(pod)), "PYTHONPATH": ":".join(paths)}
 
 
 async def scene_of(cluster: Cluster, caller: Caller, seed: int, *, s3_down_s: float = 20.0) -> Scene:

@@ -73,7 +73,7 @@ class ScriptedEngine(SleepingEngine):
         prompt = self._prompts[slot]
         answer = self._script.get(prompt, ()) if held[: len(prompt)] == prompt else ()
         count = len(held) - len(prompt)
-        return answer[count] if count < len(answer) else _ENDLESS
+        return answer[count] if 0 <= count < len(answer) else _ENDLESS
 
 
 class ScriptedLibrary(Library):
