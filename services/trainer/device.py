@@ -28,7 +28,7 @@ def prepare_device(threads: int, rank: int = 0, processes: int = 1) -> str:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # Filling what nothing reads takes 4 % of a training step on a GPU.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if not torch.cuda.is_available():
         return "cpu"
     if processes > torch.cuda.device_count():
