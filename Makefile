@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS) --build-co
 STAMP := pyproject.toml constraints.txt proto/python/pyproject.toml scripts/install_llama.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-refine test check fmt manifests proto bench gpu-test contracts up down clean
+.PHONY: help install demo demo-refine test check fmt manifests images images-test proto bench gpu-test contracts up down clean
 
 help: ## lists the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,12 @@ manifests: $(VENV)/dev.stamp ## renders and judges everything below deploy/ (nee
 	$(BIN)/python -m scripts.alerts --check
 	$(BIN)/python -m scripts.dashboards --check
 	$(BIN)/python -m scripts.manifests
+
+images: $(VENV)/stack.stamp ## container images without a daemon, judged (needs root, buildah and debootstrap)
+	$(BIN)/python -m scripts.images build
+
+images-test: $(VENV)/stack.stamp ## runs the whole platform from them (needs podman and crun)
+	$(BIN)/python -m scripts.images test
 
 fmt: $(VENV)/dev.stamp ## formats Python and proto files
 	$(BIN)/ruff format .

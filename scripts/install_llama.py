@@ -1,6 +1,7 @@
 """Builds llama-cpp-python for this machine's CPU, once, and installs it into the Python that runs this script.
 
     .venv/bin/python scripts/install_llama.py
+    python scripts/install_llama.py --portable FOLDER [KIND ...]   # for images: only builds, for kinds of x86 CPUs
 
 The wheel is cached under `$XDG_CACHE_HOME/smelt/wheels` (default `~/.cache`) by version, options, CPU features,
 compiler and Python: a wheel built for one CPU may crash on another. After installing, a process of its own proves
@@ -44,6 +45,30 @@ OPTIONS = (
     "-DGGML_CCACHE=OFF",
 )
 NATIVE = ("-DGGML_NATIVE=ON",)
+# For images: a library for each kind of x86 CPU; a process takes the best that its CPU runs, by upstream's own score.
+PORTABLE = (
+    "-GNinja",
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=ON",
+    "-DGGML_NATIVE=OFF",
+    "-DGGML_BACKEND_DL=ON",
+    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+    "-DCMAKE_INSTALL_RPATH=$ORIGIN",
+)
+_AVX2 = ("SSE42", "AVX", "F16C", "FMA", "AVX2", "BMI2")
+KINDS = {
+    "x64": (),
+    "sse42": ("SSE42",),
+    "haswell": _AVX2,
+    "alderlake": (*_AVX2, "AVX_VNNI"),
+    "skylakex": (*_AVX2, "AVX512"),
+    "cascadelake": (*_AVX2, "AVX512", "AVX512_VNNI"),
+    "icelake": (*_AVX2, "AVX512", "AVX512_VNNI", "AVX512_VBMI"),
+    "zen4": (*_AVX2, "AVX512", "AVX512_VNNI", "AVX512_VBMI", "AVX512_BF16"),
+    "sapphirerapids": (*_AVX2, "AVX512", "AVX512_VNNI", "AVX512_VBMI", "AVX512_BF16", "AMX_TILE", "AMX_INT8"),
+}
+_SWITCHES = ("SSE42", "AVX", "F16C", "FMA", "AVX2", "BMI2", "AVX_VNNI", "AVX512", "AVX512_VNNI", "AVX512_VBMI")
+_SWITCHES += ("AVX512_BF16", "AMX_TILE", "AMX_INT8", "AMX_BF16")
 # CPU flag as Linux names it -> ggml's option; what a build without AMX switches on by hand.
 FEATURES = {
     "avx": "GGML_AVX",
@@ -60,7 +85,10 @@ FEATURES = {
 
 
 def main() -> int:
-    """Exit status: 0 when a build that passed the proof is installed."""
+    """Exit status: 0 when a build that passed the proof is installed, or the portable one lies in its folder."""
+    if sys.argv[1:2] == ["--portable"]:
+        build_portable(Path(sys.argv[2]), sys.argv[3:] or list(KINDS))
+        return 0
     record = Path(sys.prefix, "smelt-llama.json")
     builds = {"native": NATIVE, "AMX-free": without_amx(cpu_features())}
     if record.exists() and record.read_text() in map(build_key, builds.values()) and is_installed():
@@ -138,6 +166,56 @@ def build_wheel(folder: Path, options: tuple[str, ...]) -> None:
     if build.returncode != 0:
         raise SystemExit("".join(tail) + "the build failed; the lines above say why. It needs a C++17 compiler")
     print(f"  built in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def build_portable(folder: Path, kinds: list[str]) -> None:
+    """A wheel without libraries in `folder`, and all libraries in `folder`/lib. Needs cmake, ninja and a compiler."""
+    libraries = folder / "lib"
+    libraries.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = fetched_source(Path(scratch))
+        for number, kind in enumerate(kinds):
+            build = Path(scratch, kind)
+            switches = [f"-DGGML_{name}={'ON' if name in KINDS[kind] else 'OFF'}" for name in _SWITCHES]
+            settings = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={HERE / 'llama/options.cmake'}"
+            run(
+                "cmake",
+                "-S",
+                str(source / "vendor/llama.cpp"),
+                "-B",
+                str(build),
+                *PORTABLE,
+                *OPTIONS,
+                *switches,
+                settings,
+            )
+            run("cmake", "--build", str(build), "--target", *(["llama"] if number == 0 else []), "ggml-cpu")
+            if number == 0:
+                for name in ("llama", "ggml", "ggml-base"):
+                    found = build / "bin" / f"lib{name}.so"
+                    soname = f"{found.name}.{found.resolve().name.split('.so.')[1].split('.')[0]}"
+                    shutil.copy(found.resolve(), libraries / soname)
+                    (libraries / found.name).symlink_to(soname)
+            shutil.copy((build / "bin/libggml-cpu.so").resolve(), libraries / f"libggml-cpu-{kind}.so")
+            shutil.rmtree(build)
+        os.environ["CMAKE_ARGS"] = "-DLLAMA_BUILD=OFF"
+        pip("wheel", "--no-deps", "--wheel-dir", str(folder), *pinned("--build-constraint"), str(source))
+
+
+def fetched_source(scratch: Path) -> Path:
+    """Upstream's source package, unpacked."""
+    only_source = ("--no-deps", "--no-binary", ":all:", *pinned("--build-constraint"))
+    pip("download", "--quiet", *only_source, "--dest", str(scratch), f"llama-cpp-python=={VERSION}")
+    (archive,) = scratch.glob("*.tar.gz")
+    shutil.unpack_archive(archive, scratch / "source")
+    (source,) = (scratch / "source").iterdir()
+    return source
+
+
+def run(*command: str) -> None:
+    """Runs a program; SystemExit if it fails."""
+    if status := subprocess.run(command).returncode:
+        raise SystemExit(f"{shlex.join(command[:3])} ended with {status}; its message above says why")
 
 
 def pinned(option: str) -> tuple[str, ...]:

@@ -1,0 +1,87 @@
+"""`python -m scripts.images build|test|clean [IMAGE ...]`: makes and judges images; runs the platform from them.
+
+All lies below build/images. `build` writes a bill of materials for each image there and ends with 1 if one breaks a
+promise; `test` also writes benchmarks/results/images.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from benchmarks.results import save, table
+from scripts.images import cpus, trial
+from scripts.images.bill import bill_of, licence_errors
+from scripts.images.builder import Builder
+from scripts.images.catalogue import ROOT, Image, chosen, images, version
+from scripts.images.judge import MIB, mistakes, unpacked_bytes
+from smeltkit.errors import SmeltError
+
+FOLDER = ROOT / "build" / "images"
+
+
+def main(verb: str, *names: str) -> int:
+    """The exit status: 1 if an image breaks a promise, or cannot be made."""
+    try:
+        builder = Builder(FOLDER)
+        if verb == "clean":
+            builder.clean()
+            return 0
+        wanted = chosen(names)
+        for image in wanted if verb == "build" else ():
+            builder.build(image)
+        rows = [judged(builder, image) for image in wanted]
+        print(table([{**row, "wrong": len(row["wrong"])} for row in rows]))
+        wrong = [f"{row['image']}: {line}" for row in rows for line in row["wrong"]]
+        if verb == "test":
+            wrong += _tried(builder, rows)
+    except SmeltError as error:
+        print(f"WRONG {error}", file=sys.stderr)
+        return 1
+    print("".join(f"WRONG {line}\n" for line in wrong), end="")
+    return 1 if wrong else 0
+
+
+def judged(builder: Builder, image: Image) -> dict[str, Any]:
+    """What is known of a built image: its size beside its budget, its packages, and what is wrong with it."""
+    with builder.mounted(image) as root:
+        bill = bill_of(root, image, version())
+        wrong = [*mistakes(image, root, builder.config(image)), *licence_errors(bill, image)]
+        size_mib = unpacked_bytes(root) / MIB
+    place = FOLDER / "bills" / f"{image.name}.cdx.json"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(json.dumps(bill, indent=1) + "\n")
+    kinds = [component["purl"].partition("/")[0] for component in bill["components"]]
+    return {
+        "image": image.name,
+        "mib": round(size_mib),
+        "budget_mib": image.budget_mib,
+        "python": kinds.count("pkg:pypi"),
+        "debian": kinds.count("pkg:deb"),
+        "wrong": wrong,
+    }
+
+
+def _tried(builder: Builder, rows: list[dict[str, Any]]) -> list[str]:
+    """Runs the platform from its images and records what came of it; what went wrong."""
+    with builder.mounted(images()["inference"]) as root:
+        kinds = cpus.rows(root)
+    print(table([{**row, "wrong": len(row["wrong"])} for row in kinds]))
+    found, outcome = trial.run(images(), builder.storage, FOLDER / "trial")
+    print(table([{**row, "wrong": len(row["wrong"])} for row in found]))
+    print(json.dumps(outcome, indent=1))
+    save("images", rows, cpus=kinds, trial=found, outcome=outcome)
+    wrong = [f"{row['cpu']}: {line}" for row in kinds for line in row["wrong"]]
+    return wrong + [f"{row['image']}: {line}" for row in found for line in _wrong(row)]
+
+
+def _wrong(row: dict[str, Any]) -> list[str]:
+    late = [] if row["exit"] == 0 else [f"SIGTERM ended it with {row['exit']} after {row['ended_s']} s"]
+    return [*row["wrong"], *late]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in ("build", "test", "clean"):
+        sys.exit(__doc__)
+    sys.exit(main(*sys.argv[1:]))

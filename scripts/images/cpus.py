@@ -1,0 +1,61 @@
+"""Whether one image computes on every CPU: its llama.cpp under emulated processors, and on this machine's own.
+
+The emulation (qemu-user) knows processors up to AVX2. What is picked is what the processor can, and a batch of a random
+model agrees with single rows: `scripts/llama/prove_decode.py`, run with the image's Python and libraries.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from scripts.images.catalogue import ROOT
+from smeltkit.errors import BadConfig
+
+KINDS = {
+    "Nehalem": (set(), {"AVX", "AVX2"}),
+    "SandyBridge": ({"AVX"}, {"AVX2"}),
+    "Haswell-noTSX": ({"AVX2"}, {"AVX512"}),
+}
+"""Emulated processors: what must be used there, and what must not."""
+_PROOF = ROOT / "scripts" / "llama" / "prove_decode.py"
+_CODE = f"""
+import runpy
+from services.inference.llama import system_info
+system_info()
+runpy.run_path({str(_PROOF)!r}, run_name="__main__")
+"""
+_TIMEOUT_S = 300
+
+
+def rows(root: Path) -> list[dict[str, Any]]:
+    """A row a processor for the image mounted at `root`: the features used, and what is wrong."""
+    if shutil.which("qemu-x86_64") is None:
+        raise BadConfig("qemu-x86_64 is not installed; install it (Debian: apt-get install qemu-user)")
+    found = [
+        _row(kind, ["qemu-x86_64", "-cpu", kind, "-L", str(root)], root, *wanted) for kind, wanted in KINDS.items()
+    ]
+    loader = [str(root / "lib64/ld-linux-x86-64.so.2"), "--library-path", _library_path(root)]
+    return [*found, _row("this machine", loader, root, set(), set())]
+
+
+def _row(kind: str, runner: list[str], root: Path, wanted: set[str], unwanted: set[str]) -> dict[str, Any]:
+    (packages,) = root.glob("opt/smelt/lib/python3*/site-packages")
+    done = subprocess.run(
+        [*runner, str(root / "usr/bin/python3"), "-c", _CODE],
+        env={"PYTHONPATH": str(packages), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"},
+        capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
+    )  # fmt: skip
+    told = re.search(r"it uses (.*)", done.stdout)
+    used = set(told[1].split(", ")) if told else set()
+    wrong = [] if done.returncode == 0 else [done.stderr.strip()[-300:] or f"ended with {done.returncode}"]
+    wrong += [f"{feature} is not used" for feature in sorted(wanted - used) if told]
+    wrong += [f"{feature} is used" for feature in sorted(unwanted & used)]
+    return {"cpu": kind, "uses": ", ".join(sorted(used)), "wrong": wrong}
+
+
+def _library_path(root: Path) -> str:
+    return ":".join(str(root / place) for place in ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"))

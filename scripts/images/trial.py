@@ -1,0 +1,131 @@
+"""The whole platform from its images: six containers beside a real NATS and a real S3, and the main job through them.
+
+Each container is first looked at by itself. Then the shipped model is imported, quantized, served and scored by the
+command line from outside, and every container is asked to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gateway.stack.components import platform_config, server_components, service_components
+from gateway.stack.health import wait_healthy, wait_writable
+from gateway.stack.process import ProcessRecord, start_process, stop_processes
+from gateway.stack.state import StackState, load_credentials
+from scripts.images.catalogue import ROOT, Image
+from scripts.images.containers import CACHE, Container
+from smeltkit.bus import topology
+from smeltkit.bus.client import Bus
+from smeltkit.config import PlatformConfig, environment
+from smeltkit.errors import StackDown
+from smeltkit.servers import clear_s3_sockets
+
+GRACE_S = 60
+ORDER = ("sandbox", "inference", "importer", "trainer", "evaluator", "gateway")
+MODEL, SUITE = ROOT / "examples" / "models" / "ore-11m", ROOT / "examples" / "data" / "basic.jsonl"
+_OWN = ("HOME", "TMPDIR", "PATH", "LANG", "PYTHONUNBUFFERED", "SMELT_TELEMETRY_TRACE_DIR")
+
+
+def run(
+    images: Mapping[str, Image], storage: tuple[str, ...], home: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row an image (what it did wrong, how it ended), and what the job gave: score, tokens, the engine's CPU."""
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True, mode=0o755)
+    with servers(home) as state:
+        containers: dict[str, Container] = {}
+        try:
+            for component in sorted(
+                service_components(home, state, load_credentials(home), {}), key=lambda c: ORDER.index(c.name)
+            ):
+                settings = {name: value for name, value in component.environment.items() if name not in _OWN}
+                settings |= {name: CACHE for name in settings if name.endswith("_CACHE_DIR")}
+                settings |= (
+                    {"SMELT_SANDBOX_LEVEL": "confined", "SMELT_SANDBOX_SLOTS": "1"}
+                    if component.name == "sandbox"
+                    else {}
+                )
+                settings |= {"HF_HOME": f"{CACHE}/huggingface"} if component.name == "importer" else {}
+                containers[component.name] = Container.start(
+                    images[component.name], storage, environment=settings, address=component.address,
+                    cache=home / "volumes" / component.name,
+                )  # fmt: skip
+                containers[component.name].wait_serving()
+            wrong = {name: container.mistakes() for name, container in containers.items()}
+            outcome = main_job(state.address("gateway"), home)
+            outcome["engine"] = containers["inference"].python(
+                "from services.inference.llama import system_info; print(system_info())"
+            )
+            rows = []
+            for name in reversed(ORDER):
+                code, took_s = containers[name].stop(GRACE_S)
+                rows.append({"image": name, "wrong": wrong[name], "exit": code, "ended_s": round(took_s, 1)})
+        finally:
+            for container in containers.values():
+                container.remove()
+    return rows, outcome
+
+
+def main_job(gateway: str, home: Path) -> dict[str, Any]:
+    """Import, quantize, generate, score: by the command line, as from another machine."""
+    made = _smelt(gateway, home, "import", str(MODEL), "--name", "ore-11m")
+    quantized = _smelt(gateway, home, "quantize", "ore-11m", "--scheme", "Q8_0", "--name", "ore-11m:q8_0")
+    report = _smelt(gateway, home, "eval", "--suite", "basic", "--data", str(SUITE), "ore-11m:q8_0")
+    score = report["scores"][0]
+    return {
+        "imported_bytes": made["artifact"]["size_bytes"],
+        "quantized_bytes": quantized["artifact"]["size_bytes"],
+        "score": score,
+    }
+
+
+@contextmanager
+def servers(home: Path) -> Iterator[StackState]:
+    """NATS and S3 as processes of this machine, with bucket and topology."""
+    state, credentials = StackState.create(), load_credentials(home)
+    platform = platform_config(state, credentials)
+    records: list[ProcessRecord] = []
+    (home / "tmp").mkdir()
+    try:
+        for component in server_components(home, state, credentials):
+            log = home / "logs" / f"{component.name}.log"
+            record = start_process(
+                component.command, environment=component.environment, folder=component.folder, log_path=log
+            )
+            records.append(record)
+            asyncio.run(wait_healthy(component, record, log))
+        asyncio.run(_prepare(platform))
+        yield state
+    finally:
+        stop_processes(records, timeout_s=10)
+        clear_s3_sockets(state.ports)
+
+
+async def _prepare(platform: PlatformConfig) -> None:
+    await wait_writable(platform)
+    bus = await Bus.connect(platform, name="trial")
+    try:
+        await topology.apply(bus)
+    finally:
+        await bus.close()
+
+
+def _smelt(gateway: str, home: Path, *arguments: str) -> dict[str, Any]:
+    """The document that `smelt ARGUMENTS --json` prints; StackDown with its message if it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway.cli.main", *arguments, "--json"],
+        env=environment({"SMELT_GATEWAY": gateway, "SMELT_HOME": str(home)}), cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise StackDown(f"smelt {' '.join(arguments[:2])} ended with {done.returncode}: {done.stderr.strip()[-800:]}")
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
