@@ -20,6 +20,8 @@ from services.sandbox.kernel.numbers import numbers
 
 PAGES_MAX: Final = 2048
 """Pinned at most: 8 MiB, the usual bound of locked memory."""
+_REGION_PAGES_MAX: Final = 1 << 18
+"""Larger mappings are room that a library keeps, and not looked at."""
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _PRESENT, _FILE, _EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
 _ENTRY_BYTES: Final = 8
@@ -75,7 +77,8 @@ def _writable_regions() -> Iterator[Region]:
             span, rights, *_ = line.split()
             if rights.startswith("rw") and rights.endswith("p"):
                 start, end = (int(part, 16) // _PAGE_BYTES for part in span.split("-"))
-                yield Region(start, end - start)
+                if end - start <= _REGION_PAGES_MAX:
+                    yield Region(start, end - start)
 
 
 def _open_pagemap() -> int:
