@@ -36,10 +36,11 @@ from smeltkit.ml.decoder_packing import Packed
 from smeltkit.ml.kernels import REFERENCE, Kernels, kernels_for
 from smeltkit.revision import code_revision
 
+_VOCABULARY: Final = 2048
 _SMALL: Final = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
-    "vocab_size": 2048,
+    "vocab_size": _VOCABULARY,
     "hidden_size": 256,
     "intermediate_size": 704,
     "num_hidden_layers": 2,
@@ -111,7 +112,7 @@ def _step(device: str, dtype: torch.dtype, kernels: Kernels) -> tuple[float, Map
     torch.manual_seed(0)
     decoder = Decoder(ModelConfig.from_hf(_SMALL), kernels=kernels).bfloat16().to(device=device, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
-    samples = [torch.randint(0, _SMALL["vocab_size"], (length,), generator=generator).tolist() for length in _LENGTHS]
+    samples = [torch.randint(0, _VOCABULARY, (length,), generator=generator).tolist() for length in _LENGTHS]
     batch = Packed.of(samples, device)
     loss = decoder.loss(batch, batch.ids.roll(-1)) / len(batch)
     loss.backward()
@@ -140,7 +141,8 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
     """Error of ours by the norm of theirs; infinite if ours is not finite."""
     if not torch.isfinite(ours).all():
         return float("inf")
-    return ((ours - theirs).norm() / theirs.norm()).item()
+    error: float = ((ours - theirs).norm() / theirs.norm()).item()
+    return error
 
 
 def _tflops(device: str) -> float:
