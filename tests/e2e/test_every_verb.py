@@ -5,6 +5,7 @@ The verbs come from the parser itself: one without a case here fails.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import shutil
@@ -18,6 +19,10 @@ from smelt.artifact.v1 import artifact_pb2, artifact_pb2_grpc
 
 from gateway import stack
 from gateway.cli import main
+from gateway.stack.components import platform_config
+from gateway.stack.state import StackState, load_credentials
+from smeltkit.bus import Bus
+from smeltkit.config import PlatformConfig
 from smeltkit.rpc.tls import Identity
 from tests.e2e.conftest import BASIC, MODEL, Smelt
 
@@ -355,6 +360,25 @@ def admin_certificates(smelt: Smelt, reports: list[dict[str, Any]], folder: Path
     for name, place in made.items():
         Identity(place).check_name(name)
         assert (Path(place) / "ca.crt").read_bytes() == authority
+
+
+@case("admin topology")
+def admin_topology(smelt: Smelt, *_: Any) -> None:
+    """What somebody changed by hand is shown, and mended when it is asked for."""
+    state = StackState.load(smelt.home)
+    assert state is not None
+    asyncio.run(_shorten_events(platform_config(state, load_credentials(smelt.home))))
+    (line,) = smelt("admin", "topology")["differences"]
+    assert line.startswith("SMELT_EVENTS: max_age 86400")
+    assert smelt("admin", "topology", "--apply") == {"differences": [line], "is_applied": True}
+    assert smelt("admin", "topology")["differences"] == []
+
+
+async def _shorten_events(platform: PlatformConfig) -> None:
+    bus = await Bus.connect(platform, name="test")
+    info = await bus.jetstream.stream_info("SMELT_EVENTS")
+    await bus.jetstream.update_stream(info.config.evolve(max_age=86400.0))
+    await bus.close()
 
 
 @case("config explain")

@@ -1,4 +1,4 @@
-"""Commands that look after a whole platform: backup, restore, certificates."""
+"""Commands that look after a whole platform: backup, restore, certificates, topology."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from smeltkit.config import PlatformConfig
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Back a platform up, restore it, make certificates."
+    no_args_is_help=True, rich_markup_mode=None, help="Back a platform up, restore it, make certificates, compare NATS."
 )
 Place: TypeAlias = Annotated[str, typer.Argument(metavar="DIR|s3://BUCKET/PREFIX", help="Where the backup is.")]
 _SHOWN = 20
@@ -26,7 +26,7 @@ _SHOWN = 20
 
 @app.callback()
 def admin() -> None:
-    """Back a platform up, restore it, make certificates."""
+    """Back a platform up, restore it, make certificates, compare NATS."""
 
 
 @app.command("backup")
@@ -58,6 +58,40 @@ def certificates(
         output.note(f"for `smelt up` and all that follows: export SMELT_RPC_TLS_DIR={(folder / OPERATOR).absolute()}")
 
     run_locally(work, as_json=as_json)
+
+
+@app.command("topology")
+def topology(
+    apply: Annotated[bool, typer.Option("--apply", help="Make NATS equal to what is declared.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Shows how streams, buckets and durables in NATS differ from what this release declares."""
+
+    def work(output: Output) -> None:
+        from gateway.cli.servers import servers_here
+
+        lines = asyncio.run(_compare(servers_here("admin topology"), is_applied=apply))
+        output.show({"differences": lines, "is_applied": apply}, table(("difference",), ((line,) for line in lines)))
+        if not lines:
+            output.note("NATS is as declared")
+        elif not apply:
+            output.note("nothing was changed; with --apply it is done")
+
+    run_locally(work, as_json=as_json)
+
+
+async def _compare(platform: PlatformConfig, *, is_applied: bool) -> list[str]:
+    from smeltkit.bus import topology as bus_topology
+    from smeltkit.bus.client import Bus
+
+    bus = await Bus.connect(platform, name="admin")
+    try:
+        declared = bus_topology.declare(replicas=platform.nats_replicas)
+        if is_applied:
+            return await bus_topology.apply(bus, declared)
+        return [str(difference) for difference in await bus_topology.diff(bus, declared)]
+    finally:
+        await bus.close()
 
 
 def _run(verb: str, place: str, command: str, is_planned: bool, as_json: bool) -> None:
