@@ -119,7 +119,7 @@ class Run:
         return Cost(time_s=self._time_s, memory_bytes=self._peak.bytes, tokens=self._tokens)
 
     def save(self) -> None:
-        """Writes a checkpoint of the present state, whole, whoever holds it; to be called by all ranks."""
+        """Writes a checkpoint of the present state, whole, whoever holds it; all ranks return once it is there."""
         progress = checkpoint.Progress(
             step=self.step,
             run_digest=self._run_digest,
@@ -131,6 +131,7 @@ class Run:
         tensors = self._tensors()
         if self._ranks.is_first:
             checkpoint.save(self._folder, progress, tensors, keep=self._settings.keep_checkpoints)
+        self._ranks.wait()
 
     def _step(self) -> StepReport:
         numbers = self._order.at(self.step)

@@ -58,6 +58,10 @@ class Ranks:
         """Whether the flag is set in any process."""
         return any(self.totals(int(flag), device=self.device))
 
+    def wait(self) -> None:
+        """Returns once all processes have come here."""
+        self.any(False)
+
     def gathered(self, value: Tensor) -> list[Tensor]:
         """The value of every process, by rank, on the CPU; shapes and types must be the same."""
         if self.count == 1:
