@@ -7,9 +7,11 @@ The client has no resumable uploads, so some of its internal calls are used; the
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -31,6 +33,8 @@ ACCESS_KEY, SECRET_KEY = "access-key", "secret-key"
 """Files of a folder of keys."""
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "ResourceNotFound"})
 _DENIED = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"})
+_REFUSED = _DENIED | {"AccessDenied", "RequestTimeTooSkewed", "RequestExpired"}
+"""What a server may say, among other things, of a request that was signed an hour ago or will be in an hour."""
 _FULL = frozenset({"XMinioStorageFull", "InsufficientStorage", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded"})
 _ALTERED = frozenset({"XAmzContentSHA256Mismatch", "BadDigest"})
 
@@ -271,11 +275,23 @@ def _code_of(error: Exception) -> str:
     return str(error.status_code) if isinstance(error, ServerError) else ""
 
 
+def _clock_ahead_s(error: Exception) -> float:
+    """By how much this machine's clock is ahead of the server's, as far as its answer tells."""
+    response = getattr(error, "response", None)
+    told = response.headers.get("Date") if response is not None else None
+    return time.time() - parsedate_to_datetime(told).timestamp() if told else 0.0
+
+
 def _translated(error: Exception, code: str, address: str) -> Exception:
     if code in _MISSING:
         return Missing()
     if code == "InvalidRange":
         return PastEnd()
+    if code in _REFUSED and abs(ahead_s := _clock_ahead_s(error)) > limits.STORE_CLOCK_OFF_MAX_S:
+        return StoreUnavailable(
+            f"this machine's clock is {ahead_s:+.0f} s off that of the object store at {address}, which takes nothing"
+            f" that is signed here ({code}); set the clock"
+        )
     if code == "AccessDenied":
         return StoreDenied(
             f"the object store at {address} does not let this key do that ({code}); give it the policy that "

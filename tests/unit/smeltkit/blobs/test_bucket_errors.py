@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
+from smeltkit.blobs import bucket
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.config import PlatformConfig
 from smeltkit.errors import DiskFull, SmeltError, StoreDenied, StoreUnavailable, UnknownBlob
@@ -119,3 +122,20 @@ def test_broken_connection_is_taken_up_where_it_broke() -> None:
         assert store.get_bytes(digest_bytes(data), max_bytes=len(data)) == data
     assert len(ranges) == 2
     assert ranges[1].startswith("bytes=") and not ranges[1].startswith("bytes=0-")
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "RequestTimeTooSkewed", "SignatureDoesNotMatch"])
+@pytest.mark.parametrize(("step_s", "expected"), [(3600, StoreUnavailable), (-3600, StoreUnavailable), (0, SmeltError)])
+def test_a_clock_that_is_off_is_no_lack_of_rights(
+    code: str, step_s: int, expected: type[SmeltError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers refuse what is signed in another hour: the work is to be tried again, where the clock is right."""
+    monkeypatch.setattr(bucket, "time", SimpleNamespace(time=lambda: time.time() + step_s))
+    body = f"<Error><Code>{code}</Code></Error>".encode()
+    with (
+        server(lambda handler: reply(handler, 403, body, "application/xml")) as store,
+        pytest.raises(expected) as caught,
+    ):
+        store.get_bytes(digest_bytes(b"x"))
+    assert caught.value.retryable == (step_s != 0 or code == "RequestTimeTooSkewed")
+    assert ("this machine's clock is" in caught.value.message) == (step_s != 0)
