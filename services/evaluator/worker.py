@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import grpc
 from smelt.evaluator.v1 import evaluator_pb2
@@ -42,6 +42,9 @@ from smeltkit.catalog import Catalog
 from smeltkit.jobs.stages import StageCache
 from smeltkit.jobs.worker import Handler, JobContext
 from smeltkit.revision import code_revision
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class Handlers:
         spec = evaluator_pb2.EvaluationSpec.FromString(context.request)
         if (text := texts().get(spec.suite)) is not None:
             return await self._perplexity(context, spec, text)
-        facts = BundleFacts.from_manifest(await asyncio.to_thread(tools.store.get_manifest, spec.bundle))
+        facts = BundleFacts.from_manifest(await _patient_thread(tools.store.get_manifest, spec.bundle))
         settings = settings_of(spec, find_suite(spec.suite), facts)
         concurrency = concurrency_of(spec, tools.config.concurrency)
         async with self._court(spec.suite, spec.data_digest) as court:
@@ -111,7 +114,7 @@ class Handlers:
 
     async def _perplexity(self, context: JobContext, spec: evaluator_pb2.EvaluationSpec, text: Text) -> str:
         tools, concurrency = self._tools, concurrency_of(spec, self._tools.config.concurrency)
-        manifest = await asyncio.to_thread(tools.store.get_manifest, spec.bundle)
+        manifest = await _patient_thread(tools.store.get_manifest, spec.bundle)
         task = PerplexityTask.checked(spec, text, manifest, concurrency)
         await context.progress("prepare", 0, 0, message="loading the model")
         engine = await patiently("the inference service", lambda: tools.inference.load(spec.bundle))
@@ -136,7 +139,7 @@ class Handlers:
         began, tools = time.monotonic(), self._tools
         spec = evaluator_pb2.JudgementSpec.FromString(context.request)
         source = spec.completions_digest
-        data = await patiently("the store", lambda: asyncio.to_thread(tools.store.get_bytes, source))
+        data = await _patient_thread(tools.store.get_bytes, source)
         async with self._court(spec.suite, spec.data_digest) as court:
             stored = StoredCompletions(source, read_completions(data, court.problems))
             settings = stored.settings(court.suite)
@@ -198,11 +201,11 @@ class Handlers:
         store, stages, suite = self._tools.store, self._tools.stages, court.suite
         key = references_key(stages, suite, court.info)
         if stored := await stages.get(key):
-            return stored, References.from_manifest(await asyncio.to_thread(store.get_manifest, stored))
+            return stored, References.from_manifest(await _patient_thread(store.get_manifest, stored))
         with telemetry.span("smelt.evaluate.references", **{telemetry.names.SUITE: suite.name}):
             references = await run_references(suite, court.problems, court.judge, court.info, context)
         await context.check_alive()
-        digest = await asyncio.to_thread(store_references, store, references)
+        digest = await _patient_thread(store_references, store, references)
         if references.passed >= suite.references_passed:
             await stages.put(key, digest)
         return digest, references
@@ -236,14 +239,14 @@ class Handlers:
             times=times,
         )
         with telemetry.span("smelt.evaluate.score", **{telemetry.names.SUITE: task.suite.name}):
-            digest = await asyncio.to_thread(work)
+            digest = await _patient_thread(work)
         await context.check_alive()
         await self._tools.stages.put(key, digest)
         return digest
 
     async def _published(self, context: JobContext, digest: str) -> str:
         """Tells the world of a report, once a job however often it is tried; its digest."""
-        report = await asyncio.to_thread(open_result, self._tools.store, digest)
+        report = await _patient_thread(open_result, self._tools.store, digest)
         score = report.scores[0]
         finished = event_pb2.EvaluationFinished(
             report_digest=digest,
@@ -255,6 +258,11 @@ class Handlers:
         )
         await self._tools.bus.publish_event("evaluator.evaluation.finished", finished)
         return digest
+
+
+async def _patient_thread(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """What `work` on the store returns, in a thread; a store that is away is waited for, and costs no attempt."""
+    return await patiently("the store", lambda: asyncio.to_thread(work, *args, **options))
 
 
 def _task(model: str, court: _Court, settings: Settings, thinking: tuple[str, str]) -> Task:
