@@ -9,7 +9,10 @@ import asyncio
 import json
 import secrets
 import shutil
+import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +59,41 @@ def reports(smelt: Smelt) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a training of two steps."""
+    """The file of a pre-training that takes it to some words, and of a sweep, of which it is the first run."""
     folder = tmp_path_factory.mktemp("training")
     rows = [{"text": f"The number after {number} is {number + 1}."} for number in range(8)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"epochs": 2, "sequence_tokens": 128, "packs_per_step": 2, "learning_rate": 1e-3, "lora": {"rank": 4}}
+    shape = {"layers": 1, "hidden_size": 64, "intermediate_size": 128, "heads": 2, "kv_heads": 1}
+    settings = {"method": "pretrain", "init": "random", "shape": shape, "epochs": 20, "sequence_tokens": 128,
+                "packs_per_step": 2, "learning_rate": 1e-2}  # fmt: skip
+    whole = {"base": "ore-11m", "data": "rows.jsonl", "heldout": "rows.jsonl", "name": "ore-11m:taught", **settings}
     file = folder / "training.yaml"
-    file.write_text(json.dumps({"base": "ore-11m", "data": "rows.jsonl", "name": "ore-11m:taught", **settings}))
+    file.write_text(json.dumps(whole))
+    sweep = {"keys": {"learning_rate": [1e-2, 2e-2]}}
+    (folder / "sweep.yaml").write_text(json.dumps({**whole, "name": "ore-11m:swept", "sweep": sweep}))
     return file
+
+
+@pytest.fixture(scope="module")
+def swept(smelt: Smelt, training: Path) -> dict[str, Any]:
+    """The finished sweep."""
+    return smelt("train", "sweep", str(training.parent / "sweep.yaml"))
 
 
 @pytest.mark.parametrize("verb", list(verbs()))
 def test_verb_does_what_it_says(
-    verb: str, smelt: Smelt, reports: list[dict[str, Any]], training: Path, tmp_path: Path
+    verb: str,
+    smelt: Smelt,
+    reports: list[dict[str, Any]],
+    training: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Not that it ends with 0: that its effect is there."""
     shutil.copytree(training.parent, tmp_path / "training")
     assert verb in CASES, f"`smelt {verb}` has no case here; add one that shows its effect"
-    CASES[verb](smelt, reports, tmp_path)
+    is_about_sweep = "swept" in signature(CASES[verb]).parameters
+    CASES[verb](smelt, request.getfixturevalue("swept") if is_about_sweep else reports, tmp_path)
 
 
 def pids(smelt: Smelt) -> dict[str, int]:
@@ -294,6 +314,8 @@ def train_plan(smelt: Smelt, _: Any, folder: Path) -> None:
 def train_apply(smelt: Smelt, _: Any, folder: Path) -> None:
     made = smelt("train", "apply", str(folder / "training" / "training.yaml"))
     assert made["artifact"]["digest"] == smelt("inspect", "ore-11m:taught")["artifact"]["digest"]
+    (score,) = smelt("eval", *SUITE, "--limit", "2", "ore-11m:taught")["scores"]
+    assert score["problems"] == 2, "weights that began at random generate, and are scored like any others"
 
 
 @case("train watch")
@@ -302,6 +324,52 @@ def train_watch(smelt: Smelt, _: Any, folder: Path) -> None:
     watched = smelt("train", "watch", job_id)
     assert (watched["job"]["id"], watched["job"]["state"]) == (job_id, "succeeded")
     assert watched["run"]["outcome"]["tokens"] == watched["run"]["forecast"]["tokens"] > 0
+
+
+@case("train sweep")
+def train_sweep(smelt: Smelt, swept: dict[str, Any], folder: Path) -> None:
+    planned = smelt("train", "sweep", str(folder / "training" / "sweep.yaml"), "--plan")["runs"]
+    assert [run["settings"] for run in planned] == [{"learning_rate": 1e-2}, {"learning_rate": 2e-2}]
+    assert all(run["plan"]["memory_bytes"] > 0 and run["plan"]["cached_digest"] for run in planned)
+    losses = {run["name"]: run["heldout"]["after"] for run in swept["runs"]}
+    assert set(losses) == {"ore-11m:swept-01", "ore-11m:swept-02"} and losses[swept["best"]] == min(losses.values())
+    best = next(run["digest"] for run in swept["runs"] if run["name"] == swept["best"])
+    assert smelt("inspect", "ore-11m:swept")["artifact"]["digest"] == best
+
+
+@case("train archive")
+def train_archive(smelt: Smelt, swept: dict[str, Any], folder: Path) -> None:
+    made = smelt("train", "archive", "ore-11m:swept", str(folder / "swept.tar"))
+    with tarfile.open(folder / "swept.tar") as archive:
+        archive.extractall(folder / "out", filter="data")
+    assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder / "out").returncode == 0
+    assert json.loads((folder / "out" / "run.json").read_text())["digest"] == made["run"]
+    assert {"model/model.safetensors", "model/tokenizer.json", "metrics.jsonl"} <= set(made["files"])
+    assert made["bundle"] in [run["digest"] for run in swept["runs"]]
+
+
+@case("runs ls")
+def runs_ls(smelt: Smelt, swept: dict[str, Any], _: Path) -> None:
+    found = {run["bundle"]: run for run in smelt("runs", "ls")["runs"]}
+    for run in swept["runs"]:
+        assert found[run["digest"]]["steps"] == 20 and found[run["digest"]]["heldout"] == run["heldout"]
+
+
+@case("runs show")
+def runs_show(smelt: Smelt, swept: dict[str, Any], _: Path) -> None:
+    found = smelt("runs", "show", swept["best"])
+    assert [step["step"] for step in found["curve"]] == list(range(1, 21))
+    assert found["loss"] == {"first": found["curve"][0]["loss"], "last": found["curve"][-1]["loss"]}
+    assert found["mfu"] > 0 and found["tokens_per_second"] > 0 and found["outcome"]["tokens"] > 0
+    assert smelt.run("runs", "show", "ore-11m").returncode == 3, "an imported model has no run"
+
+
+@case("runs diff")
+def runs_diff(smelt: Smelt, swept: dict[str, Any], _: Path) -> None:
+    found = smelt("runs", "diff", *(run["name"] for run in swept["runs"]))
+    assert found["settings"] == {"learning_rate": [1e-2, 2e-2]} and not found["inputs"]
+    assert found["is_same_training_data"] and found["is_same_heldout_data"]
+    assert found["outcomes"]["heldout"][0] == swept["runs"][0]["heldout"]
 
 
 @case("sandbox run")
