@@ -1,13 +1,14 @@
 """`python -m scripts.images build|test|clean [IMAGE ...]`: makes and judges images; runs the platform from them.
 
 All lies below build/images. `build` writes a bill of materials for each image there and ends with 1 if one breaks a
-promise; `test` also writes benchmarks/results/images.json.
+promise; `test` of all also runs the main job through them and writes benchmarks/results/images.json.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.results import save, table
@@ -35,7 +36,7 @@ def main(verb: str, *names: str) -> int:
         print(table([{**row, "wrong": len(row["wrong"])} for row in rows]))
         wrong = [f"{row['image']}: {line}" for row in rows for line in row["wrong"]]
         if verb == "test":
-            wrong += _tried(builder, rows)
+            wrong += _tried_whole(builder, rows) if not names else _tried(builder, names)[1]
     except SmeltError as error:
         print(f"WRONG {error}", file=sys.stderr)
         return 1
@@ -63,17 +64,23 @@ def judged(builder: Builder, image: Image) -> dict[str, Any]:
     }
 
 
-def _tried(builder: Builder, rows: list[dict[str, Any]]) -> list[str]:
+def _tried_whole(builder: Builder, rows: list[dict[str, Any]]) -> list[str]:
     """Runs the platform from its images and records what came of it; what went wrong."""
     with builder.mounted(images()["inference"]) as root:
         kinds = cpus.rows(root)
     print(table([{**row, "wrong": len(row["wrong"])} for row in kinds]))
-    found, outcome = trial.run(images(), builder.storage, FOLDER / "trial")
+    facts, wrong = _tried(builder, trial.ORDER)
+    save("images", rows, cpus=kinds, **facts)
+    return wrong + [f"{row['cpu']}: {line}" for row in kinds for line in row["wrong"]]
+
+
+def _tried(builder: Builder, names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Runs some of the images side by side; what came of it, and what went wrong."""
+    found, outcome = trial.run(names, images(), builder.storage, FOLDER / "trial")
     print(table([{**row, "wrong": len(row["wrong"])} for row in found]))
-    print(json.dumps(outcome, indent=1))
-    save("images", rows, cpus=kinds, trial=found, outcome=outcome)
-    wrong = [f"{row['cpu']}: {line}" for row in kinds for line in row["wrong"]]
-    return wrong + [f"{row['image']}: {line}" for row in found for line in _wrong(row)]
+    if outcome:
+        print(json.dumps(outcome, indent=1))
+    return {"trial": found, "outcome": outcome}, [f"{row['image']}: {line}" for row in found for line in _wrong(row)]
 
 
 def _wrong(row: dict[str, Any]) -> list[str]:

@@ -17,6 +17,9 @@ USER = 54321
 """A uid and gid that no image knows: clusters choose such ones."""
 CACHE = "/var/cache/smelt"
 START_TIMEOUT_S = 120.0
+_RUNTIME = ("--runtime=runc", "--cgroup-manager=cgroupfs")
+_BOUNDS = {"nofile": 1024, "nproc": 4096}
+"""What podman would else raise, which takes a right that this machine's root need not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +36,19 @@ class Container:
         cls, image: Image, storage: Sequence[str], *, environment: Mapping[str, str], address: str, cache: Path
     ) -> Container:
         """Starts `image` on the host's network; only /tmp and the cache folder can be written."""
-        if shutil.which("podman") is None or shutil.which("crun") is None:
-            raise BadConfig("podman or crun is not installed; install them (Debian: apt-get install podman crun)")
+        if shutil.which("podman") is None or shutil.which("runc") is None:
+            raise BadConfig("podman or runc is not installed; install them (Debian: apt-get install podman runc)")
         cache.mkdir(parents=True, exist_ok=True)
         shutil.chown(cache, USER, USER)
-        made = cls(name=f"smelt-trial-{image.name}", image=image, address=address, storage=tuple(storage))
+        made = cls(name=f"smelt-trial-{image.name}", image=image, address=address, storage=(*storage, *_RUNTIME))
         made._podman("rm", "--force", "--ignore", made.name)
         options = [f"--user={USER}:{USER}", "--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp:size=1g,mode=1777"]
-        options += ["--cap-drop=all", "--security-opt=no-new-privileges", "--network=host", "--cgroups=disabled"]
+        options += [
+            "--cap-drop=all",
+            "--security-opt=no-new-privileges",
+            "--network=host",
+            *(f"--ulimit={name}={least}:{least}" for name, least in _BOUNDS.items()),
+        ]
         options += ["--log-driver=k8s-file", f"--volume={cache}:{CACHE}", f"--name={made.name}"]
         options += [f"--env={name}={value}" for name, value in environment.items()]
         made._podman("run", "--detach", "--pull=never", *options, image.tag)

@@ -11,12 +11,12 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gateway.stack.components import platform_config, server_components, service_components
+from gateway.stack.components import Component, platform_config, server_components, service_components
 from gateway.stack.health import wait_healthy, wait_writable
 from gateway.stack.process import ProcessRecord, start_process, stop_processes
 from gateway.stack.state import StackState, load_credentials
@@ -35,43 +35,50 @@ _OWN = ("HOME", "TMPDIR", "PATH", "LANG", "PYTHONUNBUFFERED", "SMELT_TELEMETRY_T
 
 
 def run(
-    images: Mapping[str, Image], storage: tuple[str, ...], home: Path
+    names: Sequence[str], images: Mapping[str, Image], storage: tuple[str, ...], home: Path
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row an image (what it did wrong, how it ended), and what the job gave: score, tokens, the engine's CPU."""
+    """A row an image (what it did wrong, how it ended); where all of ORDER run, what the main job gave."""
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True, mode=0o755)
+    outcome: dict[str, Any] = {}
     with servers(home) as state:
+        found = {component.name: component for component in service_components(home, state, load_credentials(home), {})}
         containers: dict[str, Container] = {}
         try:
-            for component in sorted(
-                service_components(home, state, load_credentials(home), {}), key=lambda c: ORDER.index(c.name)
-            ):
-                settings = {name: value for name, value in component.environment.items() if name not in _OWN}
-                settings |= {name: CACHE for name in settings if name.endswith("_CACHE_DIR")}
-                settings |= (
-                    {"SMELT_SANDBOX_LEVEL": "confined", "SMELT_SANDBOX_SLOTS": "1"}
-                    if component.name == "sandbox"
-                    else {}
+            for name in (name for name in ORDER if name in names):
+                containers[name] = Container.start(
+                    images[name],
+                    storage,
+                    environment=_settings(found[name]),
+                    address=found[name].address,
+                    cache=home / "volumes" / name,
                 )
-                settings |= {"HF_HOME": f"{CACHE}/huggingface"} if component.name == "importer" else {}
-                containers[component.name] = Container.start(
-                    images[component.name], storage, environment=settings, address=component.address,
-                    cache=home / "volumes" / component.name,
-                )  # fmt: skip
-                containers[component.name].wait_serving()
+                containers[name].wait_serving()
             wrong = {name: container.mistakes() for name, container in containers.items()}
-            outcome = main_job(state.address("gateway"), home)
-            outcome["engine"] = containers["inference"].python(
-                "from services.inference.llama import system_info; print(system_info())"
-            )
+            if set(containers) == set(ORDER):
+                outcome = main_job(state.address("gateway"), home)
+                outcome["engine"] = containers["inference"].python(
+                    "from services.inference.llama import system_info; print(system_info())"
+                )
             rows = []
-            for name in reversed(ORDER):
+            for name in reversed(containers):
                 code, took_s = containers[name].stop(GRACE_S)
                 rows.append({"image": name, "wrong": wrong[name], "exit": code, "ended_s": round(took_s, 1)})
         finally:
             for container in containers.values():
                 container.remove()
     return rows, outcome
+
+
+def _settings(component: Component) -> dict[str, str]:
+    """What the process is told inside of a container: as on one machine, with the container's own folders."""
+    found = {name: value for name, value in component.environment.items() if name not in _OWN}
+    found |= {name: CACHE for name in found if name.endswith("_CACHE_DIR")}
+    if component.name == "sandbox":
+        found |= {"SMELT_SANDBOX_LEVEL": "confined", "SMELT_SANDBOX_SLOTS": "1"}
+    if component.name == "importer":
+        found["HF_HOME"] = f"{CACHE}/huggingface"
+    return found
 
 
 def main_job(gateway: str, home: Path) -> dict[str, Any]:
