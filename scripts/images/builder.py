@@ -53,16 +53,13 @@ class Builder:
     @cached_property
     def _driver(self) -> str:
         """The first storage driver that mounts here."""
+        probe = self.folder / "probe"
         for driver in DRIVERS:
-            options = [
-                f"--root={self.folder / 'probe'}",
-                f"--runroot={self.folder / 'run'}",
-                f"--storage-driver={driver}",
-            ]
+            options = [f"--root={probe}", f"--runroot={probe / 'run'}", f"--storage-driver={driver}"]
             made = subprocess.run(["buildah", *options, "from", "scratch"], capture_output=True, text=True)
             mounted = subprocess.run(["buildah", *options, "mount", made.stdout.strip()], capture_output=True)
             subprocess.run(["buildah", *options, "rm", "--all"], capture_output=True)
-            shutil.rmtree(self.folder / "probe", ignore_errors=True)
+            shutil.rmtree(probe, ignore_errors=True)
             if made.returncode == 0 and mounted.returncode == 0:
                 return driver
         raise BadConfig(f"buildah cannot mount an image here: {made.stderr.strip()[-300:]}; run it as root")
