@@ -35,7 +35,7 @@ class Region(NamedTuple):
     """A stretch of our own memory, in pages."""
 
     first: int
-    count: int
+    pages: int
 
 
 def find_hot_pages(work: Callable[[], None]) -> set[int]:
