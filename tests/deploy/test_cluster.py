@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -28,7 +29,7 @@ from scripts.cluster.cluster import COUNTS, Cluster, running_cluster
 from smeltkit import telemetry
 from smeltkit.bus.topology import declare
 from smeltkit.jobs import model
-from smeltkit.servers import find_executable, free_ports, is_listening, wait_until
+from smeltkit.servers import free_ports, is_listening, wait_until
 from smeltkit.telemetry.files import read_spans
 from smeltkit.testing.spans import EVALUATION_EDGES, edges_of
 
@@ -93,6 +94,7 @@ async def test_every_gateway_answers_at_both_edges(cluster: Cluster, caller: Cal
             assert (await client.post("/v1/completions", json=body)).json()["usage"]["completion_tokens"] == 3
 
 
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Debian's package prometheus")
 async def test_a_real_prometheus_reads_every_gateway_without_a_key_and_computes_the_rules(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -139,7 +141,7 @@ def prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
     config = {"global": periods, "rule_files": ["rules.yaml"], "scrape_configs": jobs}
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_ports(1)[0]}"
-    command = [str(find_executable("prometheus")), f"--config.file={folder / 'prometheus.yaml'}"]
+    command = ["prometheus", f"--config.file={folder / 'prometheus.yaml'}"]
     command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

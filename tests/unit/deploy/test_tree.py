@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 
 import pytest
@@ -11,7 +12,6 @@ from scripts import alerts, dashboards
 from scripts.manifests import compose, render, schemas, settings
 from scripts.manifests.check import findings, judge_file, unpinned
 from smeltkit.errors import BadConfig
-from smeltkit.servers import find_executable
 from smeltkit.telemetry import names
 
 ROOT, TREE = render.ROOT, render.TREE
@@ -149,10 +149,11 @@ def test_every_alert_has_a_page_and_cases_of_fire_and_of_silence() -> None:
         assert {(f"Smelt{alert.name}", True), (f"Smelt{alert.name}", False)} <= asked, alert.name
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Debian's package prometheus")
 def test_alerts_fire_and_stay_silent_as_their_cases_say() -> None:
-    """By Prometheus's own tool (Debian: prometheus)."""
+    """By Prometheus's own tool."""
     cases = ROOT / "deploy" / "alerts.test.yaml"
-    done = subprocess.run([find_executable("promtool"), "test", "rules", cases], capture_output=True, text=True)
+    done = subprocess.run(["promtool", "test", "rules", cases], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
