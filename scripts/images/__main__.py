@@ -1,14 +1,13 @@
 """`python -m scripts.images build|test|clean [IMAGE ...]`: makes and judges images; runs the platform from them.
 
 All lies below build/images. `build` writes a bill of materials for each image there and ends with 1 if one breaks a
-promise; `test` of all also runs the main job through them and writes benchmarks/results/images.json.
+promise; `test` runs them side by side, all of them with the main job, and writes benchmarks/results/images.json.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.results import save, table
@@ -36,7 +35,7 @@ def main(verb: str, *names: str) -> int:
         print(table([{**row, "wrong": len(row["wrong"])} for row in rows]))
         wrong = [f"{row['image']}: {line}" for row in rows for line in row["wrong"]]
         if verb == "test":
-            wrong += _tried_whole(builder, rows) if not names else _tried(builder, names)[1]
+            wrong += _tried(builder, rows, is_whole=not names)
     except SmeltError as error:
         print(f"WRONG {error}", file=sys.stderr)
         return 1
@@ -64,23 +63,21 @@ def judged(builder: Builder, image: Image) -> dict[str, Any]:
     }
 
 
-def _tried_whole(builder: Builder, rows: list[dict[str, Any]]) -> list[str]:
-    """Runs the platform from its images and records what came of it; what went wrong."""
-    with builder.mounted(images()["inference"]) as root:
-        kinds = cpus.rows(root)
-    print(table([{**row, "wrong": len(row["wrong"])} for row in kinds]))
-    facts, wrong = _tried(builder, trial.ORDER)
-    save("images", rows, cpus=kinds, **facts)
-    return wrong + [f"{row['cpu']}: {line}" for row in kinds for line in row["wrong"]]
-
-
-def _tried(builder: Builder, names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Runs some of the images side by side; what came of it, and what went wrong."""
+def _tried(builder: Builder, rows: list[dict[str, Any]], *, is_whole: bool) -> list[str]:
+    """Runs the images side by side and records what came of it; what went wrong. The whole platform also does a job."""
+    kinds: list[dict[str, Any]] = []
+    if is_whole:
+        with builder.mounted(images()["inference"]) as root:
+            kinds = cpus.rows(root)
+        print(table([{**row, "wrong": len(row["wrong"])} for row in kinds]))
+    names = trial.ORDER if is_whole else [row["image"] for row in rows]
     found, outcome = trial.run(names, images(), builder.storage, FOLDER / "trial")
     print(table([{**row, "wrong": len(row["wrong"])} for row in found]))
-    if outcome:
+    if is_whole:
         print(json.dumps(outcome, indent=1))
-    return {"trial": found, "outcome": outcome}, [f"{row['image']}: {line}" for row in found for line in _wrong(row)]
+    save("images", rows, is_whole=is_whole, cpus=kinds, trial=found, outcome=outcome)
+    wrong = [f"{row['cpu']}: {line}" for row in kinds for line in row["wrong"]]
+    return wrong + [f"{row['image']}: {line}" for row in found for line in _wrong(row)]
 
 
 def _wrong(row: dict[str, Any]) -> list[str]:
