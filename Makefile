@@ -63,7 +63,7 @@ manifests: $(VENV)/dev.stamp ## renders and judges everything below deploy/ (nee
 images: $(VENV)/stack.stamp ## container images without a daemon, judged (needs root, buildah and debootstrap)
 	$(BIN)/python -m scripts.images build
 
-images-test: $(VENV)/stack.stamp ## runs the whole platform from them (needs podman and crun)
+images-test: $(VENV)/stack.stamp ## runs the whole platform from them (needs podman, runc and qemu-user)
 	$(BIN)/python -m scripts.images test
 
 fmt: $(VENV)/dev.stamp ## formats Python and proto files
