@@ -51,6 +51,15 @@ def evaluate(suite: str, data: Path, name: str) -> dict[str, Any]:
     return report
 
 
+def difference(scheme: str, suite: str, baseline: dict[str, Any], report: dict[str, Any]) -> str:
+    """One line: how `report` differs from `baseline`, tested in pairs."""
+    found = smelt("compare", baseline["digest"], report["digest"])
+    points, low, high = (100 * found[name] for name in ("difference", "low", "high"))
+    counts = f"{len(found['gained'])} gained, {len(found['lost'])} lost"
+    interval = f"{points:+5.1f} points [{low:+.1f}, {high:+.1f}]"
+    return f"{scheme:6}  {suite:9}  {interval:28}  {counts}, p = {found['p_value']:.3f}: {found['verdict']}"
+
+
 def quantize(name: str, scheme: str) -> dict[str, Any]:
     """The job and the artifact of one quantization, whose size is told at once."""
     made = smelt("quantize", "ore-11m", "--scheme", scheme, "--name", name)
@@ -137,12 +146,16 @@ def main() -> int:
             "stored" if source["job"]["is_cached"] else "made now",
         ]
     ]
+    first: dict[str, dict[str, Any]] = {}
+    differences = []
     for scheme in SCHEMES:
         name = f"ore-11m:{scheme.lower()}"
         made = quantize(name, scheme)
         reports = {suite: evaluate(suite, data, name) for suite, data in suites.items()}
         is_cached = made["job"]["is_cached"] and all(report["is_cached"] for report in reports.values())
         rows.append(_row(scheme, made["artifact"], reports, is_cached))
+        differences += [difference(scheme, suite, first[suite], report) for suite, report in reports.items() if first]
+        first = first or reports
     reply = smelt("run", "ore-11m:q8_0", PROMPT)
     out = Console(highlight=False, width=TABLE_WIDTH)
     out.print(f"\n{PROMPT}\n", style="italic")
@@ -160,9 +173,7 @@ def main() -> int:
         table.add_row(*row)
     out.print()
     out.print(table)
-    out.print(
-        "Intervals that overlap show no difference; `smelt results` and `smelt compare` test two reports in pairs."
-    )
+    out.print(f"problem by problem against {SCHEMES[0]}:", *differences, sep="\n  ", markup=False)
     if problem:
         out.print(f"HumanEval was not scored: {problem}", markup=False)
     trace_id = os.environ["TRACEPARENT"].split("-")[1]

@@ -122,6 +122,7 @@ def judgement_document(reply: evaluator_pb2.GetReportResponse) -> dict[str, Any]
         "passed": score and score.passed,
         "pass_at_1": score and score.value,
         "interval": score and [score.low, score.high],
+        "without_completion": sum(sample.finish_reason == "none" for sample in reply.samples),
         "problems": [
             {
                 "task_id": sample.problem,

@@ -6,9 +6,11 @@ Only here the heavy part (gRPC, OpenTelemetry) is loaded, when a command really 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, NoReturn
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -19,7 +21,8 @@ from smeltkit.errors import SmeltError
 if TYPE_CHECKING:
     from gateway.cli.session import Session
 
-INTERRUPTED = 130
+INTERRUPTED, READER_LEFT = 130, 141
+"""What a shell gives for SIGINT and SIGPIPE."""
 Work = Callable[["Session"], Awaitable[None]]
 
 
@@ -38,19 +41,16 @@ def run(command: str, work: Work, *, as_json: bool = False) -> None:
             async with open_session(address, output) as session:
                 await work(session)
 
-    shutdown = None
-    try:
+    def traced() -> None:
         check_settings()
         trace_dir = "" if configured_gateway() else str(smelt_home() / "traces")
-        shutdown = telemetry.setup("cli", log_stream=sys.stderr, log_level="WARNING", trace_dir=trace_dir)
+        ending.callback(telemetry.setup("cli", log_stream=sys.stderr, log_level="WARNING", trace_dir=trace_dir))
         asyncio.run(main(gateway_address(output)))
-    except SmeltError as error:
-        fail(output, error)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        if shutdown is not None:
-            shutdown()
+
+    with ExitStack() as ending:
+        code = _exit_code(output, traced)
+    if code:
+        raise typer.Exit(code)
 
 
 def _parent() -> dict[str, str]:
@@ -63,16 +63,29 @@ def run_locally(work: Callable[[Output], None], *, as_json: bool = False) -> Non
     from gateway.cli.settings import check_settings
 
     output = Output(as_json)
-    try:
+
+    def checked() -> None:
         check_settings()
         work(output)
+
+    if code := _exit_code(output, checked):
+        raise typer.Exit(code)
+
+
+def _exit_code(output: Output, work: Callable[[], None]) -> int:
+    """Does `work`; the exit code of how it ended. What is no refusal and no wish of the user passes through."""
+    try:
+        work()
+        sys.stdout.flush()
     except SmeltError as error:
-        fail(output, error)
+        output.error(error)
+        return error.exit_code
+    except typer.Exit as end:
+        return end.exit_code
     except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def fail(output: Output, error: SmeltError) -> NoReturn:
-    """Prints the error and ends with its exit code."""
-    output.error(error)
-    raise typer.Exit(error.exit_code) from None
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader left, as `head` does: nothing may be left to write at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_LEFT
+    return 0

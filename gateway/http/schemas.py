@@ -81,7 +81,9 @@ class GenerationRequest(_Strict):
     top_k: int | None = Field(default=None, ge=0, le=_INT32_MAX, description="0, the default, keeps all tokens.")
     min_p: float | None = Field(default=None, description="0 to 1; default 0.")
     repetition_penalty: float | None = Field(default=None, description="0.1 to 10; default 1.")
-    seed: int | None = Field(default=None, ge=0, le=2**64 - 1, description="Equal seeds give equal draws; default 0.")
+    seed: int | None = Field(
+        default=None, ge=0, le=limits.SEED_MAX, description="Equal seeds give equal draws; default 0."
+    )
     stop: Annotated[list[str], BeforeValidator(_to_list, json_schema_input_type=str | list[str] | None)] = Field(
         default=[],
         max_length=limits.STOP_STRINGS_MAX,

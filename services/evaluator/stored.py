@@ -70,11 +70,15 @@ def read_completions(data: bytes, problems: Iterable[Problem]) -> dict[str, tupl
         if name not in known:
             raise BadFile(f"completions: row {index + 1}: field 'task_id' is {task!r}, which the suite does not have")
         found.setdefault(name, []).append(completion)
-    sizes = {len(texts) for texts in found.values()}
-    if len(sizes) != 1 or max(sizes) > limits.EVALUATION_SAMPLES_MAX:
+    if not found:
+        raise BadFile("completions: there is none; give JSON lines with task_id and completion")
+    fewest, most = (choose(found, key=lambda name: len(found[name])) for choose in (min, max))
+    if len(found[fewest]) != len(found[most]):
         raise BadFile(
-            f"completions: {len(found)} problems with {sorted(sizes)[:5]} completions each; give all the same"
+            f"completions: {fewest} has {len(found[fewest])} and {most} has {len(found[most])}; give all as many"
         )
+    if len(found[most]) > limits.EVALUATION_SAMPLES_MAX:
+        raise BadFile(f"completions: {most} has {len(found[most])}; allowed: 1 to {limits.EVALUATION_SAMPLES_MAX}")
     return {name: tuple(texts) for name, texts in found.items()}
 
 

@@ -72,8 +72,14 @@ def _set_up_traces(
 ) -> Callable[[], None]:
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     if config.trace_dir:
-        provider.add_span_processor(CrashRecorder(Path(config.trace_dir) / "crashes", service))
-        provider.add_span_processor(SimpleSpanProcessor(FileSpanExporter(Path(config.trace_dir), service)))
+        try:
+            provider.add_span_processor(CrashRecorder(Path(config.trace_dir) / "crashes", service))
+            provider.add_span_processor(SimpleSpanProcessor(FileSpanExporter(Path(config.trace_dir), service)))
+        except OSError as error:
+            raise BadConfig(
+                f"traces cannot be written to {config.trace_dir} ({error.strerror}); set SMELT_HOME or"
+                " SMELT_TELEMETRY_TRACE_DIR to a folder that can be written"
+            ) from error
     if _wants_otlp("TRACES", environ):
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 

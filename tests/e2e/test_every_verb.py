@@ -215,7 +215,7 @@ def judge(smelt: Smelt, _: Any, folder: Path) -> None:
     lines = (json.dumps({"task_id": row["task_id"], "completion": text}) for row, text in zip(rows, texts, strict=True))
     (folder / "completions.jsonl").write_text("\n".join(lines))
     judged = smelt("judge", *SUITE, "--completions", str(folder / "completions.jsonl"))
-    assert (judged["passed"], judged["total"]) == (1, 200)
+    assert (judged["passed"], judged["total"], judged["without_completion"]) == (1, 200, 198)
     assert [entry["passed"] for entry in judged["problems"][:2]] == [True, False]
 
 

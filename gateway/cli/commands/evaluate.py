@@ -21,6 +21,7 @@ from gateway.cli.reports_view import (
     suites_view,
 )
 from gateway.cli.runner import run
+from smeltkit import limits
 from smeltkit.ids import new_id
 
 if TYPE_CHECKING:
@@ -34,13 +35,30 @@ def eval_(
     reference: Reference,
     suite: SuiteName,
     data: Data = "",
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Samples a problem.")] = 1,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, max=limits.EVALUATION_SAMPLES_MAX, help="Samples a problem.")
+    ] = 1,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy and allows one sample only.")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", help="Share of probability kept.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Each sample's seed is derived from it.")] = 0,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=0, help="Per completion; 0 for the suite's own.")] = 0,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first n problems: a partial score.")] = 0,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=0, help="Completions in flight; 0 to leave it.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=limits.SEED_MAX, help="Each sample's seed is derived from it.")
+    ] = 0,
+    max_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-tokens", min=0, max=limits.EVALUATION_TOKENS_MAX, help="Per completion; 0 for the suite's own."
+        ),
+    ] = 0,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", min=0, max=limits.SUITE_ROWS_MAX, help="Only the first n problems: a partial score."),
+    ] = 0,
+    concurrency: Annotated[
+        int,
+        typer.Option(
+            "--concurrency", min=0, max=limits.EVALUATION_CONCURRENCY_MAX, help="Completions in flight; 0 to leave it."
+        ),
+    ] = 0,
     plan: Plan = False,
     wait: Wait = True,
     as_json: Json = False,
@@ -108,6 +126,8 @@ def judge(
         asked = evaluator_pb2.GetReportRequest(digest=job.result_digest, with_samples=True)
         reply = await session.call(session.evaluator.GetReport, asked)
         document = {**judgement_document(reply), "job": job.id}
+        if absent := document["without_completion"]:
+            session.output.note(f"{absent} of {document['total']} problems have no completion; they count as failed")
         session.output.show(document, samples_view(reply), *report_view(reply.report))
 
     run("judge", work, as_json=as_json)

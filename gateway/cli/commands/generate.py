@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=0, help="At most this many new tokens; 0 for the context.")]
+MaxTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-tokens", min=0, max=limits.NEW_TOKENS_MAX, help="At most this many new tokens; 0 for the context."
+    ),
+]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Share of probability kept.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=limits.SEED_MAX, help="Seed of the sampling.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the reply; may be given again.")]
 TruncatePrompt = Annotated[
     bool, typer.Option("--truncate-prompt", help="Drop the oldest tokens of a prompt that is too long.")

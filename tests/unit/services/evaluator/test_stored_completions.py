@@ -54,8 +54,8 @@ def test_mbpp_problems_may_be_named_by_number() -> None:
             _lines({"task_id": "Tiny/0", "completion": ""}, {"task_id": True, "completion": ""}),
             "row 2: field 'task_id'",
         ),
-        (_lines(*({"task_id": f"Tiny/{i}", "completion": ""} for i in (0, 0, 1))), "2 problems with"),
-        (b"", "0 problems with"),
+        (_lines(*({"task_id": f"Tiny/{i}", "completion": ""} for i in (0, 0, 1))), "Tiny/1 has 1 and Tiny/0 has 2"),
+        (b"", "there is none; give JSON lines"),
     ],
 )
 def test_malformed_completions_are_refused_by_row_and_field(data: bytes, message: str, tmp_path: Path) -> None:
