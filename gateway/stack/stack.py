@@ -99,9 +99,12 @@ async def _start(home: Path, state: StackState, report: Report) -> None:
 
 async def _bring_up(home: Path, state: StackState, components: Sequence[Component], report: Report) -> None:
     """Leaves what is healthy alone, and makes the rest so, all at a time."""
-    health = await asyncio.gather(*(_health(state, component.name) for component in components))
+    health = await asyncio.gather(*(_settled_health(state, component.name) for component in components))
     broken = [component for component, found in zip(components, health, strict=True) if found != "healthy"]
     left = [state.processes[item.name] for item in broken if item.name in state.processes]
+    silent = [component.name for component, found in zip(components, health, strict=True) if found == "unhealthy"]
+    if silent:
+        report(f"replacing {', '.join(silent)}: no answer within {limits.STACK_PATIENCE_S:.0f} s")
     stop_processes(left, timeout_s=limits.STACK_DRAIN_GRACE_S)
     for component in broken:
         await _wait_ports_free(home, component)
@@ -163,6 +166,16 @@ async def _health(state: StackState, name: str) -> Health:
     if record is None or not is_running(record):
         return "stopped"
     return "healthy" if await is_healthy(name, state.address(name)) else "unhealthy"
+
+
+async def _settled_health(state: StackState, name: str) -> Health:
+    """As `_health`; what runs has STACK_PATIENCE_S to answer, for a loaded machine is no reason to stop it."""
+    deadline = time.monotonic() + limits.STACK_PATIENCE_S
+    found = await _health(state, name)
+    while found == "unhealthy" and time.monotonic() < deadline:
+        await asyncio.sleep(limits.STACK_POLL_S)
+        found = await _health(state, name)
+    return found
 
 
 async def _wait_ports_free(home: Path, component: Component) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from gateway import stack
 from gateway.stack.components import platform_config
 from gateway.stack.process import ProcessRecord, is_running
 from gateway.stack.state import SERVERS, SERVICES, StackState, load_credentials
+from smeltkit import limits
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.errors import BadConfig, DiskFull, PortTaken, StackDown
 from smeltkit.servers import is_port_free
@@ -113,8 +115,21 @@ def test_process_that_does_not_answer_is_replaced(home: Path) -> None:
     before = pids(home)
     kill(home, "trainer", signal.SIGSTOP)
     assert {item.name: item.health for item in stack.status(home).components}["trainer"] == "unhealthy"
-    assert stack.start(home).is_up
+    told: list[str] = []
+    assert stack.start(home, report=told.append).is_up
     assert pids(home)["trainer"] != before["trainer"]
+    assert told[0] == f"replacing trainer: no answer within {limits.STACK_PATIENCE_S:.0f} s"
+
+
+def test_process_that_answers_late_is_left_alone(home: Path) -> None:
+    """As on a loaded machine: it is stopped for a while only."""
+    before = pids(home)
+    kill(home, "trainer", signal.SIGSTOP)
+    timer = threading.Timer(limits.STACK_CHECK_TIMEOUT_S + 1, kill, (home, "trainer", signal.SIGCONT))
+    timer.start()
+    assert stack.start(home).is_up
+    timer.join()
+    assert pids(home) == before
 
 
 def test_two_starters_do_not_start_anything_twice(home: Path) -> None:
