@@ -106,7 +106,7 @@ def check(reference: Reference, wait: Wait = True, as_json: Json = False) -> Non
 @app.command("quantize")
 def quantize(
     reference: Reference,
-    scheme: Annotated[str, typer.Option("--scheme", help="F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or Q4_0.")],
+    scheme: Annotated[str, typer.Option("--scheme", help="F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or Q4_0.")],
     name: Annotated[
         str, typer.Option("--name", help="Name for the result; by default REF's with the scheme as tag.")
     ] = "",
@@ -119,7 +119,7 @@ def quantize(
     async def work(session: Session) -> None:
         bundle = await session.whole(reference)
         target = name or _default_name(bundle, scheme)
-        spec = importer_pb2.QuantizeSpec(bundle=bundle, scheme=scheme, name=check_name(target))
+        spec = importer_pb2.QuantizeSpec(bundle=bundle, scheme=scheme.upper(), name=check_name(target))
         if plan:
             reply = await session.call(session.importer.PlanQuantize, importer_pb2.PlanQuantizeRequest(spec=spec))
             session.output.show(plan_document(reply.plan), *plan_view(reply.plan))

@@ -210,12 +210,12 @@ async def test_failed_job_ends_with_1_and_tells_reason_and_job() -> None:
         "JobService.WatchJob": watched(job("FAILED", error=failure)),
     }
     async with gateway(answers) as running:
-        ended = await running.smelt("quantize", "ore-11m", "--scheme", "Q8_0")
+        ended = await running.smelt("quantize", "ore-11m", "--scheme", "q8_0")
         (request,) = running.requests["ImporterService.StartQuantize"]
     assert ended.code == 1
     for text in ("PROBE_FAILED", "check the template", "smelt jobs trace job-1"):
         assert text in ended.err
-    assert request.spec.name == "ore-11m:q8_0"
+    assert (request.spec.name, request.spec.scheme) == ("ore-11m:q8_0", "Q8_0")
 
 
 async def test_interrupted_command_leaves_the_job_and_says_how_to_cancel() -> None:
