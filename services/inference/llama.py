@@ -47,7 +47,7 @@ class LlamaConfig:
     is_split: bool
     """Whether each slot has `cells / slots` of its own."""
     batch_rows: int
-    """Rows of a step at most."""
+    """Rows of a step at most; llama.cpp takes no more than there are cells."""
     output_rows: int
     """Rows of a step with logits at most; at least `slots`."""
     threads: int
@@ -121,7 +121,7 @@ class LlamaEngine:
             slots=config.slots,
             cells=int(llama_cpp.llama_n_ctx(self._context)),
             slot_cells=int(llama_cpp.llama_n_ctx_seq(self._context)),
-            batch_rows=config.batch_rows,
+            batch_rows=int(llama_cpp.llama_n_batch(self._context)),
             output_rows=config.output_rows,
             rows_floor=AMX_ROWS_FLOOR if "AMX_INT8 = 1" in system_info() else 1,
         )
