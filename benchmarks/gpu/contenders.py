@@ -43,7 +43,10 @@ def random_state(config: ModelConfig, seed: int) -> dict[str, Tensor]:
 
 
 def ours(shape: str, method: str, state: str = "float32", ranks: Ranks = ALONE, *, regathers: bool = True) -> Step:
-    """Our decoder and step, with optimizer state of that type; of several `ranks` this one's part."""
+    """Our decoder and step, with optimizer state of that type; of several `ranks` this one's part.
+
+    State `offload` is float32 in the memory of the host.
+    """
     config = ModelConfig.from_hf(SHAPES[shape])
     with torch.device("meta"):
         decoder = Decoder(config, kernels=triton_kernels())
@@ -54,7 +57,8 @@ def ours(shape: str, method: str, state: str = "float32", ranks: Ranks = ALONE, 
         torch.manual_seed(1)
         attach(decoder, LoraSettings(rank=RANK, alpha=2 * RANK))
     shard(decoder, ranks, regathers=regathers)
-    optimizer = Optimizer(decoder.named_parameters(), AdamSettings(state=state))
+    settings = AdamSettings(offload=True) if state == "offload" else AdamSettings(state=state)
+    optimizer = Optimizer(decoder.named_parameters(), settings)
 
     def step(*tokens: Tensor) -> float:
         packs = [full_pack(each) for each in tokens]

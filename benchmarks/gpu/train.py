@@ -47,9 +47,11 @@ CASES: dict[str, dict[str, Any]] = {
         "shape": "1.5B", "method": "full", "state": "int8", "sequences": 4,
         "contenders": ("ours", "ours in float32"),
     },
-    "7B-full": {
-        "shape": "7B", "method": "full", "state": "bfloat16", "sequences": 4, "contenders": ("ours", "peer"),
+    "1.5B-offload": {
+        "shape": "1.5B", "method": "full", "state": "offload", "sequences": 4,
+        "contenders": ("ours", "ours in float32"),
     },
+    "7B-full": {"shape": "7B", "method": "full", "state": "bfloat16", "sequences": 4},
 }  # fmt: skip
 WARM_STEPS, COMPARED_STEPS, TIMED_STEPS = 3, 50, 8
 
