@@ -128,7 +128,7 @@ class SelfAttention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         if not self._config.fused_projections:
-            return self.q(x), self.k(x), self.v(x)
+            return side_by_side(x, self.q, self.k, self.v)
         size = self._config.dimensions()
         parts: tuple[Tensor, ...] = self.qkv(x).split((size["q"], size["kv"], size["kv"]), dim=-1)
         return parts
@@ -150,9 +150,15 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the MLP adds to the residual stream [T, hidden]."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1) if self._is_fused else (self.gate(x), self.up(x))
+        gate, up = self.gate_up(x).chunk(2, dim=-1) if self._is_fused else side_by_side(x, self.gate, self.up)
         out: Tensor = self.down(self._kernels.swiglu(gate, up))
         return out
+
+
+def side_by_side(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """The outputs of layers that share the input x, in one go where the first has `together` to do so."""
+    together = getattr(layers[0], "together", None)
+    return together(x, layers) if together else tuple(layer(x) for layer in layers)
 
 
 class RmsNorm(nn.Module):

@@ -8,8 +8,8 @@ arXiv:2402.09353) also learns the length m of each row: m / |W + scale B A| time
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_nf4 import Nf4Linear
 
 _WIDE: Final = 2
-"""Quotient of a layer's widths from which its wider side is made in one product."""
+"""Quotient of widths from which the wider side is made in one product."""
 Frozen = nn.Linear | Nf4Linear
 """What an adapter can be put on: `weight`, for NF4 made anew whenever it is asked for, and `bias`."""
 
@@ -49,18 +49,28 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, outputs] of x [T, inputs]."""
-        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        if self._is_plain:
+            return _adapted(x, (self,), with_bias=True)[0]
         is_dropping = self.dropout > 0 and self.training
         kept = functional.dropout(x, self.dropout) if is_dropping else x
-        if self.magnitude is None and is_dropping:
-            return torch.addmm(self.base(x), functional.linear(kept, a), b.T, alpha=self.scale)
-        bias = self.base.bias if self.magnitude is None else None
-        out: Tensor = _Adapted.apply(kept, self.base, bias, a, b, self.scale)  # type: ignore[no-untyped-call]
         if self.magnitude is None:
-            return out
+            a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+            return torch.addmm(self.base(x), functional.linear(kept, a), b.T, alpha=self.scale)
+        out = _adapted(kept, (self,), with_bias=False)[0]
         rest = self.base(x - kept) if is_dropping else self.base.bias
         # Half precision holds a gain less 1 far better than a gain near 1.
         return torch.addcmul(out if rest is None else out + rest, out, (self._gain(self.magnitude) - 1).to(x.dtype))
+
+    @staticmethod
+    def together(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+        """The outputs of layers that share an input: what they share is computed once."""
+        plain = [layer for layer in layers if isinstance(layer, LoraLinear) and layer._is_plain]
+        return _adapted(x, plain, with_bias=True) if len(plain) == len(layers) else tuple(each(x) for each in layers)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether nothing but W and B A makes the output."""
+        return self.magnitude is None and not (self.dropout > 0 and self.training)
 
     def merged(self) -> Tensor:
         """The one weight [outputs, inputs] in float32 that computes the same without an adapter."""
@@ -77,58 +87,109 @@ class LoraLinear(nn.Module):
         return magnitude * torch.rsqrt(square.clamp(min=1e-30))
 
 
+def _adapted(x: Tensor, layers: Sequence[LoraLinear], *, with_bias: bool) -> tuple[Tensor, ...]:
+    """x W^T + bias + scale (x A^T) B^T [T, outputs] of each layer."""
+    parts = tuple(_Part(layer.base, layer.base.bias if with_bias else None, layer.scale) for layer in layers)
+    parameters = (*(layer.a for layer in layers), *(layer.b for layer in layers))
+    outs: tuple[Tensor, ...] = _Adapted.apply(x, parts, *parameters)  # type: ignore[no-untyped-call]
+    return outs
+
+
+class _Part(NamedTuple):
+    """What is frozen of an adapted layer."""
+
+    base: Frozen
+    bias: Tensor | None
+    scale: float
+
+
 class _Adapted(torch.autograd.Function):
-    """x W^T + bias + scale (x A^T) B^T for a frozen W, with both products added where the other's result stands.
+    """x W^T + bias + scale (x A^T) B^T for layers of one input and frozen W, each sum made where its parts stand.
 
     Autograd alone would write the sums of outputs and of gradients by x as tensors of their own, once more through
-    memory for each adapter. Where the result is much wider than what it is made of, even adding in place costs more
-    than one product of longer rows, [x | x A^T] [W | scale B]^T, with the copy of both that this takes. W is asked for
-    again in the backward pass, so that one in NF4 is never kept dequantized.
+    memory for each adapter and each layer; here the As are one matrix, and every product is added to what is there.
+    Where outputs are much wider than x, even that costs more than one product of longer rows for all layers,
+    [x | x A^T] [W | scale B]^T, with the copy of both that this takes; likewise backward where x is much wider. W is
+    asked for again in the backward pass, so that one in NF4 is never kept dequantized.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, base: Frozen, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        """Keeps x, which the layer's neighbours keep as well, and the [T, r] product."""
-        inner = functional.linear(x, a)
-        ctx.save_for_backward(x, a, b, inner)
-        ctx.base, ctx.scale = base, scale
-        if base.out_features >= _WIDE * base.in_features:
-            return functional.linear(torch.cat((x, inner), 1), _beside(base, b * scale), bias)
-        return functional.linear(x, base.weight, bias).addmm_(inner, b.T, alpha=scale)
+    def forward(ctx: Any, x: Tensor, parts: tuple[_Part, ...], *parameters: Tensor) -> tuple[Tensor, ...]:
+        """`parameters` are every A and then every B. Keeps x, as the layers' neighbours do, and the [T, r] products."""
+        rows, columns = parameters[: len(parts)], parameters[len(parts) :]
+        ctx.parts, ctx.dtype, ranks = parts, rows[0].dtype, [len(a) for a in rows]
+        above, *halves = x.new_empty(sum(ranks), x.shape[1]), *(b.new_empty(b.shape, dtype=x.dtype) for b in columns)
+        torch._foreach_copy_([*above.split(ranks), *halves], list(parameters))
+        inner = functional.linear(x, above)
+        ctx.save_for_backward(x, above, inner, *halves)
+        if sum(part.base.out_features for part in parts) >= _WIDE * x.shape[1]:
+            biases = [part.bias for part in parts if part.bias is not None]
+            wide = functional.linear(
+                torch.cat((x, inner), 1), _beside(parts, halves), torch.cat(biases) if biases else None
+            )
+            return wide.split([part.base.out_features for part in parts], 1)
+        return tuple(
+            functional.linear(x, part.base.weight, part.bias).addmm_(own, b.T, alpha=part.scale)
+            for part, own, b in zip(parts, inner.split(ranks, 1), halves, strict=True)
+        )
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients by x, A and B."""
-        x, a, b, inner = ctx.saved_tensors
-        by_inner = upstream @ b * ctx.scale
-        by_b = upstream.T @ inner * ctx.scale
-        by_x = None
-        if ctx.needs_input_grad[0] and ctx.base.in_features >= _WIDE * ctx.base.out_features:
-            by_x = torch.cat((upstream, by_inner), 1) @ _above(ctx.base, a)
-        elif ctx.needs_input_grad[0]:
-            by_x = (upstream @ ctx.base.weight).addmm_(by_inner, a)
-        return by_x, None, None, by_inner.T @ x, by_b, None
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients by x, every A and every B."""
+        x, above, inner, *halves = ctx.saved_tensors
+        ranks = [b.shape[1] for b in halves]
+        by_inner, by_columns = torch.empty_like(inner), []
+        for part, upstream, b, own, target in zip(
+            ctx.parts, upstreams, halves, inner.split(ranks, 1), by_inner.split(ranks, 1), strict=True
+        ):
+            torch.addmm(target, upstream, b, beta=0, alpha=part.scale, out=target)
+            by_columns.append(torch.addmm(own[:1], upstream.T, own, beta=0, alpha=part.scale))
+        by_x = _by_input(ctx.parts, upstreams, by_inner, above) if ctx.needs_input_grad[0] else None
+        found = [*(by_inner.T @ x).split(ranks), *by_columns]
+        grads = [torch.empty_like(value, dtype=ctx.dtype) for value in found]
+        torch._foreach_copy_(grads, found)
+        return by_x, None, *grads
 
 
-def _beside(base: Frozen, columns: Tensor) -> Tensor:
-    """[W | columns] of columns [outputs, r]."""
-    if isinstance(base, nn.Linear):
-        return torch.cat((base.weight, columns), 1)
-    found = columns.new_empty(base.out_features, base.in_features + columns.shape[1])
-    base.dequantized(found[:, : base.in_features])
-    found[:, base.in_features :] = columns
+def _by_input(parts: Sequence[_Part], upstreams: Sequence[Tensor], by_inner: Tensor, above: Tensor) -> Tensor:
+    """The gradient by x [T, inputs]: every upstream by its W, and `by_inner` [T, r] by all As [r, inputs]."""
+    if len(parts) == 1 and above.shape[1] >= _WIDE * parts[0].base.out_features:
+        return torch.cat((upstreams[0], by_inner), 1) @ _above(parts[0].base, above)
+    found = upstreams[0] @ parts[0].base.weight
+    for part, upstream in zip(parts[1:], upstreams[1:], strict=True):
+        found.addmm_(upstream, part.base.weight)
+    return found.addmm_(by_inner, above)
+
+
+def _beside(parts: Sequence[_Part], columns: Sequence[Tensor]) -> Tensor:
+    """[W | scale B] of each part, one above the other, each B in columns of its own."""
+    heights, widths = zip(*(b.shape for b in columns), strict=True)
+    inputs = parts[0].base.in_features
+    found = columns[0].new_empty(sum(heights), inputs + sum(widths))
+    if len(parts) > 1:
+        found[:, inputs:].zero_()
+    begins = [inputs + sum(widths[:number]) for number in range(len(parts))]
+    for part, b, begin, rows in zip(parts, columns, begins, found.split(heights), strict=True):
+        _write(part.base, rows[:, :inputs])
+        torch.mul(b, part.scale, out=rows[:, begin : begin + b.shape[1]])
     return found
 
 
 def _above(base: Frozen, rows: Tensor) -> Tensor:
     """W above rows [r, inputs]."""
-    if isinstance(base, nn.Linear):
-        return torch.cat((base.weight, rows))
     found = rows.new_empty(base.out_features + len(rows), base.in_features)
-    base.dequantized(found[: base.out_features])
+    _write(base, found[: base.out_features])
     found[base.out_features :] = rows
     return found
+
+
+def _write(base: Frozen, target: Tensor) -> None:
+    """Writes W to `target` [outputs, inputs], a part of a larger matrix."""
+    if isinstance(base, nn.Linear):
+        target.copy_(base.weight)
+    else:
+        base.dequantized(target)
 
 
 def attach(decoder: Decoder, config: LoraSettings) -> list[str]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from smeltkit.ml.kernels.triton_launch import block_of, exact_type, rows_of, warps_of
 
-_ROWS = 32
-"""Rows of one program of the backward pass."""
+_ROWS, _ROWS_FROZEN = 32, 2
+"""Rows of one program of the backward pass, with a share of the weight's gradient to keep and without."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -51,15 +51,17 @@ class _RmsNorm(torch.autograd.Function):
         count, size = rows.shape
         above = rows_of(upstream)
         by_x = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        grid = triton.cdiv(count, _ROWS)
-        shares = torch.empty((grid, size), dtype=scales.dtype, device=rows.device)
+        has_weight = ctx.needs_input_grad[1]
+        per_program = _ROWS if has_weight else _ROWS_FROZEN
+        grid = triton.cdiv(count, per_program)
+        shares = torch.empty((grid, size) if has_weight else 0, dtype=scales.dtype, device=rows.device)
         block = block_of(size)
         _backward[(grid,)](
             rows, weight, scales, above, by_x, shares, rows.stride(0), above.stride(0), count, size,
-            ROWS=_ROWS, BLOCK=block, EXACT=exact_type(rows), WITH_WEIGHT=ctx.needs_input_grad[1],
+            ROWS=per_program, BLOCK=block, EXACT=exact_type(rows), WITH_WEIGHT=has_weight,
             num_warps=warps_of(block),
         )  # fmt: skip
-        by_weight = shares.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        by_weight = shares.sum(0).to(weight.dtype) if has_weight else None
         return by_x.view(upstream.shape), by_weight, None
 
 
