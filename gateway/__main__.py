@@ -18,7 +18,7 @@ from gateway.http.app import build_app, build_metrics_app
 from gateway.http.config import HttpConfig
 from gateway.http.metrics import Metrics
 from gateway.http_server import serve_http
-from smeltkit import limits, telemetry
+from smeltkit import limits
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus.client import Bus
 from smeltkit.catalog import Catalog
@@ -29,6 +29,7 @@ from smeltkit.jobs.sweeper import run_sweeper
 from smeltkit.routing.channel import open_inference
 from smeltkit.rpc.channel import open_channel
 from smeltkit.rpc.server import RpcConfig, ServiceHost
+from smeltkit.service import run_service
 
 
 async def serve() -> None:
@@ -89,12 +90,8 @@ async def serve() -> None:
 
 
 def main() -> None:
-    """Wires telemetry around the gateway."""
-    shutdown = telemetry.setup("gateway")
-    try:
-        asyncio.run(serve())
-    finally:
-        shutdown()
+    """Serves, as a process of its own."""
+    run_service("gateway", serve)
 
 
 async def _is_serving(channel: grpc.aio.Channel) -> bool:

@@ -35,7 +35,10 @@ def from_environment(cls: type[T], prefix: str, environ: Mapping[str, str] | Non
     missing = [key for key, field in fields.items() if field.name not in values and not _has_default(field)]
     if missing:
         raise BadConfig(f"{', '.join(missing)} must be set")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except BadConfig as error:
+        raise BadConfig(f"{prefix}*: {error.message}") from error
 
 
 def check_known(cls: type[Any], prefix: str, environ: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ from typing import Literal
 from gateway.stack.components import Component, platform_config, server_components, service_components
 from gateway.stack.health import is_healthy, wait_healthy, wait_writable
 from gateway.stack.process import is_running, start_process, stop_processes
+from gateway.stack.settings import check_settings, other_settings
 from gateway.stack.state import SERVERS, SERVICES, StackState, load_credentials
 from smeltkit import limits
 from smeltkit.bus import topology
@@ -60,7 +61,8 @@ class StackStatus:
 def start(home: Path, *, report: Report | None = None) -> StackStatus:
     """Starts what does not run, replaces what does not answer, and waits until all is healthy.
 
-    PortTaken if somebody else took a port meanwhile; StackDown or Timeout name the log of what did not come up.
+    BadConfig, before anything is started, if a service would refuse its settings. PortTaken if somebody else took a
+    port meanwhile; StackDown or Timeout name the log of what did not come up.
     `report` gets a line for each thing done. Blocks; not for use on an event loop.
     """
     home = _prepared(home)
@@ -91,10 +93,14 @@ def status(home: Path) -> StackStatus:
 async def _start(home: Path, state: StackState, report: Report) -> None:
     credentials = load_credentials(home)
     platform = platform_config(state, credentials)
+    services = service_components(home, state, credentials, environment())
+    for component in services:
+        check_settings(component)
     await _bring_up(home, state, server_components(home, state, credentials), report)
     await wait_writable(platform)
     await _apply_topology(platform, report)
-    await _bring_up(home, state, service_components(home, state, credentials, environment()), report)
+    await _bring_up(home, state, services, report)
+    _tell_other_settings(state, services, report)
 
 
 async def _bring_up(home: Path, state: StackState, components: Sequence[Component], report: Report) -> None:
@@ -117,6 +123,16 @@ async def _bring_up(home: Path, state: StackState, components: Sequence[Componen
     await asyncio.gather(
         *(wait_healthy(item, state.processes[item.name], _log_path(home, item.name)) for item in broken)
     )
+
+
+def _tell_other_settings(state: StackState, services: Sequence[Component], report: Report) -> None:
+    """Says which processes were left alone though they were started with other settings than now."""
+    for component in services:
+        if found := other_settings(component, state.processes[component.name]):
+            report(
+                f"{component.name} runs with other settings than now ({', '.join(found)}); `smelt down`, then "
+                "`smelt up`, takes the new ones"
+            )
 
 
 async def _apply_topology(platform: PlatformConfig, report: Report) -> None:

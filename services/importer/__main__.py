@@ -10,18 +10,12 @@ from services.importer.config import ImporterConfig
 from services.importer.servicer import ImporterServicer
 from services.importer.verbs import Importer
 from services.importer.worker import Handlers, Tools
-from smeltkit import telemetry
 from smeltkit.blobs.cache import NodeCache
-from smeltkit.blobs.s3 import S3Store
-from smeltkit.bus.client import Bus
-from smeltkit.catalog import Catalog
 from smeltkit.config import PlatformConfig, from_environment
-from smeltkit.jobs.ledger import JobLedger
-from smeltkit.jobs.stages import StageCache
-from smeltkit.jobs.sweeper import Sweeper
-from smeltkit.jobs.worker import Worker
+from smeltkit.jobs.workshop import open_workshop
 from smeltkit.probing import InferenceProber
 from smeltkit.rpc.server import RpcConfig, ServiceHost
+from smeltkit.service import run_service
 from smeltkit.workspaces import Workspaces
 
 
@@ -29,24 +23,17 @@ async def serve() -> None:
     """Serves and works until SIGTERM."""
     config = from_environment(ImporterConfig, "SMELT_IMPORTER_")
     platform, rpc = from_environment(PlatformConfig, "SMELT_PLATFORM_"), from_environment(RpcConfig, "SMELT_RPC_")
-    store = S3Store(platform)
-    await asyncio.to_thread(store.prove)
-    bus = await Bus.connect(platform, name="importer")
-    try:
-
-        async def exists(digest: str) -> bool:
-            return await asyncio.to_thread(store.has_manifest, digest)
-
+    async with open_workshop("importer", platform) as workshop:
         workspaces = Workspaces(config.cache_dir / "work")
         await asyncio.to_thread(workspaces.reap)
         tools = Tools(
             config=config,
-            store=store,
-            cache=NodeCache(config.cache_dir / "bundles", store, config.cache_bytes),
+            store=workshop.store,
+            cache=NodeCache(config.cache_dir / "bundles", workshop.store, config.cache_bytes),
             workspaces=workspaces,
-            stages=StageCache(bus, exists),
-            catalog=Catalog(bus),
-            bus=bus,
+            stages=workshop.stages,
+            catalog=workshop.catalog,
+            bus=workshop.bus,
             prober=InferenceProber(
                 config.inference_address,
                 token=rpc.secret(),
@@ -54,27 +41,18 @@ async def serve() -> None:
                 start_s=platform.inference_start_s,
             ),
         )
-        ledger = JobLedger(bus)
         host = ServiceHost("importer", rpc)
         host.add(
             "smelt.importer.v1.ImporterService",
             importer_pb2_grpc.add_ImporterServiceServicer_to_server,
-            ImporterServicer(Importer(tools, ledger)),
+            ImporterServicer(Importer(tools, workshop.ledger)),
         )
-        worker = Worker(bus, ledger, "importer", Handlers(tools).by_kind(), slots=config.slots)
-        host.set_ready(True)
-        await host.run(worker.run, Sweeper(ledger).run)
-    finally:
-        await bus.close()
+        await workshop.run(host, Handlers(tools).by_kind(), slots=config.slots)
 
 
 def main() -> None:
-    """Wires telemetry around the service."""
-    shutdown = telemetry.setup("importer")
-    try:
-        asyncio.run(serve())
-    finally:
-        shutdown()
+    """Serves, as a process of its own."""
+    run_service("importer", serve)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from services.inference.llama import system_info
 from services.inference.load import Load
 from services.inference.models import Models
 from services.inference.servicer import InferenceServicer
-from smeltkit import telemetry
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.config import PlatformConfig, from_environment
 from smeltkit.rpc.server import RpcConfig, ServiceHost
+from smeltkit.service import run_service
 
 
 async def serve() -> None:
@@ -55,12 +55,8 @@ async def serve() -> None:
 
 
 def main() -> None:
-    """Wires telemetry around the service."""
-    shutdown = telemetry.setup("inference")
-    try:
-        asyncio.run(serve())
-    finally:
-        shutdown()
+    """Serves, as a process of its own."""
+    run_service("inference", serve)
 
 
 if __name__ == "__main__":

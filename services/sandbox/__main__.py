@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 
 from smelt.sandbox.v1 import sandbox_pb2_grpc
@@ -10,9 +9,9 @@ from smelt.sandbox.v1 import sandbox_pb2_grpc
 from services.sandbox.config import SandboxConfig
 from services.sandbox.sandbox import open_sandbox
 from services.sandbox.servicer import SandboxServicer
-from smeltkit import telemetry
 from smeltkit.config import from_environment
 from smeltkit.rpc.server import RpcConfig, ServiceHost
+from smeltkit.service import run_service
 
 
 async def serve() -> None:
@@ -32,12 +31,8 @@ async def serve() -> None:
 
 
 def main() -> None:
-    """Wires telemetry around the service."""
-    shutdown = telemetry.setup("sandbox")
-    try:
-        asyncio.run(serve())
-    finally:
-        shutdown()
+    """Serves, as a process of its own."""
+    run_service("sandbox", serve)
 
 
 if __name__ == "__main__":

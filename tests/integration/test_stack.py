@@ -191,16 +191,48 @@ def test_port_taken_by_somebody_else_is_named(home: Path) -> None:
     assert stack.start(home).is_up
 
 
-def test_process_that_refuses_its_settings_is_named_with_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last words of the log stand in the message."""
+def test_process_that_ends_while_it_starts_is_named_with_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last words of the log stand in the message: what is wrong with the file, and no traceback."""
     kill(home, "trainer")
-    monkeypatch.setenv("SMELT_TRAINER_NONSENSE", "1")
-    with pytest.raises(
-        StackDown, match=r"(?s)trainer ended while it was starting; see .*trainer\.log.*SMELT_TRAINER_NONSENSE"
-    ):
+    monkeypatch.setenv("SMELT_RPC_TOKEN_FILE", "missing")
+    with pytest.raises(StackDown, match=r"(?s)trainer ended while it was starting; see .*trainer\.log") as caught:
         stack.start(home)
-    monkeypatch.delenv("SMELT_TRAINER_NONSENSE")
+    last = caught.value.message.splitlines()[-1]
+    assert "missing cannot be read" in last and '"reason": "BAD_CONFIG"' in last
+    monkeypatch.delenv("SMELT_RPC_TOKEN_FILE")
     assert stack.start(home).is_up
+
+
+def test_settings_of_a_running_process_that_differ_are_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left alone, and whoever changed them hears how they come to be used."""
+    before, told = pids(home), []
+    monkeypatch.setenv("SMELT_INFERENCE_SLOTS", "4")
+    assert stack.start(home, report=told.append).is_up
+    assert pids(home) == before
+    assert told == [
+        "inference runs with other settings than now (SMELT_INFERENCE_SLOTS); `smelt down`, then `smelt up`, takes "
+        "the new ones"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("SMELT_TRAINER_SLOT", "SMELT_TRAINER_SLOT is set but nothing reads it; did you mean SMELT_TRAINER_SLOTS"),
+        ("SMELT_INFERENCE_BATCH_ROWS", r"SMELT_INFERENCE_\*: batch_rows=1 is out of range; allowed: 16 to 8192"),
+        ("SMELT_SANDBOX_LEVEL", "SMELT_SANDBOX_.*: .*confined, rootless"),
+        ("SMELT_HTTP_KEEPALIVE", "did you mean SMELT_HTTP_KEEPALIVE_S"),
+        ("SMELT_RPC_DRAIN_GRACE_S", "SMELT_RPC_DRAIN_GRACE_S='-'"),
+    ],
+)
+def test_settings_that_a_process_would_refuse_are_named_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, says: str
+) -> None:
+    """R-006: of every service, whatever is wrong with it; no process is left behind."""
+    monkeypatch.setenv(variable, "-" if variable.endswith("GRACE_S") else "1")
+    with pytest.raises(BadConfig, match=says):
+        stack.start(tmp_path / "home")
+    assert processes_below(tmp_path) == [] and not (tmp_path / "home" / "stack.json").exists()
 
 
 def test_sandbox_process_holds_no_secret(home: Path) -> None:
