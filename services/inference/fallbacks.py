@@ -68,6 +68,8 @@ class Fallbacks:
 def of_build(cpu: frozenset[str], build: str) -> list[Fallback]:
     """Instructions that `cpu` has and the engine's `build`, by its own account, leaves unused: one fallback or none."""
     used = set(re.findall(r"(\w+) = 1\b", build))
+    if "AVX512_VNNI" in used:
+        used.add("AVX_VNNI")  # the same products in narrower registers: a build that has the wider ones takes those
     unused = [name for flag, name in FEATURES.items() if flag in cpu and name not in used]
     if not unused:
         return []

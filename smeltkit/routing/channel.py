@@ -2,20 +2,22 @@
 
 A call that breaks before its first reply because its replica dies or drains is made once more, on whichever replica is
 best then; one that has begun to answer is never repeated, and its error says what happened. What the operator wants
-loaded or unloaded concerns every replica, and goes to all that serve.
+loaded, unloaded or listed concerns every replica, and goes to all that serve.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import grpc
+from smelt.inference.v1 import inference_pb2 as pb
 
 from smeltkit.routing.demand import Demand, demand_of
+from smeltkit.routing.listing import merged
 from smeltkit.routing.pool import Pool
 from smeltkit.routing.replica import Replica
 from smeltkit.rpc.channel import open_channel
@@ -26,7 +28,8 @@ from smeltkit.secret import Secret
 
 _Opened = tuple[Any, Any]
 """The first reply of a call, None if there is none, and the iterator of the others."""
-_EVERYWHERE = tuple(f"/smelt.inference.v1.InferenceService/{name}" for name in ("Load", "Unload"))
+_SERVICE = "/smelt.inference.v1.InferenceService"
+_EVERYWHERE = (f"{_SERVICE}/Load", f"{_SERVICE}/Unload", f"{_SERVICE}/ListModels")
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
@@ -41,7 +44,8 @@ async def open_inference(
 ) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to inference, wherever it runs: `addresses` and `start_s` as in `Pool`. BadConfig if malformed.
 
-    With `is_for_operator` Load and Unload go to every replica; for a worker one is enough, and others follow its load.
+    With `is_for_operator` Load, Unload and ListModels go to every replica, and ListModels tells what is on any of them;
+    for a worker one is enough, and others follow its load.
     """
     pool = Pool(
         addresses,
@@ -63,7 +67,9 @@ class _Routed(MethodChannel):
         self._pool, self._everywhere = pool, everywhere
 
     def _method(self, kind: str, method: str, codec: tuple[Any, ...], options: dict[str, Any]) -> _Method:
-        call = CallOfAll if method in self._everywhere else RoutedCall
+        call = RoutedCall
+        if method in self._everywhere:
+            call = ListOfAll if method.endswith("/ListModels") else CallOfAll
         return _Method(self._pool, kind, method, codec, options, call)
 
 
@@ -205,7 +211,22 @@ class CallOfAll(RoutedCall):
         end = ends[good[0] if good else 0]
         if isinstance(end, BaseException):
             raise end
+        return self._merged(end, [cast(_Opened, ends[number]) for number in good[1:]])
+
+    def _merged(self, end: _Opened, others: Sequence[_Opened]) -> _Opened:
+        """The reply of them all; `others` answered well too."""
         return end
+
+
+class ListOfAll(CallOfAll):
+    """ListModels of every replica that serves, whose answers become one."""
+
+    def _merged(self, end: _Opened, others: Sequence[_Opened]) -> _Opened:
+        first, rest = end
+        replies = [first, *(reply for reply, _ in others)]
+        read = pb.ListModelsResponse.FromString
+        models = merged([read(reply) if isinstance(reply, bytes) else reply for reply in replies])
+        return models.SerializeToString() if isinstance(first, bytes) else models, rest
 
 
 async def _first_of_many(call: Any) -> _Opened:

@@ -30,6 +30,14 @@ def test_a_build_without_instructions_that_the_cpu_has_is_one(gone: str) -> None
     assert "make install" in found.cause
 
 
+def test_narrower_instructions_than_the_build_uses_are_no_fallback() -> None:
+    """R-011: where vectors of 512 bits are used, as the libraries for servers do, those of 256 are not missed."""
+    wide = BUILD + "AVX512 = 1 | AVX512_VNNI = 1 | "
+    assert of_build(CPU | {"avx_vnni", "avx512f", "avx512_vnni"}, wide) == []
+    (found,) = of_build(CPU | {"avx_vnni"}, BUILD)
+    assert found.requested == "llama.cpp with AVX_VNNI"
+
+
 def test_weights_that_run_in_another_type_are_one() -> None:
     """R-011: bfloat16 weights that are computed in half precision."""
     (found,) = of_weights("BF16", "F16")

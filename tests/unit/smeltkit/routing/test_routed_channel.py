@@ -46,6 +46,7 @@ class Fake(inference_pb2_grpc.InferenceServiceServicer):
     asked: list[str] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
     running: int = 0
+    state: pb.ModelState = pb.MODEL_STATE_READY
     first: asyncio.Event = field(default_factory=asyncio.Event)
     last: asyncio.Event = field(default_factory=asyncio.Event)
     drained: asyncio.Event = field(default_factory=asyncio.Event)
@@ -75,6 +76,10 @@ class Fake(inference_pb2_grpc.InferenceServiceServicer):
         self.loads.append(request.model)
         self.models = (*self.models, request.model)
         return pb.LoadResponse()
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: RpcContext) -> pb.ListModelsResponse:
+        models = [pb.Model(digest=digest, state=self.state, slots=4, running=1) for digest in self.models]
+        return pb.ListModelsResponse(models=models)
 
     async def WatchLoad(self, request: pb.WatchLoadRequest, context: RpcContext) -> AsyncIterator[pb.WatchLoadResponse]:
         while not self.drained.is_set():
@@ -304,6 +309,28 @@ async def test_what_the_operator_wants_loaded_goes_to_every_replica_that_has_roo
             one.error = two.error = full.error
             with pytest.raises(OutOfMemory, match="no room"):
                 await call(stub.Load, pb.LoadRequest(model="nowhere"), timeout_s=20)
+
+
+@pytest.mark.parametrize("is_forwarded", [False, True])
+async def test_the_operator_sees_the_models_of_every_replica(is_forwarded: bool) -> None:
+    """Each once, also where the gateway passes the bytes on: the ready ones' slots together, a failed one nowhere."""
+    async with serving() as one, serving() as two, serving() as broken:
+        replicas = (one, two, broken)
+        one.models, two.models, broken.models = ("model", "one"), ("model", "two"), ("model", "broken")
+        broken.state = pb.MODEL_STATE_FAILED
+        addresses = ",".join(replica.host.address for replica in replicas)
+        async with open_inference(addresses, is_for_operator=True) as channel:
+            known = channel._pool._replicas  # type: ignore[attr-defined]
+            await eventually(lambda: all(replica.is_serving for replica in known.values()))
+            if is_forwarded:
+                ask = channel.unary_stream("/smelt.inference.v1.InferenceService/ListModels")
+                (reply,) = [pb.ListModelsResponse.FromString(found) async for found in ask(b"", timeout=20)]
+            else:
+                stub = inference_pb2_grpc.InferenceServiceStub(channel)
+                reply = await call(stub.ListModels, pb.ListModelsRequest(), timeout_s=20)
+    found = {model.digest: (model.state, model.slots, model.running) for model in reply.models}
+    ready, failed = pb.MODEL_STATE_READY, pb.MODEL_STATE_FAILED
+    assert found == {"broken": (failed, 4, 1), "model": (ready, 8, 2), "one": (ready, 4, 1), "two": (ready, 4, 1)}
 
 
 async def test_leaving_a_stream_frees_its_place() -> None:
