@@ -206,6 +206,10 @@ class FileChanged(Conflict):
     """A file changed while it was being stored; nothing was stored of it."""
 
 
+class GpuBusy(Conflict):
+    """The GPUs that the work needs are leased to others, or in use."""
+
+
 class NotEmpty(Conflict):
     """The place for a backup, or the platform to restore into, holds something already."""
 
@@ -267,6 +271,10 @@ class IsolationTooWeak(Refused):
 
 class OutOfMemory(Refused):
     """The work does not fit into the memory it may use."""
+
+
+class GpuLeaseExceeded(Refused):
+    """The work took more memory of a GPU than it may share, and was ended."""
 
 
 class DeviceUnfit(Refused):

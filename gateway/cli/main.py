@@ -29,6 +29,7 @@ _COMMANDS = {
     "chat": _Entry("generate", "Talk to a model."),
     "train": _Entry("train", "Plan, run and follow a training."),
     "runs": _Entry("runs", "List, show and compare finished trainings."),
+    "gpus": _Entry("monitor", "Show the GPUs, who holds them and who waits."),
     "eval": _Entry("evaluate", "Score a model on a suite."),
     "judge": _Entry("evaluate", "Score completions that are stored in a file."),
     "suites": _Entry("evaluate", "List the benchmark suites."),

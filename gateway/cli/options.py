@@ -18,3 +18,14 @@ Data: TypeAlias = Annotated[
     str, typer.Option("--data", metavar="DIR|FILE", help="Where the suite's data is; not needed once it is stored.")
 ]
 JobId: TypeAlias = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
+WaitGpu: TypeAlias = Annotated[
+    bool, typer.Option("--wait-gpu", help="Wait while the GPUs are leased to others or in use, instead of failing.")
+]
+Vram: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--vram",
+        metavar="SIZE",
+        help="Take at most this much of each GPU, e.g. 40GiB, and share it with others that say so too.",
+    ),
+]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,9 +16,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from smeltkit.errors import SmeltError
+from smeltkit.errors import BadRequest, SmeltError
 
 _PIPED_WIDTH = 200
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 class Output:
@@ -79,6 +81,14 @@ def human_bytes(size_bytes: float) -> str:
     units = ("KiB", "MiB", "GiB", "TiB")
     power = min(int(math.log(size_bytes, 1024)), len(units))
     return f"{size_bytes / 1024**power:.1f} {units[power - 1]}"
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """Bytes of a size such as 40GiB, 40G, 512M or 1024; BadRequest names the option that it was given to."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found or not float(found[1]):
+        raise BadRequest(f"{option} {text!r} is no size; write a number above 0 with K, M, G or T, such as 40GiB")
+    return int(float(found[1]) * 1024.0 ** " KMGT".index(found[2].upper() or " "))
 
 
 def human_time(time_s: float) -> str:

@@ -12,18 +12,14 @@ from services.trainer.run_folders import RunFolders
 from services.trainer.servicer import TrainerServicer
 from services.trainer.verbs import Trainer
 from services.trainer.worker import Handlers, Tools
-from smeltkit import telemetry
 from smeltkit.blobs.cache import NodeCache
-from smeltkit.blobs.s3 import S3Store
-from smeltkit.bus.client import Bus
-from smeltkit.catalog import Catalog
-from smeltkit.config import PlatformConfig, from_environment
-from smeltkit.jobs.ledger import JobLedger
-from smeltkit.jobs.stages import StageCache
-from smeltkit.jobs.sweeper import Sweeper
-from smeltkit.jobs.worker import Worker
+from smeltkit.config import PlatformConfig, environment, from_environment
+from smeltkit.gpus.devices import NvidiaSmi
+from smeltkit.gpus.ledger import GpuLedger
+from smeltkit.jobs.workshop import open_workshop
 from smeltkit.probing import InferenceProber
 from smeltkit.rpc.server import RpcConfig, ServiceHost
+from smeltkit.service import run_service
 from smeltkit.workspaces import Workspaces
 
 
@@ -31,54 +27,40 @@ async def serve() -> None:
     """Serves and works until SIGTERM."""
     config = from_environment(TrainerConfig, "SMELT_TRAINER_")
     platform, rpc = from_environment(PlatformConfig, "SMELT_PLATFORM_"), from_environment(RpcConfig, "SMELT_RPC_")
-    store = S3Store(platform)
-    await asyncio.to_thread(store.prove)
-    bus = await Bus.connect(platform, name="trainer")
-    try:
-
-        async def exists(digest: str) -> bool:
-            return await asyncio.to_thread(store.has_manifest, digest)
-
+    async with open_workshop("trainer", platform) as workshop:
         workspaces = Workspaces(config.cache_dir / "work")
         await asyncio.to_thread(workspaces.reap)
-        ledger = JobLedger(bus)
+        devices = NvidiaSmi(config.nvidia_smi, visible=environment().get("CUDA_VISIBLE_DEVICES"))
         tools = Tools(
             config=config,
-            store=store,
-            cache=NodeCache(config.cache_dir / "bundles", store, config.cache_bytes),
+            store=workshop.store,
+            cache=NodeCache(config.cache_dir / "bundles", workshop.store, config.cache_bytes),
             workspaces=workspaces,
-            stages=StageCache(bus, exists),
-            catalog=Catalog(bus),
-            bus=bus,
+            stages=workshop.stages,
+            catalog=workshop.catalog,
+            bus=workshop.bus,
             prober=InferenceProber(
                 config.inference_address,
                 token=rpc.secret(),
                 identity=rpc.identity(),
                 start_s=platform.inference_start_s,
             ),
-            folders=RunFolders(config.cache_dir / "runs", ledger),
+            folders=RunFolders(config.cache_dir / "runs", workshop.ledger),
             paces=Paces(config.cache_dir / "paces", config.threads),
+            gpus=GpuLedger(workshop.bus, workshop.ledger, devices, reserve_bytes=config.gpu_reserve_bytes),
         )
         host = ServiceHost("trainer", rpc)
         host.add(
             "smelt.trainer.v1.TrainerService",
             trainer_pb2_grpc.add_TrainerServiceServicer_to_server,
-            TrainerServicer(Trainer(tools, ledger)),
+            TrainerServicer(Trainer(tools, workshop.ledger)),
         )
-        worker = Worker(bus, ledger, "trainer", Handlers(tools).by_kind(), slots=config.slots)
-        host.set_ready(True)
-        await host.run(worker.run, Sweeper(ledger).run, tools.folders.run)
-    finally:
-        await bus.close()
+        await workshop.run(host, Handlers(tools).by_kind(), tools.folders.run, slots=config.slots)
 
 
 def main() -> None:
-    """Wires telemetry around the service."""
-    shutdown = telemetry.setup("trainer")
-    try:
-        asyncio.run(serve())
-    finally:
-        shutdown()
+    """Serves, as a process of its own."""
+    run_service("trainer", serve)
 
 
 if __name__ == "__main__":

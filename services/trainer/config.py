@@ -23,12 +23,18 @@ class TrainerConfig:
     """Trainings at once, 1 to 64."""
     threads: int = 0
     """Threads of a training; 0 to leave it to torch."""
+    nvidia_smi: str = "nvidia-smi"
+    """Program that tells of this machine's GPUs; without it they are used and not guarded."""
+    gpu_reserve_bytes: int = 512 * limits.MIB
+    """Bytes of each GPU that no training may lease."""
 
     def __post_init__(self) -> None:
         if ":" not in self.inference_address:
             raise BadConfig(f"inference_address={self.inference_address!r} must be host:port")
         if not 1 <= self.slots <= 64 or not 0 <= self.threads <= 1024:
             raise BadConfig(f"slots={self.slots} must be 1 to 64 and threads={self.threads} 0 to 1024")
+        if self.gpu_reserve_bytes < 0:
+            raise BadConfig(f"gpu_reserve_bytes={self.gpu_reserve_bytes} must be 0 or more")
         if self.cache_bytes < limits.MIB:
             raise BadConfig(f"cache_bytes={self.cache_bytes} must be at least {limits.MIB}")
 

@@ -18,10 +18,11 @@ _PRODUCT_SIZE: Final = {"cuda": 8192, "cpu": 512}
 """Rows and columns of the product by which a device's rate is told."""
 
 
-def prepare_device(threads: int, rank: int = 0, processes: int = 1) -> str:
+def prepare_device(threads: int, rank: int = 0, processes: int = 1, memory_bytes: int = 0) -> str:
     """`cuda` or `cpu`, with as many threads (0: as many as torch takes); to be called before the first operation.
 
-    Of several processes each takes the GPU of its rank; BadConfig if there are too few.
+    Of several processes each takes the GPU of its rank; BadConfig if there are too few. Tensors beyond `memory_bytes`
+    of it, unless that is 0, are an error of torch's for want of memory.
     """
     default_environment(_CUBLAS)
     if threads:
@@ -34,6 +35,10 @@ def prepare_device(threads: int, rank: int = 0, processes: int = 1) -> str:
     if processes > torch.cuda.device_count():
         raise BadConfig(too_many(processes, torch.cuda.device_count(), "GPUs"))
     torch.cuda.set_device(rank)
+    if memory_bytes:
+        torch.cuda.set_per_process_memory_fraction(
+            min(memory_bytes / torch.cuda.get_device_properties(rank).total_memory, 1.0)
+        )
     return "cuda"
 
 

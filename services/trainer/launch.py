@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from smeltkit import limits
+from smeltkit.config import environment
 from smeltkit.errors import InternalError, ProcessLost
+from smeltkit.gpus.ledger import Lease
 
 LOG_FILE: Final = "log.txt"
 RENDEZVOUS_FILE: Final = "rendezvous"
@@ -26,17 +28,24 @@ def outcome_file(folder: Path, rank: int) -> Path:
 
 
 class TrainingProcesses:
-    """Runs a module of the trainer on a folder, `count` times: `python -m services.trainer.MODULE FOLDER RANK`."""
+    """Runs a module of the trainer on a folder, `count` times: `python -m services.trainer.MODULE FOLDER RANK`.
 
-    def __init__(self, module: str, folder: Path, count: int) -> None:
+    They see the GPUs of `lease` and no others, and bear the name of its holder as their last argument.
+    """
+
+    def __init__(self, module: str, folder: Path, count: int, lease: Lease | None = None) -> None:
         self._folder = folder
         for rank in range(count):
             outcome_file(folder, rank).unlink(missing_ok=True)
         (folder / RENDEZVOUS_FILE).unlink(missing_ok=True)
         command = [sys.executable, "-m", f"services.trainer.{module}", str(folder)]
+        holder = [lease.holder] if lease and lease.holder else []
+        names = environment(lease.environment if lease else {})
         with (folder / LOG_FILE).open("ab") as log:
             self._processes = [
-                subprocess.Popen([*command, str(rank)], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+                subprocess.Popen(
+                    [*command, str(rank), *holder], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=names
+                )
                 for rank in range(count)
             ]
         self._codes: list[int | None] = []

@@ -21,7 +21,7 @@ from smeltkit.ids import digest_bytes
 from smeltkit.manifest import canonical_json
 
 _log = logging.getLogger(__name__)
-_WITHOUT_EFFECT = ("seed", "epochs", "max_steps", "learning_rate", "schedule", "warmup_steps", "horizon_steps")
+WITHOUT_EFFECT = ("seed", "epochs", "max_steps", "learning_rate", "schedule", "warmup_steps", "horizon_steps")
 """Settings that a step's pace does not depend on, with others that only matter beyond a step."""
 
 
@@ -53,7 +53,7 @@ class Paces:
         return canonical_json(
             {
                 "config": prepared.config.to_dict(),
-                "settings": {k: v for k, v in asdict(prepared.settings).items() if k not in _WITHOUT_EFFECT},
+                "settings": {k: v for k, v in asdict(prepared.settings).items() if k not in WITHOUT_EFFECT},
                 "packs": [[prepared.order.lengths[number] for number in pack] for pack in prepared.order.at(0)],
                 "threads": self.threads,
             }

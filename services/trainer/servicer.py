@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from smelt.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
+from services.trainer.admission import to_gpus
 from services.trainer.verbs import Trainer
 from smeltkit.artifacts import to_artifact
 from smeltkit.errors import NotBuilt
@@ -42,6 +43,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         """Records of trainings."""
         runs = await self._trainer.list_runs(request.limit)
         return trainer_pb2.ListRunsResponse(runs=map(to_artifact, runs))
+
+    async def ListGpus(self, request: trainer_pb2.ListGpusRequest, context: RpcContext) -> trainer_pb2.ListGpusResponse:
+        """GPUs and their leases."""
+        return to_gpus(await self._trainer.list_gpus())
 
     async def PlanMerge(self, request: trainer_pb2.PlanMergeRequest, context: RpcContext) -> NoReturn:
         _refuse("merge")

@@ -17,12 +17,14 @@ from smeltkit import limits
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.store import Store
 from smeltkit.errors import BadRequest, SmeltError, UnsupportedOption, all_errors
+from smeltkit.gpus.ledger import Lease
 from smeltkit.jobs.plan import Plan
 from smeltkit.manifest import TOGETHER_TYPE, Manifest
 
 SHARED: Final = ("method", "dtype", "recompute", "sequence_tokens", "pack_tokens", "processes")
 """Settings that the base in memory depends on: all adapters must have the same."""
-_OF_ADAPTERS: Final = ("gradients", "masters", "optimizer")
+OF_ADAPTERS: Final = ("gradients", "masters", "optimizer")
+"""Components of its memory that every adapter has for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +74,25 @@ def joint_plan(plans: Sequence[tuple[Part, Plan, Prepared]], base_bytes: int) ->
     """One plan of all parts: times add up, memory holds one base and one pack's activations and all optimizers."""
     alone = [plan for _, plan, _ in plans]
     adapters = [
-        sum(components(prepared.config, part.settings)[key] for key in _OF_ADAPTERS) for part, _, prepared in plans
+        sum(components(prepared.config, part.settings)[key] for key in OF_ADAPTERS) for part, _, prepared in plans
     ]
-    highest = max(range(len(plans)), key=lambda number: alone[number].memory_bytes)
     times = [plan.time_s for plan in alone]
     return Plan(
         read_bytes=base_bytes,
         write_bytes=sum(plan.write_bytes for plan in alone),
-        memory_bytes=alone[highest].memory_bytes + sum(adapters) - adapters[highest],
+        memory_bytes=largest_and_adapters([plan.memory_bytes for plan in alone], adapters),
         time_s=sum(times) if all(times) else 0.0,
         steps=("fetch base and data", "tokenize", "train in turns", "merge adapters", "store bundles", "probe", "name"),
         items={f"{part.name}, {name}": value for part, plan, _ in plans for name, value in plan.items.items()},
         refusals=tuple(refusal for plan in alone for refusal in plan.refusals),
     )
+
+
+def largest_and_adapters(alone: Sequence[int], adapters: Sequence[int]) -> int:
+    """Bytes of trainings on one base, from what each takes alone and its adapter of that: base and pack are there once,
+    those of the largest."""
+    highest = max(range(len(alone)), key=alone.__getitem__)
+    return alone[highest] + sum(adapters) - adapters[highest]
 
 
 def plan_parts(
@@ -93,7 +101,7 @@ def plan_parts(
     manifest: Manifest,
     parts: Sequence[Part],
     folder: Path,
-    paces: Paces,
+    paces: Paces | None,
 ) -> Plan:
     """The plan of training `parts` together on a stored base, their data read into the empty `folder`."""
     found = []
@@ -115,8 +123,10 @@ def train_parts(
     *,
     paces: Paces,
     told: Callable[[dict[str, Any]], None],
+    lease: Lease,
 ) -> list[Made | SmeltError]:
-    """Trains `parts` together in `folder`, going on from what lies there; what became of each, in their order."""
+    """Trains `parts` together in `folder` on the GPU of `lease`, going on from what lies there; what became of each, in
+    their order."""
     work.check_torch()
     runs = []
     for number, part in enumerate(parts):
@@ -124,9 +134,9 @@ def train_parts(
         own.mkdir(exist_ok=True)
         runs.append({"name": part.name, **work.run_spec(store, manifest, part.data, part.settings, own)})
     with cache.materialize(manifest) as base:
-        spec = {**work.base_spec(manifest, base, paces), "runs": runs}
+        spec = {**work.base_spec(manifest, base, paces, lease), "runs": runs}
         (folder / "spec.json").write_text(json.dumps(spec))
-        outcome = work.follow("together_process", folder, phases, told)
+        outcome = work.follow("together_process", folder, phases, told, lease=lease)
     work.raise_error(outcome)
     found: list[Made | SmeltError] = []
     for number, (part, reached) in enumerate(zip(parts, outcome["runs"], strict=True)):

@@ -90,7 +90,7 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     found = [_prepare(base, bundle, run) for run in spec["runs"]]
     paces = Paces(Path(spec["paces"]), spec["threads"])
     said = [(pace := paces.of(prepared)) and forecast(pace, prepared.tokens) for prepared in found]
-    device = prepare_device(spec["threads"])
+    device = prepare_device(spec["threads"], memory_bytes=spec.get("gpu_bytes", 0))
     rate = matrix_flops(device, getattr(torch, found[0].settings.dtype))
     peak = PeakMemory(device)
     decoder = load_base(base, found[0], device)

@@ -90,7 +90,7 @@ def train(folder: Path, spec: dict[str, Any], rank: int = 0) -> dict[str, Any]:
     paces = Paces(Path(spec["paces"]), spec["threads"])
     pace = paces.of(prepared) if rank == 0 else None
     said = forecast(pace, prepared.tokens, settings.processes) if pace else None
-    device = prepare_device(spec["threads"], rank, settings.processes)
+    device = prepare_device(spec["threads"], rank, settings.processes, spec.get("gpu_bytes", 0))
     with joined(rank, settings.processes, device, folder / RENDEZVOUS_FILE) as ranks:
         rate = matrix_flops(device, getattr(torch, settings.dtype))
         torch.manual_seed(settings.seed)

@@ -11,8 +11,11 @@ from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2
 
 from services.trainer import records, together, work
-from services.trainer.worker import TOGETHER, Tools, announce, parts_of, settings_of, train_key
+from services.trainer.admission import Admission, admit
+from services.trainer.settings import TrainSettings
+from services.trainer.worker import TOGETHER, Tools, announce, parts_of, settings_of, title_of, train_key
 from smeltkit.errors import BadRequest
+from smeltkit.gpus.ledger import Standing
 from smeltkit.ids import check_digest, check_name
 from smeltkit.jobs.ledger import JobLedger
 from smeltkit.jobs.plan import Plan
@@ -57,6 +60,10 @@ class Trainer:
         """Records of trainings, newest first."""
         return await asyncio.to_thread(records.list_runs, self._tools.store, limit)
 
+    async def list_gpus(self) -> Standing:
+        """The GPUs of this machine, and who holds which."""
+        return await self._tools.gpus.standing()
+
     async def get_run(self, bundle: str) -> event_pb2.TrainingFinished:
         """What the newest training that made a bundle took, beside its forecast; UnknownArtifact if none is known."""
         digest = await self._tools.catalog.resolve(bundle)
@@ -66,11 +73,20 @@ class Trainer:
         tools, pinned = self._tools, [await self._pinned(spec) for spec in specs]
         parts = parts_of(pinned)
         manifest = await asyncio.to_thread(tools.store.get_manifest, pinned[0].base)
+        admission = await self._admit(manifest, [part.settings for part in parts], pinned[0])
         with tools.workspaces.folder() as folder:
             found = await asyncio.to_thread(
-                together.plan_parts, tools.store, tools.cache, manifest, parts, folder, tools.paces
-            )
-        return found, trainer_pb2.TrainTogether(specs=pinned)
+                together.plan_parts, tools.store, tools.cache, manifest, parts, folder,
+                tools.paces if admission.is_free else None,
+            )  # fmt: skip
+        return _with(found, admission), trainer_pb2.TrainTogether(specs=pinned)
+
+    async def _admit(
+        self, manifest: Manifest, settings: Sequence[TrainSettings], spec: trainer_pb2.TrainSpec
+    ) -> Admission:
+        tools = self._tools
+        config = await asyncio.to_thread(work.config_of, tools.cache, manifest, settings[0])
+        return await admit(tools.gpus, config, settings, spec.gpu, title_of(spec))
 
     async def _pinned(self, spec: trainer_pb2.TrainSpec) -> trainer_pb2.TrainSpec:
         """The training with its base by digest."""
@@ -89,9 +105,14 @@ class Trainer:
         data = tuple(pinned.datasets)
         manifest = await asyncio.to_thread(tools.store.get_manifest, pinned.base)
         cached = await tools.stages.get(train_key(tools.stages, pinned, settings))
+        admission = Admission(is_free=False) if cached else await self._admit(manifest, [settings], pinned)
         with tools.workspaces.folder() as folder:
             found = await asyncio.to_thread(
                 work.plan_training, tools.store, tools.cache, manifest, data, settings, folder,
-                tools.paces if cached is None else None,
+                tools.paces if admission.is_free else None,
             )  # fmt: skip
-        return replace(found, cached_digest=cached or ""), pinned
+        return replace(_with(found, admission), cached_digest=cached or ""), pinned
+
+
+def _with(plan: Plan, admission: Admission) -> Plan:
+    return replace(plan, items={**plan.items, **admission.items}, refusals=(*plan.refusals, *admission.refusals))

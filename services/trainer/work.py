@@ -16,15 +16,18 @@ from services.trainer.launch import TrainingProcesses
 from services.trainer.paces import Paces
 from services.trainer.plan import Prepared, plan_of, prepare
 from services.trainer.records import METRICS_FILE
-from services.trainer.settings import TrainSettings
+from services.trainer.settings import ShapeSettings, TrainSettings
+from services.trainer.shape import shaped
 from smeltkit import limits
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.publish import store_bundle
 from smeltkit.blobs.store import Store
 from smeltkit.errors import NotBuilt, all_errors
+from smeltkit.gpus.ledger import Lease
 from smeltkit.ids import digest_bytes
 from smeltkit.jobs.plan import Plan
 from smeltkit.manifest import Manifest, canonical_json
+from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.lineage import Lineage
 from smeltkit.revision import code_revision
@@ -82,17 +85,18 @@ def train(
     *,
     paces: Paces,
     told: Callable[[dict[str, Any]], None],
+    lease: Lease,
 ) -> tuple[Manifest, dict[str, Any]]:
-    """Trains in `folder`, going on from the checkpoints that lie there; the stored bundle and the outcome.
+    """Trains in `folder` on the GPUs of `lease`, going on from the checkpoints there; the stored bundle, the outcome.
 
     `told` gets the report of a step now and then. The training process's own error is raised again; NotBuilt where
     torch is not installed.
     """
     check_torch()
     with cache.materialize(manifest) as base:
-        spec = {**base_spec(manifest, base, paces), **run_spec(store, manifest, data, settings, folder)}
+        spec = {**base_spec(manifest, base, paces, lease), **run_spec(store, manifest, data, settings, folder)}
         (folder / "spec.json").write_text(json.dumps(spec))
-        outcome = follow("train_process", folder, phases, told, processes=settings.processes)
+        outcome = follow("train_process", folder, phases, told, processes=settings.processes, lease=lease)
     raise_error(outcome)
     return store_trained(store, manifest, data, settings, folder, outcome, phases), outcome
 
@@ -103,7 +107,16 @@ def check_torch() -> None:
         raise NotBuilt("torch is not installed here; install the trainer's extra: pip install 'smelt[trainer]'")
 
 
-def base_spec(manifest: Manifest, base: Path, paces: Paces) -> dict[str, Any]:
+def config_of(cache: NodeCache, manifest: Manifest, settings: TrainSettings) -> ModelConfig:
+    """Dimensions of the model that is trained from a stored base."""
+    config = Bundle.from_manifest(manifest).config
+    if settings.shape == ShapeSettings():
+        return config
+    with cache.materialize(manifest) as base:
+        return shaped(base, config, settings.shape)
+
+
+def base_spec(manifest: Manifest, base: Path, paces: Paces, lease: Lease) -> dict[str, Any]:
     """What a training process is told of the base in folder `base`, and of this machine."""
     bundle = Bundle.from_manifest(manifest)
     return {
@@ -112,6 +125,7 @@ def base_spec(manifest: Manifest, base: Path, paces: Paces) -> dict[str, Any]:
         "licence": bundle.licence,
         "threads": paces.threads,
         "paces": str(paces.folder),
+        "gpu_bytes": lease.memory_bytes if lease.is_shared else 0,
     }
 
 
@@ -165,7 +179,13 @@ def plain(settings: TrainSettings) -> dict[str, Any]:
 
 
 def follow(
-    module: str, folder: Path, phases: Phases, told: Callable[[dict[str, Any]], None], *, processes: int = 1
+    module: str,
+    folder: Path,
+    phases: Phases,
+    told: Callable[[dict[str, Any]], None],
+    *,
+    lease: Lease,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Runs a training, by the name of its module, to its end, telling its steps; what it left as outcome."""
     latest: dict[str, Any] = {}
@@ -174,7 +194,7 @@ def follow(
         rate, left = latest.get("tokens_per_second", 0.0), latest.get("left_s", 0.0)
         return f"loss {latest.get('loss', 0.0):.4f}  {rate:.0f} tokens/s  {left:.0f} s left" if latest else ""
 
-    training = TrainingProcesses(module, folder, processes)
+    training = TrainingProcesses(module, folder, processes, lease)
     try:
         tell, began = phases.phase("prepare", 0, "steps", message), time.monotonic()
         while training.are_running():

@@ -6,7 +6,8 @@ checkpoint; on another machine it starts again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from smelt.event.v1 import event_pb2
 from smelt.trainer.v1 import trainer_pb2
 
 from services.trainer import records, together, work
+from services.trainer.admission import kind_of, want_of
 from services.trainer.config import TrainerConfig
 from services.trainer.events import StepEvents
 from services.trainer.paces import Paces
@@ -27,6 +29,7 @@ from smeltkit.blobs.store import Store
 from smeltkit.bus.client import Bus
 from smeltkit.catalog import Catalog
 from smeltkit.errors import BadRequest, SmeltError
+from smeltkit.gpus.ledger import GpuLedger, Lease
 from smeltkit.jobs import threads
 from smeltkit.jobs.stages import StageCache
 from smeltkit.jobs.threads import Reporter
@@ -61,6 +64,7 @@ class Tools:
     prober: probing.Prober
     folders: RunFolders
     paces: Paces
+    gpus: GpuLedger
 
 
 class Handlers:
@@ -83,11 +87,13 @@ class Handlers:
         if digest is None:
             manifest = await threads.run(context, tools.store.get_manifest, spec.base)
             folder.mkdir(parents=True, exist_ok=True)
-            with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
-                made, outcome = await threads.run(
-                    context, work.train, tools.store, tools.cache, manifest, data, settings, folder, Reporter(context),
-                    paces=tools.paces, told=StepEvents(tools.bus, context.job_id).tell,
-                )  # fmt: skip
+            async with self._on_gpus(context, manifest, [settings], spec) as lease:
+                with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
+                    made, outcome = await threads.run(
+                        context, work.train, tools.store, tools.cache, manifest, data, settings, folder,
+                        Reporter(context), paces=tools.paces, told=StepEvents(tools.bus, context.job_id).tell,
+                        lease=lease,
+                    )  # fmt: skip
             digest = made.digest
             await self._prove(context, key, spec.name, made, outcome, folder)
         await self._name(context, spec.name, digest)
@@ -109,12 +115,14 @@ class Handlers:
             folder = tools.folders.of(context.job_id)
             manifest = await threads.run(context, tools.store.get_manifest, specs[0].base)
             folder.mkdir(parents=True, exist_ok=True)
-            with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
-                found = await threads.run(
-                    context, together.train_parts, tools.store, tools.cache, manifest,
-                    [parts[number] for number in missing], folder, Reporter(context),
-                    paces=tools.paces, told=StepEvents(tools.bus, context.job_id).tell,
-                )  # fmt: skip
+            wanted = [parts[number] for number in missing]
+            async with self._on_gpus(context, manifest, [part.settings for part in wanted], specs[0]) as lease:
+                with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
+                    found = await threads.run(
+                        context, together.train_parts, tools.store, tools.cache, manifest, wanted, folder,
+                        Reporter(context), paces=tools.paces, told=StepEvents(tools.bus, context.job_id).tell,
+                        lease=lease,
+                    )  # fmt: skip
             for number, made in zip(missing, found, strict=True):
                 if isinstance(made, SmeltError):
                     errors.append(made)
@@ -128,6 +136,19 @@ class Handlers:
             raise error
         listed = together.together_manifest(parts, [digest for _, digest in stored])
         return await threads.run(context, tools.store.put_manifest, listed)
+
+    @asynccontextmanager
+    async def _on_gpus(
+        self, context: JobContext, manifest: Manifest, settings: Sequence[TrainSettings], spec: trainer_pb2.TrainSpec
+    ) -> AsyncIterator[Lease]:
+        """The GPUs of a training on a stored base; what it took of them is remembered for the next one of its kind."""
+        gpus = self._tools.gpus
+        config = await threads.run(context, work.config_of, self._tools.cache, manifest, settings[0])
+        want = await want_of(gpus, config, settings, spec.gpu, title_of(spec))
+        async with gpus.held(context, want) as lease:
+            yield lease
+        if lease.peak_bytes:
+            await gpus.learn(kind_of(config, settings), lease.peak_bytes)
 
     async def _prove(
         self, context: JobContext, key: str, name: str, made: Manifest, outcome: Mapping[str, Any], folder: Path
@@ -160,6 +181,11 @@ def settings_of(spec: trainer_pb2.TrainSpec) -> TrainSettings:
     if not 1 <= len(spec.datasets) <= 2:
         raise BadRequest(f"{len(spec.datasets)} data sets are named; give the training data, then held-out data if any")
     return settings
+
+
+def title_of(spec: trainer_pb2.TrainSpec) -> str:
+    """What a training is called where it is one of several."""
+    return spec.name or f"training of {spec.base.removeprefix('sha256:')[:12]}"
 
 
 def parts_of(specs: Sequence[trainer_pb2.TrainSpec]) -> list[Part]:

@@ -22,6 +22,7 @@ JOBS_BUCKET: Final = "smelt_jobs"
 LEASES_BUCKET: Final = "smelt_leases"
 CATALOG_BUCKET: Final = "smelt_catalog"
 STAGES_BUCKET: Final = "smelt_stages"
+GPUS_BUCKET: Final = "smelt_gpus"
 
 DEFAULT_TENANT: Final = "default"
 

@@ -23,6 +23,7 @@ from smeltkit.bus.subjects import (
     CATALOG_BUCKET,
     DEAD_STREAM,
     EVENTS_STREAM,
+    GPUS_BUCKET,
     JOBS_BUCKET,
     JOBS_STREAM,
     LEASES_BUCKET,
@@ -77,6 +78,7 @@ def declare(
         _bucket(LEASES_BUCKET, lease_ttl_s, replicas),
         _bucket(CATALOG_BUCKET, 0, replicas),
         _bucket(STAGES_BUCKET, 0, replicas),
+        _bucket(GPUS_BUCKET, 0, replicas),
     )
     return Topology(streams=streams, durables=tuple(_durable(service) for service in services))
 

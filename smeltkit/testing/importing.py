@@ -34,10 +34,12 @@ def import_services(
 
 
 @contextmanager
-def trainer_service(platform: PlatformConfig, folder: Path) -> Iterator[ServiceProcess]:
-    """A running trainer (yielded) and the inference service that it asks for probes."""
-    threads = {"SMELT_TRAINER_THREADS": "1"}
-    with _inference(platform, folder) as shared, _service("trainer", shared, folder, threads) as trainer:
+def trainer_service(
+    platform: PlatformConfig, folder: Path, extra: Mapping[str, str] | None = None
+) -> Iterator[ServiceProcess]:
+    """A running trainer (yielded), with `extra` settings, and the inference service that it asks for probes."""
+    settings = {"SMELT_TRAINER_THREADS": "1", **(extra or {})}
+    with _inference(platform, folder) as shared, _service("trainer", shared, folder, settings) as trainer:
         yield trainer
 
 

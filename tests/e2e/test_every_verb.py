@@ -348,6 +348,12 @@ def train_archive(smelt: Smelt, swept: dict[str, Any], folder: Path) -> None:
     assert made["bundle"] in [run["digest"] for run in swept["runs"]]
 
 
+@case("gpus")
+def gpus(smelt: Smelt, *_: Any) -> None:
+    found = smelt("gpus")
+    assert found["leases"] == [] and all(gpu["total_bytes"] > 0 for gpu in found["gpus"])
+
+
 @case("runs ls")
 def runs_ls(smelt: Smelt, swept: dict[str, Any], _: Path) -> None:
     found = {run["bundle"]: run for run in smelt("runs", "ls")["runs"]}

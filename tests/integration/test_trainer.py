@@ -5,35 +5,56 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from nats.aio.msg import Msg
 from smelt.event.v1 import event_pb2
+from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
 from services.trainer.run_folders import RunFolders
 from services.trainer.servicer import TrainerServicer
+from smeltkit import limits
 from smeltkit.config import PlatformConfig
-from smeltkit.errors import BadConfig, BadSchedule, NotBuilt
+from smeltkit.errors import BadConfig, BadSchedule, GpuBusy, NotBuilt, OutOfMemory
+from smeltkit.gpus.ledger import WAITING
 from smeltkit.ids import new_id
 from smeltkit.locks import file_lock
 from smeltkit.ml.bundle import Bundle
 from smeltkit.rpc.channel import call, open_channel
+from smeltkit.testing.gpus import FakeNvidiaSmi, gpu
 from smeltkit.testing.importing import ImportRig, succeeded, trainer_service
 from smeltkit.testing.tiny_models import write_tiny_model
 from smeltkit.testing.waiting import eventually
 
 METHODS = trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].methods
-BUILT = {"PlanTrain", "StartTrain", "GetRun", "ListRuns"}
+BUILT = {"PlanTrain", "StartTrain", "GetRun", "ListRuns", "ListGpus"}
 SETTINGS = {"epochs": 2, "sequence_tokens": 128, "packs_per_step": 2, "learning_rate": "2e-3", "lora": {"rank": 4}}
 
 
 @pytest.fixture(scope="module")
-def address(import_platform: PlatformConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with trainer_service(import_platform, tmp_path_factory.mktemp("trainer")) as trainer:
+def smi(tmp_path_factory: pytest.TempPathFactory) -> FakeNvidiaSmi:
+    """What the trainer's machine is told to be its GPUs; nothing is computed on them."""
+    return FakeNvidiaSmi(tmp_path_factory.mktemp("smi"))
+
+
+@pytest.fixture(scope="module")
+def address(
+    import_platform: PlatformConfig, tmp_path_factory: pytest.TempPathFactory, smi: FakeNvidiaSmi
+) -> Iterator[str]:
+    settings = {"SMELT_TRAINER_NVIDIA_SMI": str(smi.program)}
+    with trainer_service(import_platform, tmp_path_factory.mktemp("trainer"), settings) as trainer:
         yield trainer.address
+
+
+@pytest.fixture(autouse=True)
+def free_gpu(smi: FakeNvidiaSmi) -> None:
+    """One GPU, of which nothing is in use."""
+    smi.tell(gpu(total=24 * limits.GIB))
 
 
 @pytest.fixture
@@ -75,6 +96,7 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     facts = {item.name: item.value for item in plan.items}
     assert not plan.refusals and plan.memory_bytes > 0 and plan.time_s > 0 and not plan.cached_digest
     assert facts["first sample"].startswith("0<< + 1 is 1, and so on.<|")
+    assert facts["GPU"].startswith("1 of its own, 0.")
     request = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
     async with importing.bus.listen("smelt.evt.trainer.>", hear):
         digest = succeeded(await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job))
@@ -92,6 +114,40 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     again = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
     job = (await call(stub.StartTrain, again, timeout_s=60)).job
     assert job.is_cached and job.result_digest == digest
+
+
+async def test_a_training_waits_for_a_gpu_in_use_or_is_refused(
+    importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path, smi: FakeNvidiaSmi
+) -> None:
+    """Refused at once by default, with the remedy; with it the job waits, says why, and can be cancelled."""
+    write_tiny_model(tmp_path / "model", "qwen2", is_chat=False)
+    succeeded(await importing.import_folder(tmp_path / "model", "tiny-waiting"))
+    spec = await _spec(importing, tmp_path, "tiny-waiting")
+    smi.tell(gpu(total=24 * limits.GIB, used=23 * limits.GIB))
+    plan = (await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec), timeout_s=60)).plan
+    assert [refusal.reason for refusal in plan.refusals] == ["GPU_BUSY"] and plan.time_s == 0
+
+    async def start(**terms: Any) -> job_pb2.Job:
+        spec.gpu.CopyFrom(trainer_pb2.GpuTerms(**terms))
+        request = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
+        job: job_pb2.Job = (await call(stub.StartTrain, request, timeout_s=60)).job
+        return job
+
+    with pytest.raises(GpuBusy, match="0.5 GiB of 24.0 GiB free.*--wait-gpu"):
+        await start()
+    with pytest.raises(OutOfMemory, match="raise --vram"):
+        await start(memory_bytes=limits.MIB)
+    job = await start(waits=True)
+    async with aclosing(importing.ledger.watch(job.id)) as seen:
+        async for state in seen:
+            if state.progress.phase == WAITING:
+                break
+    assert "0.5 GiB of 24.0 GiB free" in state.progress.message
+    leases = (await call(stub.ListGpus, trainer_pb2.ListGpusRequest(), timeout_s=60)).leases
+    assert [(one.job_id, one.title, list(one.gpus)) for one in leases] == [(job.id, "tiny:trained", [])]
+    await importing.ledger.cancel(job.id)
+    assert (await importing.end(job)).state == job_pb2.JOB_STATE_CANCELLED
+    assert not (await call(stub.ListGpus, trainer_pb2.ListGpusRequest(), timeout_s=60)).leases
 
 
 async def test_adapters_trained_together_are_found_again_alone(

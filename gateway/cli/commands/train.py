@@ -13,8 +13,8 @@ from smelt.trainer.v1 import trainer_pb2
 
 from gateway.cli.documents import to_document
 from gateway.cli.models_view import artifact_view, plan_view
-from gateway.cli.options import JobId, Json, Plan, Reference, Wait
-from gateway.cli.output import facts, human_bytes
+from gateway.cli.options import JobId, Json, Plan, Reference, Vram, Wait, WaitGpu
+from gateway.cli.output import facts, human_bytes, parse_bytes
 from gateway.cli.runner import run
 from gateway.cli.sweeps import points_of, run_of
 from gateway.cli.sweeps_view import sweep_document, sweep_plan_view, sweep_view
@@ -34,11 +34,11 @@ File = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The training: b
 
 
 @app.command("plan")
-def plan(file: File, as_json: Json = False) -> None:
+def plan(file: File, wait_gpu: WaitGpu = False, vram: Vram = "", as_json: Json = False) -> None:
     """Says what a training would do, cost and be refused for."""
 
     async def work(session: Session) -> None:
-        first, *further = await specs_of(session, file, trainings(read_file(file), file))
+        first, *further = _on_gpus(await specs_of(session, file, trainings(read_file(file), file)), wait_gpu, vram)
         request = trainer_pb2.PlanTrainRequest(spec=first, together=further)
         reply = await session.call(session.trainer.PlanTrain, request)
         session.output.show(to_document(reply.plan), *plan_view(reply.plan))
@@ -47,11 +47,11 @@ def plan(file: File, as_json: Json = False) -> None:
 
 
 @app.command("apply")
-def apply(file: File, wait: Wait = True, as_json: Json = False) -> None:
+def apply(file: File, wait: Wait = True, wait_gpu: WaitGpu = False, vram: Vram = "", as_json: Json = False) -> None:
     """Trains; the result is a complete bundle that was loaded and probed, or one for each of several adapters."""
 
     async def work(session: Session) -> None:
-        first, *further = await specs_of(session, file, trainings(read_file(file), file))
+        first, *further = _on_gpus(await specs_of(session, file, trainings(read_file(file), file)), wait_gpu, vram)
         request = trainer_pb2.StartTrainRequest(spec=first, together=further, request_id=new_id("req"))
         await _show(session, (await session.call(session.trainer.StartTrain, request)).job, wait)
 
@@ -70,8 +70,11 @@ def watch(job_id: JobId, as_json: Json = False) -> None:
 
 
 @app.command("sweep")
-def sweep(file: File, plan: Plan = False, as_json: Json = False) -> None:
-    """Trains every point of the file's `sweep`, planned as a whole first; the best by held-out loss gets the name."""
+def sweep(file: File, plan: Plan = False, vram: Vram = "", as_json: Json = False) -> None:
+    """Trains every point of the file's `sweep`, planned as a whole first; the best by held-out loss gets the name.
+
+    Its runs wait for each other's GPUs.
+    """
 
     async def work(session: Session) -> None:
         value = read_file(file)
@@ -79,7 +82,7 @@ def sweep(file: File, plan: Plan = False, as_json: Json = False) -> None:
             raise BadConfig(f"{file.name}: a sweep needs heldout; its runs are compared by their loss on it")
         points = points_of(value.get("sweep"))
         found = [run_of(value, point, number) for number, point in enumerate(points, start=1)]
-        specs = await specs_of(session, file, found)
+        specs = _on_gpus(await specs_of(session, file, found), True, vram)
         plans = [
             (await session.call(session.trainer.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec))).plan
             for spec in specs
@@ -173,6 +176,14 @@ async def _show(session: Session, job: job_pb2.Job, wait: bool) -> None:
     document = {"job": to_document(job), "artifact": to_document(artifact), **found}
     document.pop("digest")
     session.output.show(document, artifact_view(artifact), facts(_heldout(found)), run_view(found["run"]))
+
+
+def _on_gpus(specs: list[trainer_pb2.TrainSpec], waits: bool, vram: str) -> list[trainer_pb2.TrainSpec]:
+    """The trainings with what they may take of GPUs, where anything is said of that."""
+    terms = trainer_pb2.GpuTerms(waits=waits, memory_bytes=parse_bytes(vram, "--vram") if vram else 0)
+    for spec in specs if waits or vram else []:
+        spec.gpu.CopyFrom(terms)
+    return specs
 
 
 def _heldout(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -22,70 +22,81 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from smelt.artifact.v1 import artifact_pb2 as smelt_dot_artifact_dot_v1_dot_artifact__pb2
 from smelt.event.v1 import event_pb2 as smelt_dot_event_dot_v1_dot_event__pb2
 from smelt.job.v1 import job_pb2 as smelt_dot_job_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esmelt/trainer/v1/trainer.proto\x12\x10smelt.trainer.v1\x1a smelt/artifact/v1/artifact.proto\x1a\x1asmelt/event/v1/event.proto\x1a\x16smelt/job/v1/job.proto\"z\n\tTrainSpec\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12(\n\x06method\x18\x02 \x01(\x0e\x32\x18.smelt.trainer.v1.Method\x12\x10\n\x08\x64\x61tasets\x18\x03 \x03(\t\x12\x15\n\rsettings_json\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\";\n\rTrainTogether\x12*\n\x05specs\x18\x01 \x03(\x0b\x32\x1b.smelt.trainer.v1.TrainSpec\"O\n\tMergeSpec\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0f\n\x07sources\x18\x02 \x03(\t\x12\x15\n\rsettings_json\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"@\n\tPruneSpec\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x15\n\rsettings_json\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"C\n\x0b\x44\x61tasetSpec\x12\x0f\n\x07sources\x18\x01 \x03(\t\x12\x15\n\rsettings_json\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"l\n\x10PlanTrainRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.TrainSpec\x12-\n\x08together\x18\x02 \x03(\x0b\x32\x1b.smelt.trainer.v1.TrainSpec\"5\n\x11PlanTrainResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.smelt.job.v1.Plan\"\x81\x01\n\x11StartTrainRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.TrainSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12-\n\x08together\x18\x03 \x03(\x0b\x32\x1b.smelt.trainer.v1.TrainSpec\"4\n\x12StartTrainResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\"\x1f\n\rGetRunRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"?\n\x0eGetRunResponse\x12-\n\x03run\x18\x01 \x01(\x0b\x32 .smelt.event.v1.TrainingFinished\" \n\x0fListRunsRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\"=\n\x10ListRunsResponse\x12)\n\x04runs\x18\x01 \x03(\x0b\x32\x1b.smelt.artifact.v1.Artifact\"=\n\x10PlanMergeRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.MergeSpec\"5\n\x11PlanMergeResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.smelt.job.v1.Plan\"R\n\x11StartMergeRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.MergeSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"4\n\x12StartMergeResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\"=\n\x10PlanPruneRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.PruneSpec\"5\n\x11PlanPruneResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.smelt.job.v1.Plan\"R\n\x11StartPruneRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.PruneSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"4\n\x12StartPruneResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\"A\n\x12PlanDatasetRequest\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.smelt.trainer.v1.DatasetSpec\"7\n\x13PlanDatasetResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.smelt.job.v1.Plan\"V\n\x13StartDatasetRequest\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.smelt.trainer.v1.DatasetSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"6\n\x14StartDatasetResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job*\x9e\x01\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x13\n\x0fMETHOD_PRETRAIN\x10\x01\x12\x0f\n\x0bMETHOD_FULL\x10\x02\x12\x0f\n\x0bMETHOD_LORA\x10\x03\x12\x10\n\x0cMETHOD_QLORA\x10\x04\x12\x0e\n\nMETHOD_DPO\x10\x05\x12\x0f\n\x0bMETHOD_ORPO\x10\x06\x12\x12\n\x0eMETHOD_DISTILL\x10\x07\x32\xf8\x06\n\x0eTrainerService\x12T\n\tPlanTrain\x12\".smelt.trainer.v1.PlanTrainRequest\x1a#.smelt.trainer.v1.PlanTrainResponse\x12W\n\nStartTrain\x12#.smelt.trainer.v1.StartTrainRequest\x1a$.smelt.trainer.v1.StartTrainResponse\x12K\n\x06GetRun\x12\x1f.smelt.trainer.v1.GetRunRequest\x1a .smelt.trainer.v1.GetRunResponse\x12Q\n\x08ListRuns\x12!.smelt.trainer.v1.ListRunsRequest\x1a\".smelt.trainer.v1.ListRunsResponse\x12T\n\tPlanMerge\x12\".smelt.trainer.v1.PlanMergeRequest\x1a#.smelt.trainer.v1.PlanMergeResponse\x12W\n\nStartMerge\x12#.smelt.trainer.v1.StartMergeRequest\x1a$.smelt.trainer.v1.StartMergeResponse\x12T\n\tPlanPrune\x12\".smelt.trainer.v1.PlanPruneRequest\x1a#.smelt.trainer.v1.PlanPruneResponse\x12W\n\nStartPrune\x12#.smelt.trainer.v1.StartPruneRequest\x1a$.smelt.trainer.v1.StartPruneResponse\x12Z\n\x0bPlanDataset\x12$.smelt.trainer.v1.PlanDatasetRequest\x1a%.smelt.trainer.v1.PlanDatasetResponse\x12]\n\x0cStartDataset\x12%.smelt.trainer.v1.StartDatasetRequest\x1a&.smelt.trainer.v1.StartDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esmelt/trainer/v1/trainer.proto\x12\x10smelt.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a smelt/artifact/v1/artifact.proto\x1a\x1asmelt/event/v1/event.proto\x1a\x16smelt/job/v1/job.proto\"/\n\x08GpuTerms\x12\r\n\x05waits\x18\x01 \x01(\x08\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\"\xa3\x01\n\tTrainSpec\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12(\n\x06method\x18\x02 \x01(\x0e\x32\x18.smelt.trainer.v1.Method\x12\x10\n\x08\x64\x61tasets\x18\x03 \x03(\t\x12\x15\n\rsettings_json\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\'\n\x03gpu\x18\x06 \x01(\x0b\x32\x1a.smelt.trainer.v1.GpuTerms\";\n\rTrainTogether\x12*\n\x05specs\x18\x01 \x03(\x0b\x32\x1b.smelt.trainer.v1.TrainSpec\"O\n\tMergeSpec\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0f\n\x07sources\x18\x02 \x03(\t\x12\x15\n\rsettings_json\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"@\n\tPruneSpec\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x15\n\rsettings_json\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"C\n\x0b\x44\x61tasetSpec\x12\x0f\n\x07sources\x18\x01 \x03(\t\x12\x15\n\rsettings_json\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"l\n\x10PlanTrainRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.TrainSpec\x12-\n\x08together\x18\x02 \x03(\x0b\x32\x1b.smelt.trainer.v1.TrainSpec\"5\n\x11PlanTrainResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.smelt.job.v1.Plan\"\x81\x01\n\x11StartTrainRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.TrainSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12-\n\x08together\x18\x03 \x03(\x0b\x32\x1b.smelt.trainer.v1.TrainSpec\"4\n\x12StartTrainResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\"\x1f\n\rGetRunRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"?\n\x0eGetRunResponse\x12-\n\x03run\x18\x01 \x01(\x0b\x32 .smelt.event.v1.TrainingFinished\" \n\x0fListRunsRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\"=\n\x10ListRunsResponse\x12)\n\x04runs\x18\x01 \x03(\x0b\x32\x1b.smelt.artifact.v1.Artifact\"\xae\x01\n\x08GpuLease\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\r\n\x05\x63ount\x18\x04 \x01(\x05\x12\x11\n\tis_shared\x18\x05 \x01(\x08\x12\x0c\n\x04gpus\x18\x06 \x03(\t\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nused_bytes\x18\x08 \x01(\x03\"H\n\x03Gpu\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x12\n\nused_bytes\x18\x04 \x01(\x03\"\x11\n\x0fListGpusRequest\"c\n\x10ListGpusResponse\x12#\n\x04gpus\x18\x01 \x03(\x0b\x32\x15.smelt.trainer.v1.Gpu\x12*\n\x06leases\x18\x02 \x03(\x0b\x32\x1a.smelt.trainer.v1.GpuLease\"=\n\x10PlanMergeRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.MergeSpec\"5\n\x11PlanMergeResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.smelt.job.v1.Plan\"R\n\x11StartMergeRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.MergeSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"4\n\x12StartMergeResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\"=\n\x10PlanPruneRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.PruneSpec\"5\n\x11PlanPruneResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.smelt.job.v1.Plan\"R\n\x11StartPruneRequest\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.smelt.trainer.v1.PruneSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"4\n\x12StartPruneResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\"A\n\x12PlanDatasetRequest\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.smelt.trainer.v1.DatasetSpec\"7\n\x13PlanDatasetResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.smelt.job.v1.Plan\"V\n\x13StartDatasetRequest\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.smelt.trainer.v1.DatasetSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"6\n\x14StartDatasetResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job*\x9e\x01\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x13\n\x0fMETHOD_PRETRAIN\x10\x01\x12\x0f\n\x0bMETHOD_FULL\x10\x02\x12\x0f\n\x0bMETHOD_LORA\x10\x03\x12\x10\n\x0cMETHOD_QLORA\x10\x04\x12\x0e\n\nMETHOD_DPO\x10\x05\x12\x0f\n\x0bMETHOD_ORPO\x10\x06\x12\x12\n\x0eMETHOD_DISTILL\x10\x07\x32\xcb\x07\n\x0eTrainerService\x12T\n\tPlanTrain\x12\".smelt.trainer.v1.PlanTrainRequest\x1a#.smelt.trainer.v1.PlanTrainResponse\x12W\n\nStartTrain\x12#.smelt.trainer.v1.StartTrainRequest\x1a$.smelt.trainer.v1.StartTrainResponse\x12K\n\x06GetRun\x12\x1f.smelt.trainer.v1.GetRunRequest\x1a .smelt.trainer.v1.GetRunResponse\x12Q\n\x08ListRuns\x12!.smelt.trainer.v1.ListRunsRequest\x1a\".smelt.trainer.v1.ListRunsResponse\x12Q\n\x08ListGpus\x12!.smelt.trainer.v1.ListGpusRequest\x1a\".smelt.trainer.v1.ListGpusResponse\x12T\n\tPlanMerge\x12\".smelt.trainer.v1.PlanMergeRequest\x1a#.smelt.trainer.v1.PlanMergeResponse\x12W\n\nStartMerge\x12#.smelt.trainer.v1.StartMergeRequest\x1a$.smelt.trainer.v1.StartMergeResponse\x12T\n\tPlanPrune\x12\".smelt.trainer.v1.PlanPruneRequest\x1a#.smelt.trainer.v1.PlanPruneResponse\x12W\n\nStartPrune\x12#.smelt.trainer.v1.StartPruneRequest\x1a$.smelt.trainer.v1.StartPruneResponse\x12Z\n\x0bPlanDataset\x12$.smelt.trainer.v1.PlanDatasetRequest\x1a%.smelt.trainer.v1.PlanDatasetResponse\x12]\n\x0cStartDataset\x12%.smelt.trainer.v1.StartDatasetRequest\x1a&.smelt.trainer.v1.StartDatasetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smelt.trainer.v1.trainer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_METHOD']._serialized_start=1866
-  _globals['_METHOD']._serialized_end=2024
-  _globals['_TRAINSPEC']._serialized_start=138
-  _globals['_TRAINSPEC']._serialized_end=260
-  _globals['_TRAINTOGETHER']._serialized_start=262
-  _globals['_TRAINTOGETHER']._serialized_end=321
-  _globals['_MERGESPEC']._serialized_start=323
-  _globals['_MERGESPEC']._serialized_end=402
-  _globals['_PRUNESPEC']._serialized_start=404
-  _globals['_PRUNESPEC']._serialized_end=468
-  _globals['_DATASETSPEC']._serialized_start=470
-  _globals['_DATASETSPEC']._serialized_end=537
-  _globals['_PLANTRAINREQUEST']._serialized_start=539
-  _globals['_PLANTRAINREQUEST']._serialized_end=647
-  _globals['_PLANTRAINRESPONSE']._serialized_start=649
-  _globals['_PLANTRAINRESPONSE']._serialized_end=702
-  _globals['_STARTTRAINREQUEST']._serialized_start=705
-  _globals['_STARTTRAINREQUEST']._serialized_end=834
-  _globals['_STARTTRAINRESPONSE']._serialized_start=836
-  _globals['_STARTTRAINRESPONSE']._serialized_end=888
-  _globals['_GETRUNREQUEST']._serialized_start=890
-  _globals['_GETRUNREQUEST']._serialized_end=921
-  _globals['_GETRUNRESPONSE']._serialized_start=923
-  _globals['_GETRUNRESPONSE']._serialized_end=986
-  _globals['_LISTRUNSREQUEST']._serialized_start=988
-  _globals['_LISTRUNSREQUEST']._serialized_end=1020
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1022
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1083
-  _globals['_PLANMERGEREQUEST']._serialized_start=1085
-  _globals['_PLANMERGEREQUEST']._serialized_end=1146
-  _globals['_PLANMERGERESPONSE']._serialized_start=1148
-  _globals['_PLANMERGERESPONSE']._serialized_end=1201
-  _globals['_STARTMERGEREQUEST']._serialized_start=1203
-  _globals['_STARTMERGEREQUEST']._serialized_end=1285
-  _globals['_STARTMERGERESPONSE']._serialized_start=1287
-  _globals['_STARTMERGERESPONSE']._serialized_end=1339
-  _globals['_PLANPRUNEREQUEST']._serialized_start=1341
-  _globals['_PLANPRUNEREQUEST']._serialized_end=1402
-  _globals['_PLANPRUNERESPONSE']._serialized_start=1404
-  _globals['_PLANPRUNERESPONSE']._serialized_end=1457
-  _globals['_STARTPRUNEREQUEST']._serialized_start=1459
-  _globals['_STARTPRUNEREQUEST']._serialized_end=1541
-  _globals['_STARTPRUNERESPONSE']._serialized_start=1543
-  _globals['_STARTPRUNERESPONSE']._serialized_end=1595
-  _globals['_PLANDATASETREQUEST']._serialized_start=1597
-  _globals['_PLANDATASETREQUEST']._serialized_end=1662
-  _globals['_PLANDATASETRESPONSE']._serialized_start=1664
-  _globals['_PLANDATASETRESPONSE']._serialized_end=1719
-  _globals['_STARTDATASETREQUEST']._serialized_start=1721
-  _globals['_STARTDATASETREQUEST']._serialized_end=1807
-  _globals['_STARTDATASETRESPONSE']._serialized_start=1809
-  _globals['_STARTDATASETRESPONSE']._serialized_end=1863
-  _globals['_TRAINERSERVICE']._serialized_start=2027
-  _globals['_TRAINERSERVICE']._serialized_end=2915
+  _globals['_METHOD']._serialized_start=2361
+  _globals['_METHOD']._serialized_end=2519
+  _globals['_GPUTERMS']._serialized_start=171
+  _globals['_GPUTERMS']._serialized_end=218
+  _globals['_TRAINSPEC']._serialized_start=221
+  _globals['_TRAINSPEC']._serialized_end=384
+  _globals['_TRAINTOGETHER']._serialized_start=386
+  _globals['_TRAINTOGETHER']._serialized_end=445
+  _globals['_MERGESPEC']._serialized_start=447
+  _globals['_MERGESPEC']._serialized_end=526
+  _globals['_PRUNESPEC']._serialized_start=528
+  _globals['_PRUNESPEC']._serialized_end=592
+  _globals['_DATASETSPEC']._serialized_start=594
+  _globals['_DATASETSPEC']._serialized_end=661
+  _globals['_PLANTRAINREQUEST']._serialized_start=663
+  _globals['_PLANTRAINREQUEST']._serialized_end=771
+  _globals['_PLANTRAINRESPONSE']._serialized_start=773
+  _globals['_PLANTRAINRESPONSE']._serialized_end=826
+  _globals['_STARTTRAINREQUEST']._serialized_start=829
+  _globals['_STARTTRAINREQUEST']._serialized_end=958
+  _globals['_STARTTRAINRESPONSE']._serialized_start=960
+  _globals['_STARTTRAINRESPONSE']._serialized_end=1012
+  _globals['_GETRUNREQUEST']._serialized_start=1014
+  _globals['_GETRUNREQUEST']._serialized_end=1045
+  _globals['_GETRUNRESPONSE']._serialized_start=1047
+  _globals['_GETRUNRESPONSE']._serialized_end=1110
+  _globals['_LISTRUNSREQUEST']._serialized_start=1112
+  _globals['_LISTRUNSREQUEST']._serialized_end=1144
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1146
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1207
+  _globals['_GPULEASE']._serialized_start=1210
+  _globals['_GPULEASE']._serialized_end=1384
+  _globals['_GPU']._serialized_start=1386
+  _globals['_GPU']._serialized_end=1458
+  _globals['_LISTGPUSREQUEST']._serialized_start=1460
+  _globals['_LISTGPUSREQUEST']._serialized_end=1477
+  _globals['_LISTGPUSRESPONSE']._serialized_start=1479
+  _globals['_LISTGPUSRESPONSE']._serialized_end=1578
+  _globals['_PLANMERGEREQUEST']._serialized_start=1580
+  _globals['_PLANMERGEREQUEST']._serialized_end=1641
+  _globals['_PLANMERGERESPONSE']._serialized_start=1643
+  _globals['_PLANMERGERESPONSE']._serialized_end=1696
+  _globals['_STARTMERGEREQUEST']._serialized_start=1698
+  _globals['_STARTMERGEREQUEST']._serialized_end=1780
+  _globals['_STARTMERGERESPONSE']._serialized_start=1782
+  _globals['_STARTMERGERESPONSE']._serialized_end=1834
+  _globals['_PLANPRUNEREQUEST']._serialized_start=1836
+  _globals['_PLANPRUNEREQUEST']._serialized_end=1897
+  _globals['_PLANPRUNERESPONSE']._serialized_start=1899
+  _globals['_PLANPRUNERESPONSE']._serialized_end=1952
+  _globals['_STARTPRUNEREQUEST']._serialized_start=1954
+  _globals['_STARTPRUNEREQUEST']._serialized_end=2036
+  _globals['_STARTPRUNERESPONSE']._serialized_start=2038
+  _globals['_STARTPRUNERESPONSE']._serialized_end=2090
+  _globals['_PLANDATASETREQUEST']._serialized_start=2092
+  _globals['_PLANDATASETREQUEST']._serialized_end=2157
+  _globals['_PLANDATASETRESPONSE']._serialized_start=2159
+  _globals['_PLANDATASETRESPONSE']._serialized_end=2214
+  _globals['_STARTDATASETREQUEST']._serialized_start=2216
+  _globals['_STARTDATASETREQUEST']._serialized_end=2302
+  _globals['_STARTDATASETRESPONSE']._serialized_start=2304
+  _globals['_STARTDATASETRESPONSE']._serialized_end=2358
+  _globals['_TRAINERSERVICE']._serialized_start=2522
+  _globals['_TRAINERSERVICE']._serialized_end=3493
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Data, pre-training, fine-tuning, preference training, distillation, merge and pr
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from smelt.artifact.v1 import artifact_pb2 as _artifact_pb2
@@ -67,6 +68,32 @@ METHOD_DISTILL: Method.ValueType  # 7
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 @_typing.final
+class GpuTerms(_message.Message):
+    """What a training may take of the GPUs of the machine that does it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    waits: _builtins.bool
+    """Whether to wait while they are leased to others, or in use; it is refused at once otherwise."""
+    memory_bytes: _builtins.int
+    """Bytes that it may take of each GPU, which others that said so too may use as well; 0 for GPUs of its own."""
+    def __init__(
+        self,
+        *,
+        waits: _builtins.bool = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "waits", b"waits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GpuTerms: _TypeAlias = GpuTerms  # noqa: Y015
+
+@_typing.final
 class TrainSpec(_message.Message):
     """What to train."""
 
@@ -77,6 +104,7 @@ class TrainSpec(_message.Message):
     DATASETS_FIELD_NUMBER: _builtins.int
     SETTINGS_JSON_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    GPU_FIELD_NUMBER: _builtins.int
     base: _builtins.str
     """Base bundle, by name or digest; empty for training from an architecture."""
     method: Global___Method.ValueType
@@ -89,6 +117,10 @@ class TrainSpec(_message.Message):
     def datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Datasets, by name or digest."""
 
+    @_builtins.property
+    def gpu(self) -> Global___GpuTerms:
+        """What it may take of GPUs; of adapters trained together, that of the first. No part of what is trained."""
+
     def __init__(
         self,
         *,
@@ -97,10 +129,11 @@ class TrainSpec(_message.Message):
         datasets: _abc.Iterable[_builtins.str] | None = ...,
         settings_json: _builtins.str = ...,
         name: _builtins.str = ...,
+        gpu: Global___GpuTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gpu", b"gpu"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "datasets", b"datasets", "method", b"method", "name", b"name", "settings_json", b"settings_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "datasets", b"datasets", "gpu", b"gpu", "method", b"method", "name", b"name", "settings_json", b"settings_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -431,6 +464,141 @@ class ListRunsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRunsResponse: _TypeAlias = ListRunsResponse  # noqa: Y015
+
+@_typing.final
+class GpuLease(_message.Message):
+    """Who holds GPUs, or waits for them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    IS_SHARED_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Job that does."""
+    title: _builtins.str
+    """What it trains."""
+    memory_bytes: _builtins.int
+    """Bytes of each GPU."""
+    count: _builtins.int
+    """GPUs."""
+    is_shared: _builtins.bool
+    """Whether others may use the same ones."""
+    used_bytes: _builtins.int
+    """Bytes of one GPU that its processes use now, the most of all; 0 while it waits."""
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of those that it holds; empty while it waits."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Since when it holds them, or waits."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        title: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        count: _builtins.int = ...,
+        is_shared: _builtins.bool = ...,
+        gpus: _abc.Iterable[_builtins.str] | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        used_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "gpus", b"gpus", "is_shared", b"is_shared", "job_id", b"job_id", "memory_bytes", b"memory_bytes", "since", b"since", "title", b"title", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GpuLease: _TypeAlias = GpuLease  # noqa: Y015
+
+@_typing.final
+class Gpu(_message.Message):
+    """A GPU of the machine that answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """UUID that the driver gave it."""
+    name: _builtins.str
+    """What it is called."""
+    total_bytes: _builtins.int
+    """Its memory, in bytes."""
+    used_bytes: _builtins.int
+    """What of it is in use, by whomever."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gpu: _TypeAlias = Gpu  # noqa: Y015
+
+@_typing.final
+class ListGpusRequest(_message.Message):
+    """Asks for GPUs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGpusRequest: _TypeAlias = ListGpusRequest  # noqa: Y015
+
+@_typing.final
+class ListGpusResponse(_message.Message):
+    """Answers ListGpus."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPUS_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gpu]:
+        """The GPUs; empty where there is none."""
+
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuLease]:
+        """Leases and waiting jobs of all machines, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        gpus: _abc.Iterable[Global___Gpu] | None = ...,
+        leases: _abc.Iterable[Global___GpuLease] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "leases", b"leases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGpusResponse: _TypeAlias = ListGpusResponse  # noqa: Y015
 
 @_typing.final
 class PlanMergeRequest(_message.Message):

@@ -55,6 +55,11 @@ class TrainerServiceStub:
                 request_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsRequest.SerializeToString,
                 response_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsResponse.FromString,
                 _registered_method=True)
+        self.ListGpus = channel.unary_unary(
+                '/smelt.trainer.v1.TrainerService/ListGpus',
+                request_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListGpusRequest.SerializeToString,
+                response_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListGpusResponse.FromString,
+                _registered_method=True)
         self.PlanMerge = channel.unary_unary(
                 '/smelt.trainer.v1.TrainerService/PlanMerge',
                 request_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.PlanMergeRequest.SerializeToString,
@@ -114,6 +119,13 @@ class TrainerServiceServicer:
 
     def ListRuns(self, request, context):
         """Records of trainings, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGpus(self, request, context):
+        """The GPUs of the machine that answers, who holds them and who waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,6 +195,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.ListRuns,
                     request_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsRequest.FromString,
                     response_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsResponse.SerializeToString,
+            ),
+            'ListGpus': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGpus,
+                    request_deserializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListGpusRequest.FromString,
+                    response_serializer=smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListGpusResponse.SerializeToString,
             ),
             'PlanMerge': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanMerge,
@@ -324,6 +341,33 @@ class TrainerService:
             '/smelt.trainer.v1.TrainerService/ListRuns',
             smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsRequest.SerializeToString,
             smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGpus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smelt.trainer.v1.TrainerService/ListGpus',
+            smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListGpusRequest.SerializeToString,
+            smelt_dot_trainer_dot_v1_dot_trainer__pb2.ListGpusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class TrainerServiceStub:
     """What the newest training that made a bundle took, beside its forecast."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListRunsRequest, _trainer_pb2.ListRunsResponse]
     """Records of trainings, newest first."""
+    ListGpus: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListGpusRequest, _trainer_pb2.ListGpusResponse]
+    """The GPUs of the machine that answers, who holds them and who waits."""
     PlanMerge: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PlanMergeRequest, _trainer_pb2.PlanMergeResponse]
     """What a merge would do."""
     StartMerge: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.StartMergeRequest, _trainer_pb2.StartMergeResponse]
@@ -67,6 +69,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """What the newest training that made a bundle took, beside its forecast."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListRunsRequest, _trainer_pb2.ListRunsResponse]  # type: ignore[assignment]
     """Records of trainings, newest first."""
+    ListGpus: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListGpusRequest, _trainer_pb2.ListGpusResponse]  # type: ignore[assignment]
+    """The GPUs of the machine that answers, who holds them and who waits."""
     PlanMerge: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PlanMergeRequest, _trainer_pb2.PlanMergeResponse]  # type: ignore[assignment]
     """What a merge would do."""
     StartMerge: _aio.UnaryUnaryMultiCallable[_trainer_pb2.StartMergeRequest, _trainer_pb2.StartMergeResponse]  # type: ignore[assignment]
@@ -114,6 +118,14 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.ListRunsResponse, _abc.Awaitable[_trainer_pb2.ListRunsResponse]]:
         """Records of trainings, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListGpus(
+        self,
+        request: _trainer_pb2.ListGpusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.ListGpusResponse, _abc.Awaitable[_trainer_pb2.ListGpusResponse]]:
+        """The GPUs of the machine that answers, who holds them and who waits."""
 
     @_abc_1.abstractmethod
     def PlanMerge(

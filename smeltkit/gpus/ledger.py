@@ -1,0 +1,349 @@
+"""Leases of GPU memory: one table of claims in a bucket of NATS, changed only by compare-and-swap.
+
+A claim lives as long as the attempt at a job that made it: its holder's name carries the fencing token of that attempt,
+whose lease expires unless it is renewed. So nothing here has a clock of its own. Whoever next wants one of the same
+devices finds that an attempt is over, ends what processes it left, and only when they are gone is their memory free.
+
+What it does not guard against: whoever takes memory without a lease. That is measured, and not leased to anybody, but a
+program that starts a moment later is not held back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Final
+
+from smeltkit import limits
+from smeltkit.bus.subjects import GPUS_BUCKET
+from smeltkit.errors import (
+    BusUnavailable,
+    GpuBusy,
+    GpuLeaseExceeded,
+    OutOfMemory,
+    RevisionConflict,
+    SmeltError,
+    TooManyRequests,
+    UnknownJob,
+)
+from smeltkit.gpus import holders
+from smeltkit.gpus.claims import Claim, ahead_of, left_bytes, place
+from smeltkit.gpus.devices import Device, Devices
+from smeltkit.jobs import model
+from smeltkit.jobs.ledger import JobLedger, LedgerBus
+from smeltkit.jobs.tasks import end_tasks
+from smeltkit.jobs.worker import JobContext
+
+_log = logging.getLogger(__name__)
+_TABLE: Final = "claims"
+_PEAK: Final = "peak."
+WAITING: Final = "wait for GPU"
+"""Phase of a job that waits for devices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Want:
+    """What a job asks for."""
+
+    title: str
+    memory_bytes: int
+    """Bytes of each device."""
+    count: int = 1
+    is_shared: bool = False
+    """Whether it takes just `memory_bytes` of devices that others may use as well."""
+    waits: bool = False
+    """Whether it waits while others are in the way."""
+
+
+@dataclass(kw_only=True)
+class Lease:
+    """Devices held by a job; none where this machine has none."""
+
+    holder: str = ""
+    """Last argument of every process that works under it."""
+    devices: tuple[str, ...] = ()
+    memory_bytes: int = 0
+    """Bytes of each device."""
+    is_shared: bool = False
+    peak_bytes: int = 0
+    """Most that its processes were seen to use of one device."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """By which its processes see these devices and no others."""
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {}
+
+    @property
+    def has_exceeded(self) -> bool:
+        """Whether its processes took more than it may share; a device of its own is bound by its size alone."""
+        return self.is_shared and self.peak_bytes > self.memory_bytes * (1 + limits.GPU_EXCESS_SHARE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What is known at a moment: devices of this machine, all claims, and who uses how much."""
+
+    devices: tuple[Device, ...]
+    claims: tuple[Claim, ...]
+    """Those of other machines too, oldest first."""
+    processes: Mapping[str, Sequence[int]]
+    """Processes of every claim that holds devices, as far as they are seen here."""
+
+    def uses(self, device: Device, claim: Claim) -> int:
+        """Bytes that a claim's processes use of a device; all that it leased where the driver tells of no process."""
+        if not device.processes:
+            return claim.memory_bytes
+        return sum(device.processes.get(pid, 0) for pid in self.processes.get(claim.holder, ()))
+
+
+class GpuLedger:
+    """Leases the GPUs that `devices` tells of; `reserve_bytes` of each are leased to nobody."""
+
+    def __init__(self, bus: LedgerBus, jobs: JobLedger, devices: Devices, *, reserve_bytes: int = 0) -> None:
+        self._bucket, self._jobs = bus.bucket(GPUS_BUCKET), jobs
+        self._devices, self._reserve_bytes = devices, reserve_bytes
+
+    async def check(self, want: Want) -> bool:
+        """Whether this machine has GPUs. OutOfMemory, GpuBusy if a job that began now would not get them at once."""
+        devices = await asyncio.to_thread(self._devices.read)
+        claim = self._claim("job-new.0", want, devices)
+        if claim is None:
+            return False
+        table, _ = await self._read()
+        standing = await self._standing(devices, await self._living(table, claim))
+        if not self._place(claim, standing):
+            raise _busy(self._why(claim, standing))
+        return True
+
+    async def peak(self, kind: str) -> int:
+        """Bytes of one device that the newest run of this kind was seen to use at its peak; 0 if none was."""
+        entry = await self._bucket.get(f"{_PEAK}{kind}")
+        return int(json.loads(entry.value)["peak_bytes"]) if entry else 0
+
+    async def learn(self, kind: str, peak_bytes: int) -> None:
+        """Keeps what a run of this kind used at its peak; of two at the same time one is kept."""
+        key, value = f"{_PEAK}{kind}", json.dumps({"peak_bytes": peak_bytes}).encode()
+        entry = await self._bucket.get(key)
+        with suppress(RevisionConflict):
+            await (self._bucket.update(key, value, entry.revision) if entry else self._bucket.create(key, value))
+
+    async def standing(self) -> Standing:
+        """The devices of this machine, and every claim."""
+        devices = await asyncio.to_thread(self._devices.read)
+        return await self._standing(devices, (await self._read())[0])
+
+    @asynccontextmanager
+    async def held(self, context: JobContext, want: Want) -> AsyncIterator[Lease]:
+        """A lease for as long as the block lasts; an empty one on a machine without GPUs.
+
+        OutOfMemory if no device is large enough, GpuBusy if they are in use and the job does not wait. Processes that
+        use more than they share are ended, and nobody else's: GpuLeaseExceeded then takes the place of their error.
+        """
+        devices = await asyncio.to_thread(self._devices.read)
+        claim = self._claim(f"{context.job_id}.{context.fence}", want, devices)
+        if claim is None:
+            yield Lease()
+            return
+        try:
+            granted = await self._granted(context, claim, want.waits)
+            lease = Lease(
+                holder=claim.holder,
+                devices=granted.devices,
+                memory_bytes=claim.memory_bytes,
+                is_shared=claim.is_shared,
+            )
+            watching = asyncio.create_task(self._watch(lease))
+            try:
+                yield lease
+            except SmeltError as error:
+                if lease.has_exceeded:
+                    raise _exceeded(lease) from error
+                raise
+            finally:
+                await end_tasks({watching}, grace_s=limits.GPU_FACTS_TIMEOUT_S)
+        finally:
+            await self._release(claim)
+
+    async def _granted(self, context: JobContext, claim: Claim, waits: bool) -> Claim:
+        async with self._bucket.watch(_TABLE) as bell:
+            while True:
+                try:
+                    await context.check_alive()
+                    granted, why = await self._try(claim, waits=waits)
+                except BusUnavailable:
+                    if not waits:
+                        raise
+                    await asyncio.sleep(limits.BUS_RETRY_PAUSE_S)
+                    continue
+                if granted is not None:
+                    return granted
+                if not waits:
+                    raise _busy(why)
+                await context.progress(WAITING, 0, 0, "", why)
+                await bell.wait(limits.GPU_WAIT_POLL_S)
+
+    async def _try(self, claim: Claim, *, waits: bool) -> tuple[Claim | None, str]:
+        """The claim with its devices, or None and what is in its way; it is in the table then if it waits."""
+        devices = await asyncio.to_thread(self._devices.read)
+        for _ in range(limits.CAS_TRIES_MAX):
+            table, revision = await self._read()
+            living = await self._living(table, claim)
+            standing = await self._standing(devices, living)
+            found = self._place(claim, standing)
+            granted = replace(claim, devices=found, since_s=time.time()) if found else claim
+            wanted = _with(living, granted) if found or waits else living
+            try:
+                if wanted != table:
+                    await self._write(wanted, revision)
+            except RevisionConflict:
+                continue
+            return (granted, "") if found else (None, self._why(claim, standing))
+        raise RevisionConflict(f"the table of GPUs changed {limits.CAS_TRIES_MAX} times while {claim.title} asked")
+
+    async def _watch(self, lease: Lease) -> None:
+        """Follows what the processes of a lease use; ends them, and nobody else's, once that is too much."""
+        while not lease.has_exceeded:
+            await asyncio.sleep(limits.GPU_SAMPLE_PERIOD_S)
+            devices = await asyncio.to_thread(self._devices.read)
+            pids = await asyncio.to_thread(holders.pids_of, lease.holder)
+            used = [sum(one.processes.get(pid, 0) for pid in pids) for one in devices if one.id in lease.devices]
+            lease.peak_bytes = max(lease.peak_bytes, *used, 0)
+        _log.warning("%s", _exceeded(lease))
+        holders.end(await asyncio.to_thread(holders.pids_of, lease.holder))
+
+    async def _release(self, claim: Claim) -> None:
+        """Takes the claim out once its processes are gone; where they stay, or NATS is away, others find it later."""
+        deadline_s = time.monotonic() + limits.GPU_RELEASE_WAIT_S
+        while await asyncio.to_thread(holders.pids_of, claim.holder):
+            if time.monotonic() > deadline_s:
+                _log.warning("processes of %s still run; their lease stays", claim.job_id)
+                return
+            await asyncio.sleep(limits.BUS_RETRY_PAUSE_S)
+        try:
+            for _ in range(limits.CAS_TRIES_MAX):
+                table, revision = await self._read()
+                kept = tuple(one for one in table if one.holder != claim.holder)
+                if kept == table:
+                    return
+                try:
+                    await self._write(kept, revision)
+                except RevisionConflict:
+                    continue
+                return
+        except BusUnavailable as error:
+            _log.debug("the lease of %s stays until others find it: %s", claim.job_id, error)
+
+    def _claim(self, holder: str, want: Want, devices: Sequence[Device]) -> Claim | None:
+        """The claim of a job on devices of this machine, None if it has none; OutOfMemory if it can never hold them."""
+        if not devices:
+            return None
+        room = sorted((device.total_bytes - self._reserve_bytes for device in devices), reverse=True)
+        if len(room) < want.count or room[want.count - 1] < want.memory_bytes:
+            raise OutOfMemory(
+                f"{want.title} needs {_gib(want.memory_bytes)} of {want.count} GPUs; this machine has"
+                f" {', '.join(map(_gib, room))} to lease. Lower pack_tokens or sequence_tokens, set recompute or dtype"
+                " bfloat16, or lower processes"
+            )
+        return Claim(
+            holder=holder,
+            title=want.title,
+            memory_bytes=want.memory_bytes,
+            count=want.count,
+            is_shared=want.is_shared,
+            among=tuple(device.id for device in devices),
+            since_s=time.time(),
+        )
+
+    def _place(self, claim: Claim, standing: Standing) -> tuple[str, ...]:
+        if ahead_of(claim, standing.claims):
+            return ()
+        holding = [one for one in standing.claims if one.devices]
+        return place(claim, holding, self._left(standing))
+
+    def _left(self, standing: Standing) -> dict[str, int]:
+        holding = [one for one in standing.claims if one.devices]
+        return {
+            device.id: left_bytes(device, holding, standing.uses, reserve_bytes=self._reserve_bytes)
+            for device in standing.devices
+        }
+
+    def _why(self, claim: Claim, standing: Standing) -> str:
+        """Who is in the way of a claim."""
+        told, left = [], self._left(standing)
+        for device in standing.devices:
+            here = [one for one in standing.claims if device.id in one.devices]
+            who = [
+                f"{one.job_id} ({one.title}) holds {_gib(one.memory_bytes) if one.is_shared else 'it'}"
+                f" since {max(time.time() - one.since_s, 0) / 60:.0f} min"
+                for one in here
+            ]
+            size = f"{_gib(max(left[device.id], 0))} of {_gib(device.total_bytes)} free"
+            told.append(f"{device.id[:12]} ({device.name}): {', '.join((size, *who))}")
+        ahead = ahead_of(claim, standing.claims)
+        queue = [f"{len(ahead)} before it, first {ahead[0].job_id} ({ahead[0].title})"] if ahead else []
+        amount = f"{_gib(claim.memory_bytes)} of {claim.count} GPU{'s' if claim.count > 1 else ''}"
+        return "; ".join((f"{claim.title} needs {amount}", *queue, *told))
+
+    async def _living(self, table: Sequence[Claim], claim: Claim) -> tuple[Claim, ...]:
+        """The table without claims on this one's devices whose attempt is over and whose processes are gone."""
+        return tuple([one for one in table if not one.meets(claim) or await self._is_alive(one)])
+
+    async def _is_alive(self, claim: Claim) -> bool:
+        try:
+            record = await self._jobs.read(claim.job_id)
+            if record.fence == claim.fence and record.job.state in (model.RUNNING, model.CANCELLING):
+                return True
+        except UnknownJob:
+            pass
+        pids = await asyncio.to_thread(holders.pids_of, claim.holder)
+        if pids:
+            _log.warning("%s is over and left processes %s: they are ended", claim.job_id, pids)
+            holders.end(pids)
+        return bool(pids)
+
+    async def _standing(self, devices: tuple[Device, ...], claims: Sequence[Claim]) -> Standing:
+        def processes() -> dict[str, Sequence[int]]:
+            return {one.holder: holders.pids_of(one.holder) for one in claims if one.devices}
+
+        return Standing(devices=devices, claims=tuple(claims), processes=await asyncio.to_thread(processes))
+
+    async def _read(self) -> tuple[tuple[Claim, ...], int]:
+        entry = await self._bucket.get(_TABLE)
+        if entry is None:
+            return (), 0
+        rows = json.loads(entry.value)
+        claims = (Claim(**{**row, "among": tuple(row["among"]), "devices": tuple(row["devices"])}) for row in rows)
+        return tuple(claims), entry.revision
+
+    async def _write(self, table: Sequence[Claim], revision: int) -> None:
+        if len(table) > limits.GPU_CLAIMS_MAX:
+            raise TooManyRequests(f"{len(table)} jobs hold GPUs or wait for them, at most {limits.GPU_CLAIMS_MAX}")
+        value = json.dumps([asdict(claim) for claim in table]).encode()
+        await (self._bucket.update(_TABLE, value, revision) if revision else self._bucket.create(_TABLE, value))
+
+
+def _with(table: Sequence[Claim], claim: Claim) -> tuple[Claim, ...]:
+    """The table with the claim in its place, at the end if it is new."""
+    if all(one.holder != claim.holder for one in table):
+        return (*table, claim)
+    return tuple(claim if one.holder == claim.holder else one for one in table)
+
+
+def _busy(why: str) -> GpuBusy:
+    return GpuBusy(f"{why}; wait for it (--wait-gpu), or try later")
+
+
+def _exceeded(lease: Lease) -> GpuLeaseExceeded:
+    return GpuLeaseExceeded(
+        f"{lease.holder.rpartition('.')[0]} used {_gib(lease.peak_bytes)} of a GPU and may share"
+        f" {_gib(lease.memory_bytes)}; it was ended. Raise --vram, or lower pack_tokens or sequence_tokens"
+    )
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / limits.GIB:.1f} GiB"
