@@ -16,6 +16,8 @@ from scripts.cluster.declared import Overlay
 from scripts.cluster.link import Links, links
 from scripts.cluster.nats import CLIENT_PORT, NODES, NatsNode, nats_nodes
 from scripts.cluster.places import Places
+from smeltkit.blobs.access import MAY, OPERATOR
+from smeltkit.blobs.bucket import ACCESS_KEY, SECRET_KEY
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus import Bus, topology
 from smeltkit.config import PlatformConfig, from_environment
@@ -92,9 +94,10 @@ class Cluster:
 
     def platform(self, workload: str) -> PlatformConfig:
         """How a workload meets NATS and S3: its own user, by the settings of its pods."""
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            settings = _settings(self.overlay, self.places, workload, 0, Path(folder) / workload)
-            return from_environment(PlatformConfig, "SMELT_PLATFORM_", settings)
+        own = self.folder / f"{workload}-{new_id('settings')}"
+        return from_environment(
+            PlatformConfig, "SMELT_PLATFORM_", _settings(self.overlay, self.places, workload, 0, own)
+        )
 
 
 @contextmanager
@@ -116,10 +119,9 @@ def running_cluster(
         )
         store_folder = s3_folder or folder / "s3"
         store_folder.mkdir(exist_ok=True)
-        s3 = S3Server(store_folder)
+        s3 = S3Server(store_folder, bucket="smelt")
         stack.callback(s3.kill)
-        keys = {"access-key": s3.config.s3_access_key, "secret-key": s3.config.s3_secret_key}
-        declared, places = Overlay(overlay, keys), Places(counts, s3.config.s3_endpoint)
+        declared, places = Overlay(overlay, _store_keys(s3)), Places(counts, s3.config.s3_endpoint)
         with ThreadPoolExecutor() as pool:
             starting = pool.submit(s3.start)
             nodes = stack.enter_context(nats_nodes(declared, places, folder))
@@ -133,7 +135,7 @@ def running_cluster(
         }
         cluster = replace(cluster, pods=pods)
         stack.callback(lambda: [pod.kill() for group in pods.values() for pod in group])
-        S3Store(cluster.platform("importer")).ensure_bucket()
+        S3Store(s3.config).ensure_bucket()
         asyncio.run(_apply_topology(cluster))
         every = [pod for group in pods.values() for pod in group]
         for pod in every:
@@ -141,6 +143,15 @@ def running_cluster(
         for pod in every:
             pod.wait_healthy()
         yield cluster
+
+
+def _store_keys(s3: S3Server) -> dict[tuple[str, str], str]:
+    """The Secrets of the object store: of whoever may do all, and of each service."""
+    configs = {"s3": s3.config, **{f"s3-{user}": s3.config_of(user) for user in MAY if user != OPERATOR}}
+    found: dict[tuple[str, str], str] = {}
+    for name, config in configs.items():
+        found |= {(name, ACCESS_KEY): config.s3_access_key, (name, SECRET_KEY): config.s3_secret_key}
+    return found
 
 
 def _ways(places: Places, pod: int) -> dict[str, str]:

@@ -8,17 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scripts.manifests.render import ROOT, TREE, Document, Rendering, kustomized, render_overlay
-from scripts.manifests.settings import SECRETS
+from scripts.manifests.settings import mounted_secrets
 from scripts.manifests.tree import Tree, Workload
 
 
 class Overlay:
-    """A rendered overlay. Secrets are random but for the keys of the object store, `s3_keys` by their names."""
+    """A rendered overlay. Secrets are random but for `known` ones, by name and key."""
 
-    def __init__(self, name: str, s3_keys: Mapping[str, str]) -> None:
-        self._name, self._s3_keys = name, s3_keys
+    def __init__(self, name: str, known: Mapping[tuple[str, str], str]) -> None:
+        self._name, self._secrets = name, dict(known)
         self._tree = Tree(render_overlay(name))
-        self._secrets: dict[tuple[str, str], str] = {}
 
     def of_release(self, root: Path) -> Overlay:
         """The same overlay as the release in the checkout `root` has it, with the same secrets."""
@@ -32,13 +31,11 @@ class Overlay:
         return self._tree.environment(self._workloads[workload], self.secret)
 
     def mounts(self, workload: str) -> Mapping[str, Mapping[str, str]]:
-        """Files of Secrets that a pod of the workload finds below its folders."""
-        pod, volumes = self._workloads[workload].pod, {}
-        for volume in pod.get("volumes", ()):
-            if name := volume.get("secret", {}).get("secretName"):
-                volumes[volume["name"]] = {key: self.secret(name, key) for key in sorted(SECRETS[name])}
-        mounts = self._workloads[workload].main.get("volumeMounts", ())
-        return {mount["mountPath"]: volumes[mount["name"]] for mount in mounts if mount["name"] in volumes}
+        """Files of Secrets that a pod of the workload finds below its folders: text by name, by folder."""
+        found: dict[str, dict[str, str]] = {}
+        for path, (name, key) in mounted_secrets(self._workloads[workload]).items():
+            found.setdefault(str(path.parent), {})[path.name] = self.secret(name, key)
+        return found
 
     def module(self, workload: str) -> str:
         """The Python module that a pod of the workload runs."""
@@ -56,8 +53,6 @@ class Overlay:
 
     def secret(self, name: str, key: str) -> str:
         """The value of a Secret, the same each time. A letter comes first: NATS reads digits as a number."""
-        if name.startswith("s3") and key in self._s3_keys:
-            return self._s3_keys[key]
         return self._secrets.setdefault((name, key), f"n{secrets.token_hex(20)}")
 
     @property

@@ -47,6 +47,9 @@ def _service_errors(name: str, service: Mapping[str, Any], declared: Mapping[str
         host = value.rpartition(":")[0]
         if key.endswith("_ADDRESS") and not _shares_network(declared, name, host):
             yield f"{key}={value}: {host} is on no network of {name}"
+    owner = "smelt" if "smeltkit.blobs" in service.get("command", ()) else name
+    if (key := environment.get("SMELT_PLATFORM_S3_ACCESS_KEY", owner)) != owner:
+        yield f"meets the object store as {key}; its key is {owner}"
     if name == "sandbox":
         yield from _sandbox_errors(service["networks"], declared)
 

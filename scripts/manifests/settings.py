@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import PurePosixPath
 from typing import Any
 
 from scripts.manifests.pods import limit_of
@@ -20,6 +21,15 @@ from smeltkit.errors import SmeltError
 _CLASSES: Mapping[str, type[Any]] = {prefix: config for _, prefix, config in SECTIONS}
 _FOREIGN = re.compile(r"HOME|XDG_CACHE_HOME|OTEL_EXPORTER_OTLP_ENDPOINT|OTEL_METRIC_EXPORT_INTERVAL")
 _HUB = re.compile(r"HF_(HOME|ENDPOINT|HUB_OFFLINE)")
+_FILES: Mapping[str, tuple[str, ...]] = {
+    "SMELT_RPC_TOKEN_FILE": ("",),
+    "SMELT_PLATFORM_NATS_PASSWORD_FILE": ("",),
+    "SMELT_PLATFORM_S3_KEYS_DIR": ("/access-key", "/secret-key"),
+    "SMELT_PLATFORM_NATS_CA_FILE": ("",),
+    "SMELT_HTTP_API_KEYS_FILE": ("",),
+    "SMELT_RPC_TLS_DIR": ("/tls.crt", "/tls.key", "/ca.crt"),
+}
+"""Settings that name files of Secrets, and what is appended to each to name them."""
 SECRETS = {
     "rpc": {"token"},
     **{name: {"access-key", "secret-key"} for name in ("s3", *(f"s3-{user}" for user in MAY if user != OPERATOR))},
@@ -79,10 +89,28 @@ def secrets_stay_outside(tree: Tree) -> Iterator[str]:
         for variable in load.main.get("env", ()):
             if variable["name"] in names and "value" in variable:
                 yield f"{load}: {variable['name']} is given in clear; take it from a Secret"
-        if load in tree.services and "SMELT_RPC_TOKEN" not in environment:
-            yield f"{load}: SMELT_RPC_TOKEN is not set; anybody could call it"
+        if load in tree.services and not {"SMELT_RPC_TOKEN", "SMELT_RPC_TOKEN_FILE"} & set(environment):
+            yield f"{load}: neither SMELT_RPC_TOKEN_FILE nor SMELT_RPC_TOKEN is set; anybody could call it"
         if load in tree.services and environment.get("SMELT_RPC_REFLECTION") != "false":
             yield f"{load}: SMELT_RPC_REFLECTION must be false in a cluster"
+
+
+@policy
+def secrets_are_files(tree: Tree) -> Iterator[str]:
+    """Secrets of our processes lie in mounted files, where they can be replaced; what names a file finds it there.
+
+    The sandbox has its one in a variable: candidates may read the files that it can where the guest kernel is the wall.
+    """
+    for load in tree.workloads:
+        environment, mounted = tree.environment(load), {str(path) for path in mounted_secrets(load)}
+        for variable in load.main.get("env", ()):
+            is_secret = variable["name"].startswith("SMELT_") and "secretKeyRef" in variable.get("valueFrom", {})
+            if is_secret and load.name != "sandbox":
+                yield f"{load}: {variable['name']} is a variable; mount its Secret and name the file"
+        for name in sorted(set(environment) & set(_FILES)):
+            wanted = {f"{environment[name]}{key}" for key in _FILES[name]}
+            for path in sorted(wanted - mounted):
+                yield f"{load}: {name}={environment[name]}, but no Secret is mounted as {path}"
 
 
 @policy
@@ -170,7 +198,7 @@ def _prefixes(command: str) -> tuple[str, ...]:
     path = ROOT / module.replace(".", "/")
     source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
     read = re.findall(r'from_environment\(\s*\w+,\s*"(SMELT_\w+_)"', source)
-    return tuple(read + (["SMELT_TELEMETRY_"] if "telemetry.setup(" in source else []))
+    return tuple(read + (["SMELT_TELEMETRY_"] if "run_service(" in source else []))
 
 
 def _config_maps(load: Workload) -> Iterator[str]:
@@ -187,6 +215,24 @@ def _secret_keys(load: Workload) -> Iterator[tuple[str, str]]:
             if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
                 yield reference["name"], reference["key"]
     for volume in load.pod.get("volumes", ()):
-        if "secret" in volume:
-            name = volume["secret"]["secretName"]
-            yield from ((name, key) for key in sorted(SECRETS.get(name, {"unknown"})))
+        yield from ((name, key) for name, key, _ in secret_files(volume))
+
+
+def mounted_secrets(load: Workload) -> dict[PurePosixPath, tuple[str, str]]:
+    """Secret and key by the path at which the main container finds it."""
+    volumes = {volume["name"]: volume for volume in load.pod.get("volumes", ())}
+    return {
+        PurePosixPath(mount["mountPath"], file): (name, key)
+        for mount in load.main.get("volumeMounts", ())
+        if mount["name"] in volumes  # others are claimed by the StatefulSet
+        for name, key, file in secret_files(volumes[mount["name"]])
+    }
+
+
+def secret_files(volume: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Secret, key and file name of each file that a volume takes from Secrets."""
+    sources = [source["secret"] for source in volume.get("projected", {}).get("sources", ()) if "secret" in source]
+    for source in [*sources, *([volume["secret"]] if "secret" in volume else [])]:
+        name = source.get("secretName") or source["name"]
+        keys = [{"key": key, "path": key} for key in sorted(SECRETS.get(name, {"unknown"}))]
+        yield from ((name, item["key"], item["path"]) for item in source.get("items", keys))

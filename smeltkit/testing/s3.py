@@ -25,8 +25,9 @@ Make = Literal["seaweedfs", "rclone"]
 class S3Server:
     """One server with its state in `folder`. Restarts keep ports, credentials and objects."""
 
-    def __init__(self, folder: Path, make: Make = "seaweedfs") -> None:
-        self.folder, self._make = folder, make
+    def __init__(self, folder: Path, make: Make = "seaweedfs", *, bucket: str = "smelt-tests") -> None:
+        """`bucket` is the one in which `smeltkit.blobs.access` says what its users may do."""
+        self.folder, self._make, self._bucket = folder, make, bucket
         self._ports = servers.s3_ports()
         self._credentials = servers.Credentials.generate("smelt-test")
         self._users = {user: servers.Credentials.generate(user) for user in MAY}
@@ -40,7 +41,7 @@ class S3Server:
             s3_endpoint=f"{servers.LOOPBACK}:{self._ports['s3']}",
             s3_access_key=self._credentials.user,
             s3_secret_key=self._credentials.secret,
-            s3_bucket="smelt-tests",
+            s3_bucket=self._bucket,
         )
 
     def config_of(self, user: str) -> PlatformConfig:

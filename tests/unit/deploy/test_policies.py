@@ -15,6 +15,7 @@ from scripts.manifests.tree import POLICIES
 
 Documents = list[Any]
 Mistake = Callable[[Documents], Any]
+FROM_SECRET = {"secretKeyRef": {"name": "rpc", "key": "token"}}
 
 
 @cache
@@ -34,6 +35,12 @@ def pod(documents: Documents, name: str, kind: str = "Deployment") -> Any:
 
 def container(documents: Documents, name: str, kind: str = "Deployment") -> Any:
     return pod(documents, name, kind)["containers"][0]
+
+
+def secrets_of(documents: Documents, name: str) -> Any:
+    """Sources of the files of Secrets that a service finds."""
+    (volume,) = [volume for volume in pod(documents, name)["volumes"] if volume["name"] == "secrets"]
+    return volume["projected"]["sources"]
 
 
 def settings(documents: Documents, name: str) -> Any:
@@ -143,9 +150,20 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
         lambda d: settings(d, "gateway").update(SMELT_PLATFORM_NATS_PASSWORD="hunter2"),
     ),
     (
+        "secrets-are-files",
+        "gateway: SMELT_RPC_TOKEN is a variable",
+        lambda d: container(d, "gateway")["env"].append({"name": "SMELT_RPC_TOKEN", "valueFrom": FROM_SECRET}),
+    ),
+    (
+        "secrets-are-files",
+        "no Secret is mounted as /etc/smelt/secrets/nats-password",
+        lambda d: secrets_of(d, "trainer").pop(1),
+    ),
+    ("secrets-are-files", "secrets/secret-key", lambda d: secrets_of(d, "evaluator").pop(2)),
+    (
         "references",
         "none that a cluster is told to hold",
-        lambda d: container(d, "inference")["env"][2]["valueFrom"]["secretKeyRef"].update(name="other"),
+        lambda d: secrets_of(d, "inference")[0]["secret"].update(name="other"),
     ),
     (
         "external-secrets",

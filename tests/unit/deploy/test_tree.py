@@ -105,6 +105,7 @@ def test_the_compose_file_is_in_order() -> None:
         ("networks: [judge]", "networks: [judge, internet]", "internal networks only"),
         ("networks: [judge]", "networks: [platform]", "near its callers only, not bucket"),
         ("nats:2.15.1", "nats:latest", "tag other than latest"),
+        ("S3_ACCESS_KEY: trainer", "S3_ACCESS_KEY: smelt", "meets the object store as smelt; its key is trainer"),
         ("stop_grace_period: 200s", "stop_grace_period: 20s", "a drain may last"),
         ("mem_limit: 8g", "mem_limits: 8g", "'mem_limits' was unexpected"),
         ("read_only: true", "read_only: false", "True was expected"),
