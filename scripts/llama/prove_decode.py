@@ -3,7 +3,8 @@ why.
 
 Run in a process of its own: a miscompiled build ends with a signal at the first batch of more than one row. A random
 one-layer Q8_0 model (the type that every special kernel takes) is written to a temporary folder; the last row of a
-batch of 48 must give the logits that the same tokens give one at a time.
+batch of 48 must give the logits that the same tokens give one at a time. Of a build for many kinds of CPU the best
+library for this one computes, or the one that is named: `prove_decode.py libggml-cpu-haswell.so`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ TOLERANCE = 0.05  # of the largest logit: kernels differ in how they round activ
 def main() -> int:
     """Exit status: 0 when both ways agree."""
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+    load_library(*sys.argv[1:])
     tokens = np.random.default_rng(1).integers(0, VOCAB, ROWS).tolist()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "random.gguf")
@@ -43,6 +45,17 @@ def main() -> int:
         f"single rows to {difference:.2%}; it uses {features()}"
     )
     return 0
+
+
+def load_library(name: str = "") -> None:
+    """Loads what computes, where that is not linked in; SystemExit if this CPU cannot run the library `name`."""
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    registry = ctypes.CDLL(str(folder / "libggml.so"))
+    registry.ggml_backend_load.restype = ctypes.c_void_p
+    if name and not registry.ggml_backend_load(str(folder / name).encode()):
+        raise SystemExit(f"{name} does not run on this CPU")
+    if registry.ggml_backend_reg_count() == 0:
+        registry.ggml_backend_load_all_from_path(str(folder).encode())
 
 
 def features() -> str:
