@@ -17,8 +17,8 @@ from scripts.images.catalogue import ROOT
 from smeltkit.errors import BadConfig
 
 KINDS = {
-    "Nehalem": (set(), {"AVX", "AVX2"}),
-    "SandyBridge": ({"AVX"}, {"AVX2"}),
+    "Nehalem": ({"SSSE3"}, {"AVX", "AVX2"}),
+    "SandyBridge": ({"SSSE3"}, {"AVX2"}),
     "Haswell-noTSX": ({"AVX2"}, {"AVX512"}),
 }
 """Emulated processors: what must be used there, and what must not."""
