@@ -77,38 +77,25 @@ def full_pack(tokens: Tensor) -> Pack:
     return Pack(batch=batch, targets=targets, counted=count * (length - 1))
 
 
-def peer(shape: str, method: str, state: str = "float32", *, with_liger: bool = False, by_guide: bool = False) -> Step:
+def peer(shape: str, method: str, state: str = "float32", *, with_liger: bool = False) -> Step:
     """transformers with SDPA: full in float32 under bf16 autocast, LoRA by peft on a bf16 base under autocast.
 
-    QLoRA is that with bitsandbytes' layers for the linear layers of the blocks; `by_guide` prepares it as PEFT's guide
-    does, with recomputation and float32 norms. Full with bf16 state is all in bf16, rounded to nearest.
+    QLoRA is that with bitsandbytes' layers for the linear layers of the blocks, without recomputation; `trl_peer` has
+    it with. Full with bf16 state is all in bf16, rounded to nearest.
 
     Liger patches transformers for the rest of the process, so the peer without it must have run before.
     """
     import peft
-    import transformers
 
     if with_liger:
         from liger_kernel.transformers import apply_liger_kernel_to_qwen2
 
         apply_liger_kernel_to_qwen2()
 
-    dtype = torch.float32 if method == "full" and state == "float32" else torch.bfloat16
-    transformers.logging.set_verbosity_error()
-    config = transformers.AutoConfig.for_model(**SHAPES[shape])
-    with torch.device("cuda"):
-        model: Any = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
-    own = ModelConfig.from_hf(SHAPES[shape])
-    found = {
-        names.canonical_to_hf(own.architecture, name): value.to(dtype) for name, value in random_state(own, 0).items()
-    }
-    model.load_state_dict(found, strict=False, assign=True)
-    model.tie_weights()
+    model = transformers_model(shape, torch.float32 if method == "full" and state == "float32" else torch.bfloat16)
     if method == "qlora":
         to_bitsandbytes(model.model)
         model.is_loaded_in_4bit = True
-        if by_guide:
-            model = peft.prepare_model_for_kbit_training(model)
     if method != "full":
         settings = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, settings)
@@ -126,6 +113,23 @@ def peer(shape: str, method: str, state: str = "float32", *, with_liger: bool = 
         return float(loss.detach())
 
     return step
+
+
+def transformers_model(shape: str, dtype: torch.dtype) -> Any:
+    """A model of transformers with SDPA on the GPU, with the weights that ours begins with."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    config = transformers.AutoConfig.for_model(**SHAPES[shape])
+    with torch.device("cuda"):
+        model: Any = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+    own = ModelConfig.from_hf(SHAPES[shape])
+    found = {
+        names.canonical_to_hf(own.architecture, name): value.to(dtype) for name, value in random_state(own, 0).items()
+    }
+    model.load_state_dict(found, strict=False, assign=True)
+    model.tie_weights()
+    return model
 
 
 def to_bitsandbytes(model: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import results
-from benchmarks.gpu import contenders
+from benchmarks.gpu import contenders, trl_peer
 from benchmarks.gpu.shapes import SHAPES, TOKENS, flops_per_token
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.kernels import triton_kernels
@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "7B-lora": {"shape": "7B", "method": "lora", "sequences": 4},
     "7B-qlora": {
         "shape": "7B", "method": "qlora", "sequences": 4,
-        "contenders": ("ours", "peer", "peer with Liger", "peer by its guide", "ours on bf16"),
+        "contenders": ("ours", "peer", "peer with Liger", "TRL", "ours on bf16"),
     },
     "1.5B-rounded": {
         "shape": "1.5B", "method": "full", "state": "bfloat16", "sequences": 4,
@@ -185,9 +185,11 @@ def contend(case: str, name: str, rate: float) -> dict[str, Any]:
             return contenders.ours(
                 shape, "lora" if name == "ours on bf16" else method, "float32" if is_plain else state
             )
-        return contenders.peer(shape, method, state, with_liger=name.endswith("Liger"), by_guide=name.endswith("guide"))
+        return contenders.peer(shape, method, state, with_liger=name.endswith("Liger"))
 
     try:
+        if name == "TRL":
+            return measure_trl(shape, facts["sequences"], flops, rate)
         return measure(make, facts["sequences"], flops, rate)
     except torch.cuda.OutOfMemoryError as error:
         return {"error": f"out of memory: {str(error)[:120]}"}
@@ -196,13 +198,7 @@ def contend(case: str, name: str, rate: float) -> dict[str, Any]:
 def measure(make: Callable[[], contenders.Step], sequences: int, flops: float, rate: float) -> dict[str, Any]:
     """Losses of the first steps, then the median time of a step on fresh tokens."""
     torch.cuda.reset_peak_memory_stats()
-    step = make()
-    generator = torch.Generator("cuda").manual_seed(2)
-
-    def tokens() -> torch.Tensor:
-        # Few distinct words, so that there is something to learn and the curves say something.
-        return torch.randint(0, 512, (sequences, TOKENS), device="cuda", generator=generator)
-
+    step, tokens = make(), draws(sequences)
     losses = [step(tokens()) for _ in range(COMPARED_STEPS)]
     times = []
     for _ in range(WARM_STEPS + TIMED_STEPS):
@@ -212,7 +208,26 @@ def measure(make: Callable[[], contenders.Step], sequences: int, flops: float, r
         step(drawn)
         torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
-    took = statistics.median(times[WARM_STEPS:])
+    return found(sequences, losses, statistics.median(times[WARM_STEPS:]), flops, rate)
+
+
+def measure_trl(shape: str, sequences: int, flops: float, rate: float) -> dict[str, Any]:
+    """The same of TRL, which has the loop in its own hands."""
+    torch.cuda.reset_peak_memory_stats()
+    tokens, steps = draws(sequences), COMPARED_STEPS + WARM_STEPS + TIMED_STEPS
+    losses, times = trl_peer.measure(shape, torch.cat([tokens() for _ in range(steps)]), sequences)
+    return found(sequences, losses[:COMPARED_STEPS], statistics.median(times[-TIMED_STEPS:]), flops, rate)
+
+
+def draws(sequences: int) -> Callable[[], torch.Tensor]:
+    """Gives the tokens of one step after another, the same ones to every contender."""
+    generator = torch.Generator("cuda").manual_seed(2)
+    # Few distinct words, so that there is something to learn and the curves say something.
+    return lambda: torch.randint(0, 512, (sequences, TOKENS), device="cuda", generator=generator)
+
+
+def found(sequences: int, losses: list[float], took: float, flops: float, rate: float) -> dict[str, Any]:
+    """A contender's numbers from its losses and the median seconds of a step."""
     speed = sequences * TOKENS / took
     return {
         "step_ms": took * 1e3,
