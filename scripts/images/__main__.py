@@ -70,8 +70,7 @@ def _tried(builder: Builder, rows: list[dict[str, Any]], *, is_whole: bool) -> l
         with builder.mounted(images()["inference"]) as root:
             kinds = cpus.rows(root)
         print(table([{**row, "wrong": len(row["wrong"])} for row in kinds]))
-    names = trial.ORDER if is_whole else [row["image"] for row in rows]
-    found, outcome = trial.run(names, images(), builder.storage, FOLDER / "trial")
+    found, outcome = trial.run([row["image"] for row in rows], images(), builder.storage, FOLDER / "trial")
     print(table([{**row, "wrong": len(row["wrong"])} for row in found]))
     if is_whole:
         print(json.dumps(outcome, indent=1))

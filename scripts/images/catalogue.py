@@ -35,6 +35,14 @@ class Image:
     needs: str = ""
     """What must be had to build it, e.g. `cuda`; such an image is built by name only."""
 
+    profile: str = ""
+    """Profile of the sandbox that it is there for; empty for other services."""
+
+    @property
+    def service(self) -> str:
+        """The service that it runs, or `gateway`."""
+        return self.module.rpartition(".")[2]
+
     @property
     def tag(self) -> str:
         """Its name with the version, as manifests write it before they put a registry in front."""

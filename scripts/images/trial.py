@@ -1,7 +1,7 @@
 """The whole platform from its images: six containers beside a real NATS and a real S3, and the main job through them.
 
-Each container is first looked at by itself. Then the shipped model is imported, quantized, served and scored by the
-command line from outside, and every container is asked to end.
+Each container is first looked at by itself, and a sandbox runs a program. Then the shipped model is imported, quantized,
+served and scored by the command line from outside, and every container is asked to end.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import grpc
+from smelt.sandbox.v1 import sandbox_pb2, sandbox_pb2_grpc
 
 from gateway.stack.components import Component, platform_config, server_components, service_components
 from gateway.stack.health import wait_healthy, wait_writable
@@ -31,43 +34,79 @@ from smeltkit.servers import clear_s3_sockets
 GRACE_S = 60
 ORDER = ("sandbox", "inference", "importer", "trainer", "evaluator", "gateway")
 MODEL, SUITE = ROOT / "examples" / "models" / "ore-11m", ROOT / "examples" / "data" / "basic.jsonl"
+PROGRAMS = {
+    "bare": ("print(6 * 7)", "42"),
+    "science": ("import numpy; print(numpy.arange(4) @ numpy.arange(4))", "14"),
+}
+"""A program for each profile of the sandbox, and what it prints."""
+_PROGRAM_S = 60
 _OWN = ("HOME", "TMPDIR", "PATH", "LANG", "PYTHONUNBUFFERED", "SMELT_TELEMETRY_TRACE_DIR")
 
 
 def run(
     names: Sequence[str], images: Mapping[str, Image], storage: tuple[str, ...], home: Path
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row an image (what it did wrong, how it ended); where all of ORDER run, what the main job gave."""
+    """A row an image (what it did wrong, how it ended); where all of ORDER run, what the main job gave.
+
+    The images of ORDER run side by side; others, which do the work of one of those, one by one after them.
+    """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True, mode=0o755)
+    groups = [[name for name in ORDER if name in names], *([name] for name in names if name not in ORDER)]
+    rows: list[dict[str, Any]] = []
     outcome: dict[str, Any] = {}
     with servers(home) as state:
-        found = {component.name: component for component in service_components(home, state, load_credentials(home), {})}
-        containers: dict[str, Container] = {}
-        try:
-            for name in (name for name in ORDER if name in names):
-                containers[name] = Container.start(
-                    images[name],
-                    storage,
-                    environment=_settings(found[name]),
-                    address=found[name].address,
-                    cache=home / "volumes" / name,
-                )
-                containers[name].wait_serving()
-            wrong = {name: container.mistakes() for name, container in containers.items()}
-            if set(containers) == set(ORDER):
-                outcome = main_job(state.address("gateway"), home)
-                outcome["engine"] = containers["inference"].python(
-                    "from services.inference.llama import system_info; print(system_info())"
-                )
-            rows = []
-            for name in reversed(containers):
-                code, took_s = containers[name].stop(GRACE_S)
-                rows.append({"image": name, "wrong": wrong[name], "exit": code, "ended_s": round(took_s, 1)})
-        finally:
-            for container in containers.values():
-                container.remove()
+        for group in groups:
+            found, done = _run_together([images[name] for name in group], storage, home, state)
+            rows, outcome = rows + found, outcome | done
     return rows, outcome
+
+
+def _run_together(
+    images: Sequence[Image], storage: tuple[str, ...], home: Path, state: StackState
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    components = {item.name: item for item in service_components(home, state, load_credentials(home), {})}
+    containers: dict[str, Container] = {}
+    outcome: dict[str, Any] = {}
+    try:
+        for image in images:
+            component = components[image.service]
+            containers[image.name] = Container.start(
+                image,
+                storage,
+                environment=_settings(component),
+                address=component.address,
+                cache=home / "volumes" / image.name,
+            )
+            containers[image.name].wait_serving()
+        wrong = {name: [*one.mistakes(), *_misjudged(one)] for name, one in containers.items()}
+        if set(containers) == set(ORDER):
+            outcome = main_job(state.address("gateway"), home)
+            outcome["engine"] = containers["inference"].python(
+                "from services.inference.llama import system_info; print(system_info())"
+            )
+        rows = []
+        for name in reversed(containers):
+            code, took_s = containers[name].stop(GRACE_S)
+            rows.append({"image": name, "wrong": wrong[name], "exit": code, "ended_s": round(took_s, 1)})
+    finally:
+        for container in containers.values():
+            container.remove()
+    return rows, outcome
+
+
+def _misjudged(container: Container) -> list[str]:
+    """What a sandbox answers other than it must to a program of the profile that its image is there for."""
+    if not container.image.profile:
+        return []
+    code, wanted = PROGRAMS[container.image.profile]
+    with grpc.insecure_channel(container.address) as channel:
+        reply = sandbox_pb2_grpc.SandboxServiceStub(channel).Execute(
+            sandbox_pb2.ExecuteRequest(code=code.encode(), profile=container.image.profile),
+            timeout=_PROGRAM_S,
+        )
+    told = reply.stdout.decode(errors="replace").strip()
+    return [] if told == wanted else [f"profile {container.image.profile}: {code!r} gives {told!r}: {reply.stderr!r}"]
 
 
 def _settings(component: Component) -> dict[str, str]:
