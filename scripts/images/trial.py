@@ -1,7 +1,7 @@
 """The whole platform from its images: six containers beside a real NATS and a real S3, and the main job through them.
 
-Each container is first looked at by itself, and a sandbox runs a program. Then the shipped model is imported, quantized,
-served and scored by the command line from outside, and every container is asked to end.
+Each container is first looked at by itself, and a sandbox runs a program. Then the shipped model is imported,
+quantized, served and scored by the command line from outside, and every container is asked to end.
 """
 
 from __future__ import annotations
