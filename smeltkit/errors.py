@@ -156,7 +156,7 @@ class UnsupportedQuantization(InvalidInput):
     """This scheme cannot be made from this bundle."""
 
 
-# --- things not found -----------------------------------------------------------------------------------------------
+# --- things not found, and conflicts --------------------------------------------------------------------------------
 
 
 class UnknownModel(NotFound):
@@ -185,9 +185,6 @@ class UnknownSource(NotFound):
 
 class UnknownRoute(NotFound):
     """The HTTP edge offers nothing at this address, or not by this method."""
-
-
-# --- conflicts ------------------------------------------------------------------------------------------------------
 
 
 class RequestIdReused(Conflict):
@@ -271,10 +268,6 @@ class IsolationTooWeak(Refused):
 
 class OutOfMemory(Refused):
     """The work does not fit into the memory it may use."""
-
-
-class GpuLeaseExceeded(Refused):
-    """The work took more memory of a GPU than it may share, and was ended."""
 
 
 class DeviceUnfit(Refused):

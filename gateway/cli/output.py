@@ -45,6 +45,10 @@ class Output:
         """One line about what is going on."""
         self.err.print(Text(text, style="dim"), soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """One line about what somebody should look at."""
+        self.err.print(Text.assemble(("alert: ", "bold yellow"), text), soft_wrap=True)
+
     def error(self, error: SmeltError) -> None:
         """The reason, then the message with its remedy."""
         if self.as_json:

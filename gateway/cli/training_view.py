@@ -26,6 +26,7 @@ def run_view(run: Mapping[str, Any]) -> RenderableType:
         said = run["forecast"][field]
         off = f"{(took - said) / said:+.1%}" + (" (missed)" if field in run["missed"] else "")
         rows.append((name, human(said), human(took), off))
+    rows += [("alert", "", alert["message"], "") for alert in run.get("alerts") or ()]
     spikes = f"{run['clipped']} clipped, {run['skipped']} dropped, {run['rollbacks']} rollbacks"
     rows.append(("spikes", "", spikes, ""))
     return table(("", "forecast", "outcome", "off by"), rows)

@@ -19,7 +19,7 @@ _TOLD = ("step", "steps", "loss", "learning_rate", "grad_norm", "tokens_per_seco
 
 
 class StepEvents:
-    """Publishes the steps of one job. Made on the event loop, told from a thread."""
+    """Publishes the steps and alerts of one job. Made on the event loop, told from a thread."""
 
     def __init__(self, bus: Bus, job_id: str) -> None:
         self._bus, self._job_id = bus, job_id
@@ -33,11 +33,24 @@ class StepEvents:
             return
         self._published_s = now_s
         found = {key: step[key] for key in _TOLD}
-        message = event_pb2.TrainingStep(job_id=self._job_id, name=step.get("name", ""), **found)
-        asyncio.run_coroutine_threadsafe(self._publish(message), self._loop)
+        self._send(
+            "trainer.step.measured", event_pb2.TrainingStep(job_id=self._job_id, name=step.get("name", ""), **found)
+        )
 
-    async def _publish(self, message: event_pb2.TrainingStep) -> None:
+    def alert(self, alert: Mapping[str, Any], name: str = "") -> None:
+        """Publishes an alert, of the adapter `name` where several are trained together."""
+        self._send("trainer.alert.fired", to_alert(alert, self._job_id, name))
+
+    def _send(self, fact: str, message: event_pb2.TrainingStep | event_pb2.TrainingAlert) -> None:
+        asyncio.run_coroutine_threadsafe(self._publish(fact, message), self._loop)
+
+    async def _publish(self, fact: str, message: event_pb2.TrainingStep | event_pb2.TrainingAlert) -> None:
         try:
-            await self._bus.publish_event("trainer.step.measured", message)
+            await self._bus.publish_event(fact, message)
         except BusUnavailable:
-            _log.debug("job %s: step %d was not published", self._job_id, message.step)
+            _log.debug("job %s: %s of step %d was not published", self._job_id, fact, message.step)
+
+
+def to_alert(alert: Mapping[str, Any], job_id: str, name: str = "") -> event_pb2.TrainingAlert:
+    """An alert as a message."""
+    return event_pb2.TrainingAlert(job_id=job_id, name=name, **alert)

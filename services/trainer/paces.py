@@ -16,12 +16,22 @@ from pathlib import Path
 
 from services.trainer.forecast import Cost, Pace, learnt
 from services.trainer.plan import Prepared
+from services.trainer.settings import OBSERVING
 from smeltkit import limits
 from smeltkit.ids import digest_bytes
 from smeltkit.manifest import canonical_json
 
 _log = logging.getLogger(__name__)
-WITHOUT_EFFECT = ("seed", "epochs", "max_steps", "learning_rate", "schedule", "warmup_steps", "horizon_steps")
+WITHOUT_EFFECT = (
+    *OBSERVING,
+    "seed",
+    "epochs",
+    "max_steps",
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "horizon_steps",
+)
 """Settings that a step's pace does not depend on, with others that only matter beyond a step."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -21,6 +22,15 @@ class PeakMemory:
         if self._is_cuda:
             return torch.cuda.max_memory_allocated()
         return max(_status_bytes("VmHWM") - self._before, 0)
+
+
+def memory_bytes(device: str, allowed_bytes: int = 0) -> int:
+    """What a training may take at most: `allowed_bytes`, unless 0, else the GPU's memory or the machine's."""
+    if allowed_bytes:
+        return allowed_bytes
+    if device == "cuda":
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _status_bytes(key: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from services.trainer import devices
 from services.trainer.adapters.targets import linear_names
+from services.trainer.alerts import never_fires
 from services.trainer.data.dataset import Dataset, read_dataset
 from services.trainer.data.order import Order
 from services.trainer.data.samples import Encoder
@@ -82,7 +83,7 @@ def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, sett
         order=order,
         schedule=schedule,
         preview=encoder.preview(found.samples[0])[:PREVIEW_CHARS],
-        refusals=(*refusals, *_misfits(bundle, settings)),
+        refusals=(*refusals, *never_fires(settings.alerts, schedule), *_misfits(bundle, settings)),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from smelt.event.v1 import event_pb2
 
+from services.trainer.events import to_alert
 from services.trainer.forecast import Cost, missed
 from services.trainer.noise import noise_scale
 from smeltkit import limits
@@ -52,6 +53,7 @@ def store_run(
         "missed": list(missed(Cost(**said), Cost(**took))) if said else [],
         "spikes": outcome["spikes"],
         "heldout": outcome.get("heldout"),
+        "alerts": [*_alerts(path), *outcome["alerts"]][-limits.TRAIN_ALERTS_MAX :],
         **_summary(path, outcome["matrix_flops"]),
     }
     manifest = Manifest(artifact_type=RUN_TYPE, config=config, layers=(layer,), subject=bundle.digest)
@@ -94,6 +96,10 @@ def _summary(path: Path, matrix_flops: float) -> dict[str, Any]:
     }
 
 
+def _alerts(path: Path) -> list[dict[str, Any]]:
+    return [alert for step in _steps(path) for alert in step.get("alerts", ())]
+
+
 def _steps(path: Path) -> Iterator[dict[str, Any]]:
     with path.open() as file:
         for line in file:
@@ -113,6 +119,7 @@ def _to_message(manifest: Manifest) -> event_pb2.TrainingFinished:
         clipped=spikes["clipped"],
         skipped=spikes["skipped"],
         rollbacks=spikes["rollbacks"],
+        alerts=[to_alert(alert, config["job"]) for alert in config.get("alerts", ())],
     )
 
 

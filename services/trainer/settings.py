@@ -20,11 +20,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from services.trainer.alert_settings import DEFAULT_ALERTS, AlertSettings
+from services.trainer.ranges import among, below_one, within
 from services.trainer.schedule import KINDS
 from smeltkit import limits
 from smeltkit.errors import BadConfig, UnsupportedOption
 
 T = TypeVar("T")
+OBSERVING: Final = ("alerts",)
+"""Settings that do not change what is trained: no part of its name, its lineage or its pace."""
 _NUMBER: Final = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)([KMG]?)", re.IGNORECASE)
 _UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
@@ -47,9 +51,9 @@ class LoraSettings:
     """Linear layers of every block, e.g. attn.q; empty for all of them."""
 
     def __post_init__(self) -> None:
-        _within("lora.rank", self.rank, 1, 1024)
-        _within("lora.alpha", self.alpha, 1e-6, 1e6)
-        _below_one("lora.dropout", self.dropout)
+        within("lora.rank", self.rank, 1, 1024)
+        within("lora.alpha", self.alpha, 1e-6, 1e6)
+        below_one("lora.dropout", self.dropout)
 
     @property
     def scale(self) -> float:
@@ -76,11 +80,11 @@ class AdamSettings:
     """Whether moments and float32 copies lie in the memory of the host instead of the GPU's, and are updated there."""
 
     def __post_init__(self) -> None:
-        _among("optimizer.state", self.state, ("float32", "int8", "bfloat16"))
-        _below_one("optimizer.beta1", self.beta1)
-        _below_one("optimizer.beta2", self.beta2)
-        _within("optimizer.eps", self.eps, 1e-16, 1.0)
-        _within("optimizer.weight_decay", self.weight_decay, 0.0, 1.0)
+        among("optimizer.state", self.state, ("float32", "int8", "bfloat16"))
+        below_one("optimizer.beta1", self.beta1)
+        below_one("optimizer.beta2", self.beta2)
+        within("optimizer.eps", self.eps, 1e-16, 1.0)
+        within("optimizer.weight_decay", self.weight_decay, 0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,7 @@ class ShapeSettings:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            _within(f"shape.{name}", value, 0, limits.DIMENSION_MAX)
+            within(f"shape.{name}", value, 0, limits.DIMENSION_MAX)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +123,10 @@ class SpikeSettings:
     """Rollbacks that a run may need before it ends."""
 
     def __post_init__(self) -> None:
-        _among("spikes.action", self.action, ("none", "clip", "skip", "rollback"))
-        _within("spikes.sigmas", self.sigmas, 1.0, 100.0)
-        _within("spikes.patience", self.patience, 1, 1000)
-        _within("spikes.rollbacks_max", self.rollbacks_max, 0, 1000)
+        among("spikes.action", self.action, ("none", "clip", "skip", "rollback"))
+        within("spikes.sigmas", self.sigmas, 1.0, 100.0)
+        within("spikes.patience", self.patience, 1, 1000)
+        within("spikes.rollbacks_max", self.rollbacks_max, 0, 1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,23 +188,25 @@ class TrainSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     optimizer: AdamSettings = field(default_factory=AdamSettings)
     spikes: SpikeSettings = field(default_factory=SpikeSettings)
+    alerts: tuple[AlertSettings, ...] = DEFAULT_ALERTS
+    """What is told of the run's numbers; an empty list for nothing. They do not change what is trained."""
 
     def __post_init__(self) -> None:
-        _among("method", self.method, ("lora", "qlora", "full", "pretrain"))
-        _among("init", self.init, ("base", "random"))
-        _among("schedule", self.schedule, KINDS)
-        _among("data_format", self.data_format, ("rows", "text"))
-        _among("dtype", self.dtype, ("float32", "bfloat16"))
+        among("method", self.method, ("lora", "qlora", "full", "pretrain"))
+        among("init", self.init, ("base", "random"))
+        among("schedule", self.schedule, KINDS)
+        among("data_format", self.data_format, ("rows", "text"))
+        among("dtype", self.dtype, ("float32", "bfloat16"))
         whole = {"epochs": (1, 1000), "max_steps": (0, 10**9), "sequence_tokens": (8, 1 << 20),
                  "pack_tokens": (0, 1 << 24), "seed": (0, 2**63 - 1), "packs_per_step": (1, 65536),
                  "warmup_steps": (0, 10**9), "min_tokens": (0, 10**15),
                  "checkpoint_steps": (1, 10**9), "keep_checkpoints": (1, 1000), "stuck_steps": (2, 1000),
                  "horizon_steps": (0, 10**9), "processes": (1, limits.TRAIN_PROCESSES_MAX)}  # fmt: skip
         for name, (low, high) in whole.items():
-            _within(name, getattr(self, name), low, high)
-        _within("learning_rate", self.learning_rate, 1e-12, 1.0)
-        _within("final_share", self.final_share, 0.0, 1.0)
-        _within("clip_norm", self.clip_norm, 1e-6, 1e6)
+            within(name, getattr(self, name), low, high)
+        within("learning_rate", self.learning_rate, 1e-12, 1.0)
+        within("final_share", self.final_share, 0.0, 1.0)
+        within("clip_norm", self.clip_norm, 1e-6, 1e6)
         if not self.is_adapted and self.lora != LoraSettings():
             raise UnsupportedOption(
                 f"lora settings have no effect with method {self.method}; remove them, or choose method lora"
@@ -277,6 +283,11 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return read_settings(kind, value, f"{where}.")  # type: ignore[arg-type]
     if isinstance(kind, types.GenericAlias):
+        of = typing.get_args(kind)[0]
+        if dataclasses.is_dataclass(of):
+            if not isinstance(value, list):
+                raise BadConfig(f"{where}={value!r} must be a list")
+            return tuple(read_settings(of, item, f"{where}[{number}].") for number, item in enumerate(value))  # type: ignore[arg-type]
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise BadConfig(f"{where}={value!r} must be a list of names")
         return tuple(value)
@@ -297,18 +308,3 @@ def _number(kind: type[int] | type[float], value: Any, where: str) -> int | floa
     if found is None or not math.isfinite(found) or (kind is int and found != int(found)):
         raise BadConfig(f"{where}={value!r} must be a {'whole ' if kind is int else ''}number such as 32K or 1e-4")
     return kind(found)
-
-
-def _among(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise BadConfig(f"{name}={value!r} must be one of {', '.join(known)}")
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise BadConfig(f"{name}={value} must be {low:g} to {high:g}")
-
-
-def _below_one(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise BadConfig(f"{name}={value} must be 0 to below 1")

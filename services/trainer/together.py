@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from services.trainer import work
+from services.trainer.follow import Phases, Told, follow
 from services.trainer.memory import components
 from services.trainer.paces import Paces
 from services.trainer.plan import Prepared, plan_of
@@ -119,10 +120,10 @@ def train_parts(
     manifest: Manifest,
     parts: Sequence[Part],
     folder: Path,
-    phases: work.Phases,
+    phases: Phases,
     *,
     paces: Paces,
-    told: Callable[[dict[str, Any]], None],
+    told: Told,
     lease: Lease,
 ) -> list[Made | SmeltError]:
     """Trains `parts` together in `folder` on the GPU of `lease`, going on from what lies there; what became of each, in
@@ -136,7 +137,7 @@ def train_parts(
     with cache.materialize(manifest) as base:
         spec = {**work.base_spec(manifest, base, paces, lease), "runs": runs}
         (folder / "spec.json").write_text(json.dumps(spec))
-        outcome = work.follow("together_process", folder, phases, told, lease=lease)
+        outcome = follow("together_process", folder, phases, told, [part.settings for part in parts], lease=lease)
     work.raise_error(outcome)
     found: list[Made | SmeltError] = []
     for number, (part, reached) in enumerate(zip(parts, outcome["runs"], strict=True)):
@@ -144,6 +145,7 @@ def train_parts(
             found.append(all_errors()[reached["reason"]](f"{part.name}: {reached['message']}"))
             continue
         own = folder / str(number)
+        reached["alerts"] = outcome["alerts"]
         made = work.store_trained(store, manifest, part.data, part.settings, own, reached, phases)
         found.append(Made(manifest=made, outcome=reached, folder=own))
     return found

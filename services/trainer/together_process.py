@@ -30,7 +30,7 @@ from services.trainer.forecast import forecast
 from services.trainer.heldout import row_losses
 from services.trainer.loop import Run, StepReport
 from services.trainer.paces import Paces
-from services.trainer.peak import PeakMemory
+from services.trainer.peak import PeakMemory, memory_bytes
 from services.trainer.plan import Prepared, prepare
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import parse_settings
@@ -101,7 +101,7 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
         Lane(run["name"], decoder, prepared, _own(folder, number), run["run_digest"], peak)
         for number, (prepared, run) in enumerate(zip(found, spec["runs"], strict=True))
     ]
-    errors = run_lanes(folder, lanes, rate)
+    errors = run_lanes(folder, lanes, rate, memory_bytes(device, spec.get("gpu_bytes", 0)))
     facts = {"device": device_name(device), "matrix_flops": rate}
     outcomes = []
     for lane, losses, forecasted in zip(lanes, before, said, strict=True):
@@ -111,13 +111,13 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     return {"runs": outcomes}
 
 
-def run_lanes(folder: Path, lanes: Sequence[Lane], rate: float) -> dict[Lane, SmeltError]:
+def run_lanes(folder: Path, lanes: Sequence[Lane], rate: float, limit: int) -> dict[Lane, SmeltError]:
     """Takes the lanes to their ends, turn by turn; those that failed, with why. JobCancelled after SIGTERM."""
     stops: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
     errors: dict[Lane, SmeltError] = {}
     total = sum(lane.run.schedule.total_steps for lane in lanes)
-    journals = {lane: Journal(lane.folder / METRICS_FILE, lane.run.step, lane.prepared, rate) for lane in lanes}
+    journals = {lane: Journal(lane.folder / METRICS_FILE, lane.run.step, lane.prepared, rate, limit) for lane in lanes}
     running = list(lanes)
     with (folder / METRICS_FILE).open("w") as steps:
         while running:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from services.trainer.follow import Phases, Told, follow
 from services.trainer.forecast import Pace
-from services.trainer.launch import TrainingProcesses
 from services.trainer.paces import Paces
 from services.trainer.plan import Prepared, plan_of, prepare
-from services.trainer.records import METRICS_FILE
-from services.trainer.settings import ShapeSettings, TrainSettings
+from services.trainer.settings import OBSERVING, ShapeSettings, TrainSettings
 from services.trainer.shape import shaped
-from smeltkit import limits
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.publish import store_bundle
 from smeltkit.blobs.store import Store
@@ -32,16 +27,8 @@ from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.lineage import Lineage
 from smeltkit.revision import code_revision
 
-Tell = Callable[[int], None]
 _RECORDED: Final = ("heldout", "dequantization")
 """What a training finds out that stays with its result."""
-
-
-class Phases(Protocol):
-    """Gives the function that tells how much of a named phase is done; it may raise to stop the work."""
-
-    def phase(self, name: str, total: int, unit: str = "bytes", message: Callable[[], str] | None = None) -> Tell:
-        """`message` is asked for a line for people whenever progress is told."""
 
 
 def plan_training(
@@ -84,19 +71,19 @@ def train(
     phases: Phases,
     *,
     paces: Paces,
-    told: Callable[[dict[str, Any]], None],
+    told: Told,
     lease: Lease,
 ) -> tuple[Manifest, dict[str, Any]]:
     """Trains in `folder` on the GPUs of `lease`, going on from the checkpoints there; the stored bundle, the outcome.
 
-    `told` gets the report of a step now and then. The training process's own error is raised again; NotBuilt where
+    `told` hears of steps and alerts. The training process's own error is raised again; NotBuilt where
     torch is not installed.
     """
     check_torch()
     with cache.materialize(manifest) as base:
         spec = {**base_spec(manifest, base, paces, lease), **run_spec(store, manifest, data, settings, folder)}
         (folder / "spec.json").write_text(json.dumps(spec))
-        outcome = follow("train_process", folder, phases, told, processes=settings.processes, lease=lease)
+        outcome = follow("train_process", folder, phases, told, (settings,), lease=lease)
     raise_error(outcome)
     return store_trained(store, manifest, data, settings, folder, outcome, phases), outcome
 
@@ -135,7 +122,7 @@ def run_spec(
     """What a training process is told of one run, its data fetched into `folder`."""
     files, parameters = _fetch(store, data, folder), plain(settings)
     return {
-        "settings": parameters,
+        "settings": _all(settings),
         "data": str(files[0]),
         "heldout": str(files[1] or ""),
         "run_digest": digest_bytes(canonical_json([manifest.digest, *data, parameters, code_revision()])),
@@ -173,45 +160,13 @@ def raise_error(outcome: dict[str, Any]) -> None:
 
 
 def plain(settings: TrainSettings) -> dict[str, Any]:
-    """Settings as plain JSON values, every default spelled out."""
+    """Settings as plain JSON values, every default spelled out, without those that do not change what is trained."""
+    return {key: value for key, value in _all(settings).items() if key not in OBSERVING}
+
+
+def _all(settings: TrainSettings) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
     return value
-
-
-def follow(
-    module: str,
-    folder: Path,
-    phases: Phases,
-    told: Callable[[dict[str, Any]], None],
-    *,
-    lease: Lease,
-    processes: int = 1,
-) -> dict[str, Any]:
-    """Runs a training, by the name of its module, to its end, telling its steps; what it left as outcome."""
-    latest: dict[str, Any] = {}
-
-    def message() -> str:
-        rate, left = latest.get("tokens_per_second", 0.0), latest.get("left_s", 0.0)
-        return f"loss {latest.get('loss', 0.0):.4f}  {rate:.0f} tokens/s  {left:.0f} s left" if latest else ""
-
-    training = TrainingProcesses(module, folder, processes, lease)
-    try:
-        tell, began = phases.phase("prepare", 0, "steps", message), time.monotonic()
-        while training.are_running():
-            time.sleep(limits.TRAIN_POLL_S)
-            newest = _last_line(folder / METRICS_FILE)
-            if newest and not latest:
-                tell = phases.phase("train", newest["steps"], "steps", message)
-                first_step, began = newest["step"], time.monotonic()
-            if newest and newest["step"] != latest.get("step"):
-                done = newest["step"] - first_step
-                pace = (time.monotonic() - began) / done if done > 0 else 0.0
-                latest.update(newest, left_s=pace * (newest["steps"] - newest["step"]))
-                told(newest)
-            tell(latest.get("step", 0))
-    finally:
-        training.stop()
-    return training.outcome()
 
 
 def _fetch(store: Store, digests: tuple[str, ...], folder: Path) -> tuple[Path, Path | None]:
@@ -222,15 +177,3 @@ def _fetch(store: Store, digests: tuple[str, ...], folder: Path) -> tuple[Path, 
         if not paths[-1].exists():
             store.fetch(digest, paths[-1])
     return paths[0], paths[1] if len(paths) > 1 else None
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """The newest whole line of a metrics file, empty if there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(os.fstat(file.fileno()).st_size - 65_536, 0))
-            lines = file.read().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return {}
-    value: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    return value

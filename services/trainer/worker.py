@@ -91,7 +91,7 @@ class Handlers:
                 with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
                     made, outcome = await threads.run(
                         context, work.train, tools.store, tools.cache, manifest, data, settings, folder,
-                        Reporter(context), paces=tools.paces, told=StepEvents(tools.bus, context.job_id).tell,
+                        Reporter(context), paces=tools.paces, told=StepEvents(tools.bus, context.job_id),
                         lease=lease,
                     )  # fmt: skip
             digest = made.digest
@@ -120,7 +120,7 @@ class Handlers:
                 with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
                     found = await threads.run(
                         context, together.train_parts, tools.store, tools.cache, manifest, wanted, folder,
-                        Reporter(context), paces=tools.paces, told=StepEvents(tools.bus, context.job_id).tell,
+                        Reporter(context), paces=tools.paces, told=StepEvents(tools.bus, context.job_id),
                         lease=lease,
                     )  # fmt: skip
             for number, made in zip(missing, found, strict=True):

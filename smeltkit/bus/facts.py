@@ -22,6 +22,7 @@ FACTS: Final[Mapping[str, type[Message]]] = MappingProxyType(
         "inference.fallback.used": event_pb2.FallbackUsed,
         "inference.model.loaded": event_pb2.ModelLoaded,
         "inference.model.unloaded": event_pb2.ModelUnloaded,
+        "trainer.alert.fired": event_pb2.TrainingAlert,
         "trainer.bundle.stored": event_pb2.BundleStored,
         "trainer.step.measured": event_pb2.TrainingStep,
         "trainer.training.finished": event_pb2.TrainingFinished,

@@ -24,7 +24,6 @@ from smeltkit.bus.subjects import GPUS_BUCKET
 from smeltkit.errors import (
     BusUnavailable,
     GpuBusy,
-    GpuLeaseExceeded,
     OutOfMemory,
     RevisionConflict,
     SmeltError,
@@ -142,7 +141,7 @@ class GpuLedger:
         """A lease for as long as the block lasts; an empty one on a machine without GPUs.
 
         OutOfMemory if no device is large enough, GpuBusy if they are in use and the job does not wait. Processes that
-        use more than they share are ended, and nobody else's: GpuLeaseExceeded then takes the place of their error.
+        use more than they share are ended, and nobody else's: OutOfMemory then takes the place of their error.
         """
         devices = await asyncio.to_thread(self._devices.read)
         claim = self._claim(f"{context.job_id}.{context.fence}", want, devices)
@@ -338,8 +337,8 @@ def _busy(why: str) -> GpuBusy:
     return GpuBusy(f"{why}; wait for it (--wait-gpu), or try later")
 
 
-def _exceeded(lease: Lease) -> GpuLeaseExceeded:
-    return GpuLeaseExceeded(
+def _exceeded(lease: Lease) -> OutOfMemory:
+    return OutOfMemory(
         f"{lease.holder.rpartition('.')[0]} used {_gib(lease.peak_bytes)} of a GPU and may share"
         f" {_gib(lease.memory_bytes)}; it was ended. Raise --vram, or lower pack_tokens or sequence_tokens"
     )

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -60,12 +60,25 @@ class JobContext:
         """Whether the lease was lost: somebody else does the job by now."""
         self.latest = job_pb2.Progress()
         """The newest report of progress."""
+        self._beside = job_pb2.Progress()
 
     async def progress(self, phase: str, done: int, total: int, unit: str = "", message: str = "") -> None:
         """Reports how far the work is. Cheap: the newest report is stored twice a second at most, by somebody else."""
         if phase == self.latest.phase:
             done = max(done, self.latest.done)
-        self.latest = job_pb2.Progress(phase=phase, done=done, total=total, unit=unit, message=message)
+        latest = job_pb2.Progress(phase=phase, done=done, total=total, unit=unit, message=message)
+        latest.MergeFrom(self._beside)
+        self.latest = latest
+
+    async def measure(self, measured: Mapping[str, float], course: Sequence[float], alert: str = "") -> None:
+        """Tells the newest numbers of the work and the course of its main one, beside all progress from now on.
+
+        `alert`, if given, joins those that were told before.
+        """
+        alerts = [*self._beside.alerts, alert] if alert else self._beside.alerts
+        self._beside = job_pb2.Progress(measured=measured, course=course, alerts=alerts[-limits.JOB_ALERTS_MAX :])
+        latest = self.latest
+        await self.progress(latest.phase, latest.done, latest.total, latest.unit, latest.message)
 
     async def check_alive(self) -> None:
         """Returns if this attempt still owns the job; to be awaited before every effect.

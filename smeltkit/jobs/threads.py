@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 from smeltkit import limits
@@ -36,6 +36,10 @@ class Reporter:
             asyncio.run_coroutine_threadsafe(update, self._loop)
 
         return report
+
+    def measure(self, measured: Mapping[str, float], course: Sequence[float], alert: str = "") -> None:
+        """See `JobContext.measure`."""
+        asyncio.run_coroutine_threadsafe(self._context.measure(measured, course, alert), self._loop)
 
 
 async def run(context: JobContext, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -15,7 +15,7 @@ from smelt.job.v1 import job_pb2
 from smeltkit import limits
 from smeltkit.bus import Bus
 from smeltkit.bus.leases import acquire
-from smeltkit.errors import GpuBusy, GpuLeaseExceeded, LeaseLost, OutOfMemory, ProcessLost
+from smeltkit.errors import GpuBusy, LeaseLost, OutOfMemory, ProcessLost
 from smeltkit.gpus import holders
 from smeltkit.gpus.ledger import WAITING, GpuLedger, Lease, Want
 from smeltkit.jobs import model
@@ -265,7 +265,7 @@ async def test_who_takes_more_than_it_shares_is_ended_and_its_neighbour_goes_on(
         raise ProcessLost(f"killed by signal {-code}")
 
     async with rig.gpus.held(quiet, half) as beside:
-        with pytest.raises(GpuLeaseExceeded, match="--vram"):
+        with pytest.raises(OutOfMemory, match="--vram"):
             async with rig.gpus.held(greedy, half) as lease:
                 used = {f"p{offender.pid}": 50, f"p{neighbour.pid}": 40}
                 rig.devices.now = (gpu(device, used=90, **used),)

@@ -83,7 +83,8 @@ async def _spec(rig: ImportRig, folder: Path, base: str, **settings: object) -> 
 async def test_a_training_ends_in_a_bundle_that_generates(
     importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path
 ) -> None:
-    """R-016, R-027, R-066, R-068: planned, trained in NF4, proven, named; forecast against outcome; found again."""
+    """R-010, R-016, R-027, R-066, R-068: planned, trained in NF4, proven, named; forecast against outcome; found again;
+    an alert that it declares goes off on its stream, in its progress and in its record."""
     heard: list[tuple[str, bytes]] = []
 
     async def hear(message: Msg) -> None:
@@ -91,7 +92,8 @@ async def test_a_training_ends_in_a_bundle_that_generates(
 
     write_tiny_model(tmp_path / "model", "qwen3", is_chat=False)
     base = succeeded(await importing.import_folder(tmp_path / "model", "tiny"))
-    spec = await _spec(importing, tmp_path, "tiny", method="qlora")
+    alert = {"metric": "loss", "when": "above", "value": 0.5, "steps": 2}
+    spec = await _spec(importing, tmp_path, "tiny", method="qlora", alerts=[alert])
     plan = (await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec), timeout_s=60)).plan
     facts = {item.name: item.value for item in plan.items}
     assert not plan.refusals and plan.memory_bytes > 0 and plan.time_s > 0 and not plan.cached_digest
@@ -99,16 +101,21 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     assert facts["GPU"].startswith("1 of its own, 0.")
     request = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
     async with importing.bus.listen("smelt.evt.trainer.>", hear):
-        digest = succeeded(await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job))
+        done = await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job)
+        digest = succeeded(done)
         await eventually(lambda: any("bundle.stored" in subject for subject, _ in heard))
     run = (await call(stub.GetRun, trainer_pb2.GetRunRequest(bundle="tiny:trained"), timeout_s=60)).run
     assert run.bundle_digest == digest and run.forecast.time_s > 0
     assert run.outcome.tokens == run.forecast.tokens > 0 and "tokens" not in run.missed
     _check_facts(heard, run)
+    assert [(found.step, found.metric, found.when) for found in run.alerts] == [(2, "loss", "above")]
+    assert list(done.progress.alerts) == [run.alerts[0].message] and run.alerts[0].message.endswith("2 steps in a row")
+    assert done.progress.measured["tokens"] == run.outcome.tokens and 1 < len(done.progress.course) <= 64
     trained = Bundle.from_manifest(importing.store.get_manifest(digest))
     assert (trained.lineage.operation, trained.lineage.inputs) == ("train", (base, *spec.datasets))
     heldout = trained.lineage.parameters["heldout"]
     assert heldout["high"] < 0 and heldout["rows"] == 6
+    assert "alerts" not in trained.lineage.parameters["settings"]
     assert trained.lineage.parameters["dequantization"]["scheme"] == "nf4"
     assert await importing.catalog.resolve("tiny:trained") == digest != base
     again = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
@@ -188,7 +195,8 @@ def _check_facts(heard: list[tuple[str, bytes]], run: event_pb2.TrainingFinished
     steps = [event_pb2.TrainingStep.FromString(data) for subject, data in heard if ".step.measured." in subject]
     ends = [event_pb2.TrainingFinished.FromString(data) for subject, data in heard if ".training.finished." in subject]
     assert steps[-1].step == steps[-1].steps and steps[-1].tokens == run.outcome.tokens and steps[-1].loss > 0
-    assert ends == [run]
+    alerts = [event_pb2.TrainingAlert.FromString(data) for subject, data in heard if ".alert.fired." in subject]
+    assert ends == [run] and alerts == list(run.alerts)
 
 
 async def test_folders_of_runs_that_are_over_are_removed(importing: ImportRig, tmp_path: Path) -> None:

@@ -29,3 +29,13 @@ def test_long_phase_tells_its_count_now_and_then(
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("generate")[1].split()[0] for line in lines if "generate" in line] == counts
     assert lines[0].endswith("queued") and lines[-1].endswith("succeeded") and len(lines) == len(counts) + 2
+
+
+def test_each_alert_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """R-010: whoever watches sees it when it comes, and not again with every later state."""
+    texts = ["step 3: loss 11 is above 10", "step 9: mfu 0.01 is below 0.1"]
+    with _JobView(Output()) as view:
+        for count in (0, 1, 1, 2):
+            view.update(job("RUNNING", progress=job_pb2.Progress(phase="train", total=20, alerts=texts[:count])))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("alert: ")]
+    assert [line.split("  ", 1)[1] for line in lines] == texts

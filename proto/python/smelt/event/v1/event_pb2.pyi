@@ -321,6 +321,54 @@ class TrainingStep(_message.Message):
 Global___TrainingStep: _TypeAlias = TrainingStep  # noqa: Y015
 
 @_typing.final
+class TrainingAlert(_message.Message):
+    """An alert of a training went off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    WHEN_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Job that trains."""
+    name: _builtins.str
+    """Name for the result of the adapter that it is about, where several are trained together; empty otherwise."""
+    step: _builtins.int
+    """Newest step when it went off, from 1; 0 before the first."""
+    metric: _builtins.str
+    """Metric that it watches, e.g. "grad_norm"."""
+    when: _builtins.str
+    """What of it, e.g. "above" or "spike"."""
+    measured: _builtins.float
+    """What was measured; unset where that was no number."""
+    message: _builtins.str
+    """One line for people."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        step: _builtins.int = ...,
+        metric: _builtins.str = ...,
+        when: _builtins.str = ...,
+        measured: _builtins.float | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_measured", b"_measured", "measured", b"measured"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured", b"_measured", "job_id", b"job_id", "measured", b"measured", "message", b"message", "metric", b"metric", "name", b"name", "step", b"step", "when", b"when"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__measured: _TypeAlias = _typing.Literal["measured"]  # noqa: Y015
+    _WhichOneofArgType__measured: _TypeAlias = _typing.Literal["_measured", b"_measured"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__measured) -> _WhichOneofReturnType__measured | None: ...
+
+Global___TrainingAlert: _TypeAlias = TrainingAlert  # noqa: Y015
+
+@_typing.final
 class TrainingFinished(_message.Message):
     """A training came to its end and its result was stored."""
 
@@ -363,6 +411,7 @@ class TrainingFinished(_message.Message):
     CLIPPED_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
     ROLLBACKS_FIELD_NUMBER: _builtins.int
+    ALERTS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Job that made it."""
     bundle_digest: _builtins.str
@@ -387,6 +436,10 @@ class TrainingFinished(_message.Message):
     def missed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Fields of the forecast that were too far off."""
 
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingAlert]:
+        """Alerts that went off, oldest first; the newest 256."""
+
     def __init__(
         self,
         *,
@@ -399,10 +452,11 @@ class TrainingFinished(_message.Message):
         clipped: _builtins.int = ...,
         skipped: _builtins.int = ...,
         rollbacks: _builtins.int = ...,
+        alerts: _abc.Iterable[Global___TrainingAlert] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "clipped", b"clipped", "forecast", b"forecast", "job_id", b"job_id", "missed", b"missed", "outcome", b"outcome", "rollbacks", b"rollbacks", "run_digest", b"run_digest", "skipped", b"skipped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "bundle_digest", b"bundle_digest", "clipped", b"clipped", "forecast", b"forecast", "job_id", b"job_id", "missed", b"missed", "outcome", b"outcome", "rollbacks", b"rollbacks", "run_digest", b"run_digest", "skipped", b"skipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -118,11 +118,34 @@ class Progress(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MeasuredEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PHASE_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    ALERTS_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    COURSE_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
     """What is being done now, e.g. "generate"."""
     done: _builtins.int
@@ -133,6 +156,18 @@ class Progress(_message.Message):
     """Unit, e.g. "problems" or "bytes"."""
     message: _builtins.str
     """One line for people."""
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Alerts of this attempt, oldest first; the newest 16."""
+
+    @_builtins.property
+    def measured(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Newest numbers of the work by name, e.g. "loss"; empty where it has none."""
+
+    @_builtins.property
+    def course(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Course of the work's main number, e.g. its loss, thinned to 64 points at most."""
+
     def __init__(
         self,
         *,
@@ -141,10 +176,13 @@ class Progress(_message.Message):
         total: _builtins.int = ...,
         unit: _builtins.str = ...,
         message: _builtins.str = ...,
+        alerts: _abc.Iterable[_builtins.str] | None = ...,
+        measured: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        course: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "message", b"message", "phase", b"phase", "total", b"total", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "course", b"course", "done", b"done", "measured", b"measured", "message", b"message", "phase", b"phase", "total", b"total", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

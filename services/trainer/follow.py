@@ -1,0 +1,136 @@
+"""A training followed to its end by the service that started it: its steps, its alerts, what it left as outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from services.trainer.alerts import Alert, Silence, of_outcome
+from services.trainer.launch import TrainingProcesses
+from services.trainer.records import METRICS_FILE
+from services.trainer.settings import TrainSettings
+from services.trainer.tail import Course, Tail
+from smeltkit import limits
+from smeltkit.gpus.ledger import Lease
+
+Tell = Callable[[int], None]
+_MEASURED: Final[tuple[str, ...]] = (
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "tokens",
+    "memory_bytes",
+    "mfu",
+)
+"""What progress tells of the newest step."""
+
+
+class Phases(Protocol):
+    """Gives the function that tells how much of a named phase is done; it may raise to stop the work."""
+
+    def phase(self, name: str, total: int, unit: str = "bytes", message: Callable[[], str] | None = None) -> Tell:
+        """`message` is asked for a line for people whenever progress is told."""
+
+    def measure(self, measured: Mapping[str, float], course: Sequence[float], alert: str = "") -> None:
+        """Tells the newest numbers, the course of the loss, and an alert if there is one."""
+
+
+class Told(Protocol):
+    """Whoever hears of steps and alerts as they come."""
+
+    def tell(self, step: Mapping[str, Any]) -> None:
+        """A step, as it was written; not every one."""
+
+    def alert(self, alert: Mapping[str, Any], name: str = "") -> None:
+        """An alert that went off, of the adapter `name` where several are trained together."""
+
+
+class Followed:
+    """What is known of a training under way, from the lines that it writes; told on as they come."""
+
+    def __init__(self, settings: Sequence[TrainSettings], phases: Phases, told: Told) -> None:
+        self._phases, self._told = phases, told
+        self._silence = Silence([alert for one in settings for alert in one.alerts], time.monotonic())
+        self._course, self._seen = Course(), set[tuple[str, str]]()
+        self._tell = phases.phase("prepare", 0, "steps", self._message)
+        self._first_step, self._began_s, self._left_s = 0, 0.0, 0.0
+        self._newest: dict[str, Any] = {}
+        self.noticed: list[dict[str, Any]] = []
+        """Alerts that the training itself did not write down."""
+
+    def hear(self, steps: Sequence[Mapping[str, Any]]) -> None:
+        """Takes in the steps that are new, and tells how far the training is."""
+        for step in steps:
+            self._course.add(step["loss"])
+            for alert in step.get("alerts", ()):
+                self._alert(alert, step.get("name", ""))
+        if steps:
+            self._move(dict(steps[-1]))
+        self._notice(self._silence.judge(self._newest.get("step", 0), time.monotonic()))
+        self._tell(self._newest.get("step", 0))
+
+    def end(self, outcome: Mapping[str, Any]) -> None:
+        """Takes in how the training ended."""
+        for each in outcome.get("runs", [outcome]):
+            self._notice(of_outcome(self._newest.get("step", 0), each))
+
+    def _move(self, newest: dict[str, Any]) -> None:
+        now_s = time.monotonic()
+        if not self._newest:
+            self._tell = self._phases.phase("train", newest["steps"], "steps", self._message)
+            self._first_step, self._began_s = newest["step"], now_s
+        done = newest["step"] - self._first_step
+        self._left_s = (now_s - self._began_s) / done * (newest["steps"] - newest["step"]) if done > 0 else 0.0
+        self._newest = newest
+        self._silence.heard(now_s)
+        self._measure()
+        self._told.tell(newest)
+
+    def _notice(self, alerts: Sequence[Alert]) -> None:
+        for alert in alerts:
+            self.noticed.append(alert.to_dict())
+            self._alert(alert.to_dict(), "")
+
+    def _alert(self, alert: Mapping[str, Any], name: str) -> None:
+        """Tells an alert once, however often its line is read."""
+        text = f"{name}: {alert['message']}" if name else str(alert["message"])
+        if (key := (text, alert["when"])) in self._seen:
+            return
+        self._seen.add(key)
+        self._measure(text)
+        self._told.alert(alert, name)
+
+    def _measure(self, alert: str = "") -> None:
+        measured = {key: float(self._newest[key]) for key in _MEASURED if key in self._newest}
+        self._phases.measure(measured, self._course.points, alert)
+
+    def _message(self) -> str:
+        if not self._newest:
+            return ""
+        loss, rate = self._newest["loss"], self._newest["tokens_per_second"]
+        return f"loss {loss:.4f}  {rate:.0f} tokens/s  {self._left_s:.0f} s left"
+
+
+def follow(
+    module: str, folder: Path, phases: Phases, told: Told, settings: Sequence[TrainSettings], *, lease: Lease
+) -> dict[str, Any]:
+    """Runs a training, by the name of its module, on the GPUs of `lease` to its end; what it left as outcome.
+
+    `settings` are those of the training, or of each of several adapters. The outcome's `alerts` are those that only
+    who follows can notice: that no step came any more, or that the run diverged.
+    """
+    tail, followed = Tail(folder / METRICS_FILE), Followed(settings, phases, told)
+    training = TrainingProcesses(module, folder, settings[0].processes, lease)
+    try:
+        while training.are_running():
+            time.sleep(limits.TRAIN_POLL_S)
+            followed.hear(tail.read())
+    finally:
+        training.stop()
+    outcome = training.outcome()
+    followed.hear(tail.read())
+    followed.end(outcome)
+    return {**outcome, "alerts": followed.noticed}
