@@ -27,8 +27,8 @@ from smeltkit.ml.safetensors_io import SafetensorsFolder, read_header, write_saf
 
 STATE_FILE: Final = "state.safetensors"
 PROGRESS_FILE: Final = "progress.json"
-RANDOM: Final = "random.cpu"
-"""Name of torch's generator state among the tensors."""
+RANDOM: Final = "random."
+"""What the names of generators' states among the tensors begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)

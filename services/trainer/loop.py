@@ -17,6 +17,8 @@ from services.trainer.data.samples import Sample
 from services.trainer.forecast import Cost
 from services.trainer.optimizer import Optimizer
 from services.trainer.peak import PeakMemory
+from services.trainer.random_state import NAMES as GENERATORS
+from services.trainer.random_state import random_state, set_random_state
 from services.trainer.ranks import ALONE, Ranks
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
@@ -178,19 +180,19 @@ class Run:
         """Takes the fullest pack through the model and back, so that memory runs out now or never."""
         fullest = self._order.fullest(self.schedule.total_steps)
         pack = pack_of([self._samples[number] for number in fullest], self._device)
-        state = torch.get_rng_state()
+        state = random_state()
         self.decoder.loss(pack.batch, pack.targets).backward()
-        torch.set_rng_state(state)
+        set_random_state(state)
         self.decoder.zero_grad(set_to_none=True)
 
     def _tensors(self) -> dict[str, Tensor]:
         spread = dict(zip(self._optimizer.names, self._optimizer.parameters, strict=True))
         state = self._optimizer.state()
-        random = self._ranks.gathered(torch.get_rng_state())
+        random = {name: self._ranks.gathered(value) for name, value in random_state().items()}
         return {
             **{f"weights.{name}": whole(held(value), value) for name, value in spread.items()},
             **{f"optimizer.{key}": whole(value, spread[key.rpartition(".")[0]]) for key, value in state.items()},
-            **{_random_name(rank): value for rank, value in enumerate(random)},
+            **{_random_name(name, rank): value for name, found in random.items() for rank, value in enumerate(found)},
         }
 
     def _resume(self) -> None:
@@ -227,13 +229,14 @@ class Run:
             {key: part_of(value, spread[name]) if (name := key.rpartition(".")[0]) in spread else value
              for key, value in state.items()}
         )  # fmt: skip
-        torch.set_rng_state(tensors[_random_name(self._ranks.rank)])
+        mine = {name: _random_name(name, self._ranks.rank) for name in GENERATORS}
+        set_random_state({name: tensors[key] for name, key in mine.items() if key in tensors})
         return progress
 
 
-def _random_name(rank: int) -> str:
-    """Name of a process's generator state among the tensors of a checkpoint."""
-    return f"{checkpoint.RANDOM}.{rank}" if rank else checkpoint.RANDOM
+def _random_name(name: str, rank: int) -> str:
+    """Name of the state of a process's generator among the tensors of a checkpoint."""
+    return f"{checkpoint.RANDOM}{name}.{rank}" if rank else f"{checkpoint.RANDOM}{name}"
 
 
 def idle_pack(device: torch.device | str) -> Pack:

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 from training_files import steps_of, wait_for_end, write_spec
+from training_runs import STEPS, make_run
 
+from services.trainer import checkpoint
+from services.trainer.device import prepare_device
 from services.trainer.launch import TrainingProcesses
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -34,6 +37,26 @@ def test_a_job_trains_on_a_gpu_and_again_to_the_bit(tmp_path: Path, method: str)
     one, two = ([[step[key] for key in TOLD] for step in steps_of(tmp_path / name)] for name in "ab")
     assert one == two and len(one) > 5
     assert first["cost"]["tokens"] == second["cost"]["tokens"]
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_stopped_and_resumed_on_a_gpu_equals_never_stopped(tmp_path: Path, method: str) -> None:
+    """R-057: with dropout drawn from the GPU's own generator; steps, weights and optimizer state to the bit."""
+    prepare_device(0)
+    whole: list[float] = []
+    make_run(tmp_path / "whole", method, device="cuda").run(lambda report: whole.append(report.loss))
+    parts: list[float] = []
+    steps = make_run(tmp_path / "parts", method, device="cuda").steps()
+    parts += [next(steps).loss for _ in range(5)][:4]
+    del steps
+    torch.cuda.manual_seed(99)
+    resumed = make_run(tmp_path / "parts", method, device="cuda")
+    assert resumed.step == 4
+    resumed.run(lambda report: parts.append(report.loss))
+    assert parts == whole and len(whole) == STEPS
+    final = [checkpoint.read(tmp_path / name / f"step-{STEPS:08d}")[1] for name in ("whole", "parts")]
+    assert "random.cuda" in final[0] and final[0].keys() == final[1].keys()
+    assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")

@@ -64,7 +64,7 @@ def test_two_processes_train_as_one_does_and_one_goes_on_when_one_is_killed(
     states = [checkpoint.read(tmp_path / name / "checkpoints" / f"step-{steps:08d}")[1] for name in "12"]
     assert states[1].keys() == states[0].keys()
     for name, value in states[0].items():
-        if name != checkpoint.RANDOM:
+        if not name.startswith(checkpoint.RANDOM):
             torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
     assert [path.name for path in files_of(folder / "bundle")] == [p.name for p in files_of(tmp_path / "1" / "bundle")]
 

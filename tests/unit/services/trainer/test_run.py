@@ -62,6 +62,29 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path, method: str) -
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
 
 
+def test_the_generator_of_a_gpu_goes_on_where_the_checkpoint_left_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-057: with a generator in the place of a GPU's; trying the longest pack does not move it."""
+    stand_in = torch.Generator()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", stand_in.get_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", stand_in.set_state)
+    run = make_run(tmp_path, "lora")
+    forward = run.decoder.hidden
+    monkeypatch.setattr(run.decoder, "hidden", lambda batch: (torch.rand((), generator=stand_in), forward(batch))[1])
+    stand_in.manual_seed(7)
+    next(run.steps())
+    expected = torch.Generator().manual_seed(7)
+    for _ in range(2):  # packs of one step
+        torch.rand((), generator=expected)
+    assert torch.equal(stand_in.get_state(), expected.get_state())
+    run.save()
+    stand_in.manual_seed(8)
+    assert make_run(tmp_path, "lora").step == 1
+    assert torch.equal(stand_in.get_state(), expected.get_state())
+
+
 def test_a_run_killed_at_any_step_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     """R-056, R-057: kill -9 at a random moment; at most one interval is repeated, and nothing differs."""
     expected = [(r.step, r.loss, r.sample_ids) for r in _trail(make_run(tmp_path / "whole", "lora"))]

@@ -20,17 +20,18 @@ from services.trainer.sharding import shard
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_nf4 import quantize_linears
+from smeltkit.ml.kernels import kernels_for
 from smeltkit.testing.tiny_models import tiny_config
 
 STEPS = 8
 DIGEST = "sha256:" + "0" * 64
 
 
-def make_run(folder: Path, method: str, *, run_digest: str = DIGEST) -> Run:
+def make_run(folder: Path, method: str, *, run_digest: str = DIGEST, device: str = "cpu") -> Run:
     """A run of eight steps over two epochs, with a checkpoint after every second step; spread over who has joined."""
     torch.set_num_threads(1)
     torch.manual_seed(3)
-    decoder = Decoder(ModelConfig.from_hf(tiny_config("qwen2")))
+    decoder = Decoder(ModelConfig.from_hf(tiny_config("qwen2")), kernels=kernels_for(device)).to(device)
     lora = LoraSettings() if method == "full" else LoraSettings(rank=4, dropout=0.2)
     settings = TrainSettings(
         method=method, lora=lora, epochs=2, sequence_tokens=64, packs_per_step=2, checkpoint_steps=2, stuck_steps=20
@@ -43,7 +44,7 @@ def make_run(folder: Path, method: str, *, run_digest: str = DIGEST) -> Run:
     samples = some_samples()
     order = Order(lengths=tuple(len(sample.ids) for sample in samples), pack_tokens=64, packs_per_step=2, seed=1)
     schedule = Schedule(kind="cosine", peak=1e-2, warmup_steps=0, total_steps=STEPS)
-    peak = PeakMemory("cpu")
+    peak = PeakMemory(device)
     return Run(decoder, samples, order, schedule, settings, folder=folder, run_digest=run_digest, peak=peak)
 
 
