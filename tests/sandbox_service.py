@@ -6,6 +6,7 @@ import ast
 import contextlib
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from smelt.sandbox.v1 import sandbox_pb2_grpc
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 60
+TOGETHER = 16
 DATA = {
     "HumanEval.jsonl.gz": (
         "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
@@ -107,9 +109,16 @@ def mbpp_references() -> dict[str, pb.Candidate]:
 def judge_all(
     stub: sandbox_pb2_grpc.SandboxServiceStub, candidates: dict[str, pb.Candidate], *, timeout_s: float
 ) -> dict[str, pb.Record]:
-    """Id to record of every candidate, in one stream."""
-    requests = (pb.JudgeBatchRequest(id=name, candidate=candidate) for name, candidate in candidates.items())
-    return {answer.id: answer.record for answer in stub.JudgeBatch(requests, timeout=timeout_s)}
+    """Id to record of every candidate, in one stream of messages with several each."""
+    answers = stub.JudgeBatch(_in_groups(candidates), timeout=timeout_s)
+    return {one.id: one.record for answer in answers for one in (answer, *answer.more)}
+
+
+def _in_groups(candidates: dict[str, pb.Candidate]) -> Iterator[pb.JudgeBatchRequest]:
+    items = iter(candidates.items())
+    for name, candidate in items:
+        more = [pb.BatchCandidate(id=id, candidate=one) for id, one in itertools.islice(items, TOGETHER - 1)]
+        yield pb.JudgeBatchRequest(id=name, candidate=candidate, more=more)
 
 
 def _humaneval_candidate(row: dict[str, str], completion: str) -> pb.Candidate:

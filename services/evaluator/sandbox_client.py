@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from smelt.sandbox.v1 import sandbox_pb2 as pb
@@ -19,7 +19,9 @@ from smeltkit import limits
 from smeltkit.errors import ServiceUnavailable, SmeltError, Timeout
 from smeltkit.rpc.channel import call, stream
 
-_FORMS = {"check": pb.FORM_CHECK, "asserts": pb.FORM_ASSERTS, "unittest": pb.FORM_UNITTEST}
+_MESSAGE_BYTES: Final = 64 * limits.KIB
+"""A message with several candidates is closed at this size."""
+_FORMS: Final = {"check": pb.FORM_CHECK, "asserts": pb.FORM_ASSERTS, "unittest": pb.FORM_UNITTEST}
 
 
 class SandboxClient:
@@ -53,7 +55,7 @@ class _Batch:
     """One JudgeBatch stream. When it ends, whatever waits for a verdict gets the error that ended it."""
 
     def __init__(self, stub: Any) -> None:
-        self._requests: asyncio.Queue[pb.JudgeBatchRequest] = asyncio.Queue()
+        self._candidates: asyncio.Queue[pb.BatchCandidate] = asyncio.Queue()
         self._waiting: dict[str, asyncio.Future[pb.Record]] = {}
         self._ids = count()
         self._task = asyncio.create_task(self._run(stub))
@@ -67,7 +69,7 @@ class _Batch:
         """The record of one candidate."""
         id = str(next(self._ids))
         self._waiting[id] = asyncio.get_running_loop().create_future()
-        self._requests.put_nowait(pb.JudgeBatchRequest(id=id, candidate=candidate))
+        self._candidates.put_nowait(pb.BatchCandidate(id=id, candidate=candidate))
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._waiting[id]
@@ -86,9 +88,10 @@ class _Batch:
         try:
             async with stream(stub.JudgeBatch, self._outgoing(), timeout_s=limits.CALL_TIMEOUT_MAX_S) as replies:
                 async for reply in replies:
-                    waiting = self._waiting.get(reply.id)
-                    if waiting is not None and not waiting.done():
-                        waiting.set_result(reply.record)
+                    for one in (reply, *reply.more):
+                        waiting = self._waiting.get(one.id)
+                        if waiting is not None and not waiting.done():
+                            waiting.set_result(one.record)
         except SmeltError as error:
             failure = error
         finally:
@@ -97,8 +100,13 @@ class _Batch:
                     future.set_exception(failure)
 
     async def _outgoing(self) -> AsyncIterator[pb.JudgeBatchRequest]:
+        """What waits, together in one message as far as that stays small."""
         while True:
-            yield await self._requests.get()
+            first = await self._candidates.get()
+            request = pb.JudgeBatchRequest(id=first.id, candidate=first.candidate)
+            while not self._candidates.empty() and request.ByteSize() < _MESSAGE_BYTES:
+                request.more.append(self._candidates.get_nowait())
+            yield request
 
 
 def to_message(candidate: Candidate) -> pb.Candidate:

@@ -3,34 +3,59 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+TOGETHER_MAX: Final = 16
+WAIT_S: Final = 0.01
+"""How long a response waits for others to go with."""
 
 
 async def judge_all(
-    requests: AsyncIterator[Request], judge: Callable[[Request], Awaitable[Response]], *, parallel: int
-) -> AsyncGenerator[Response, None]:
-    """The responses to `requests` as they come; at most `parallel` are taken ahead. The first failure ends it."""
-    room, responses = asyncio.Semaphore(parallel), asyncio.Queue[Response | None]()
+    requests: AsyncIterator[Sequence[Request]], judge: Callable[[Request], Awaitable[Response]], *, parallel: int
+) -> AsyncGenerator[list[Response], None]:
+    """The responses to groups of requests as they come, in groups no larger than those and TOGETHER_MAX.
+
+    At most `parallel` requests, and a group, are taken ahead. The first failure ends it.
+    """
+    loop, room, wake = asyncio.get_running_loop(), asyncio.Semaphore(parallel), asyncio.Event()
+    ready: list[Response] = []
+    together, under_way = 1, 0
 
     async def judge_one(request: Request) -> None:
-        responses.put_nowait(await judge(request))
+        nonlocal under_way
+        ready.append(await judge(request))
+        under_way -= 1
+        if len(ready) >= together or not under_way:
+            wake.set()
+        elif len(ready) == 1:
+            loop.call_later(WAIT_S, wake.set)
 
     async def take_requests() -> None:
-        async with asyncio.TaskGroup() as group:
-            async for request in requests:
-                await room.acquire()
-                group.create_task(judge_one(request))
+        nonlocal together, under_way
+        async with asyncio.TaskGroup() as tasks:
+            async for group in requests:
+                while together < min(len(group), TOGETHER_MAX):
+                    together += 1
+                    room.release()
+                for request in group:
+                    await room.acquire()
+                    under_way += 1
+                    tasks.create_task(judge_one(request))
 
     taking = asyncio.ensure_future(take_requests())
-    taking.add_done_callback(lambda _: responses.put_nowait(None))
+    taking.add_done_callback(lambda _: wake.set())
     try:
-        while (response := await responses.get()) is not None:
-            room.release()
-            yield response
+        while ready or not taking.done():
+            await wake.wait()
+            wake.clear()
+            while ready:
+                group, ready[:together] = ready[:together], []
+                for _ in group:
+                    room.release()
+                yield group
         await _without_group(taking)
     finally:
         taking.cancel()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import sys
@@ -21,7 +20,7 @@ from services.sandbox.supervisor.process import FRAME_MAX_BYTES, NUMBER_BYTES
 from services.sandbox.supervisor.spec import SlotSpec
 from services.sandbox.supervisor.zygote import FLAGS
 from services.sandbox.verdict import Record, from_wire
-from services.sandbox.wire.frames import HEADER_BYTES, with_header
+from services.sandbox.wire.frames import HEADER_BYTES, MalformedFrame, frame_of, message_of, with_header
 from smeltkit.errors import BadCode, IsolationTooWeak
 
 _BOOT: Final = (
@@ -45,39 +44,44 @@ class _Frames(asyncio.Protocol):
     def __init__(self) -> None:
         self.is_closed = False
         self._buffer = bytearray()
-        self._next: asyncio.Future[dict[str, Any]] | None = None
+        self._next: asyncio.Future[int] | None = None
 
     async def receive(self, timeout_s: float) -> dict[str, Any]:
-        """The next frame; SlotLost at the end of the stream, for one that is too large, and after `timeout_s`. Whoever
-        leaves before it came may ask again."""
+        """The next frame; SlotLost at the end of the stream, for one that is too large or malformed, and after
+        `timeout_s`. Whoever leaves before it came may ask again."""
         loop = asyncio.get_running_loop()
-        self._next = self._next or loop.create_future()
+        self._next = loop.create_future()
         deadline = loop.call_later(timeout_s, self._fail, "it does not answer")
         try:
-            self._take()
-            frame = await asyncio.shield(self._next)
-            self._next = None
+            self._look()
+            end = HEADER_BYTES + await self._next
+            body = bytes(self._buffer[HEADER_BYTES:end])
+            del self._buffer[:end]
+            frame: dict[str, Any] = message_of(body)
             return frame
+        except MalformedFrame as error:
+            raise SlotLost(f"the supervisor's {error}") from error
         finally:
             deadline.cancel()
+            self._next = None
 
     def data_received(self, data: bytes) -> None:
         """Keeps what came."""
         self._buffer += data
-        self._take()
+        self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Whoever waits hears of it."""
         self.is_closed = True
-        self._take()
+        self._look()
 
-    def _take(self) -> None:
+    def _look(self) -> None:
+        """Tells who waits the size of the frame that is there; it stays in the buffer until taken."""
         size = int.from_bytes(self._buffer[:HEADER_BYTES], "big")
         if size > FRAME_MAX_BYTES:
             self._fail("its frame is too large")
         elif len(self._buffer) >= HEADER_BYTES + size and self._next and not self._next.done():
-            self._next.set_result(json.loads(self._buffer[HEADER_BYTES : HEADER_BYTES + size]))
-            del self._buffer[: HEADER_BYTES + size]
+            self._next.set_result(size)
         elif self.is_closed:
             self._fail("it closed the channel")
 
@@ -187,4 +191,4 @@ class SlotClient:
     def _send(self, message: dict[str, Any]) -> None:
         if self._transport is None or self._frames.is_closed:
             raise SlotLost("the supervisor is gone")
-        self._transport.write(with_header(json.dumps(message).encode("ascii")))
+        self._transport.write(with_header(frame_of(message)))

@@ -24,11 +24,13 @@ from services.sandbox.node import cpu_model
 from services.sandbox.policy import Limits
 from services.sandbox.repeats import Repeats
 from services.sandbox.sandbox import Sandbox
-from services.sandbox.verdict import Record
+from services.sandbox.verdict import Record, Verdict
 from smeltkit import telemetry
 from smeltkit.ids import new_id
 from smeltkit.rpc.context import RpcContext
 from smeltkit.telemetry import names
+
+_Asked = pb.JudgeBatchRequest | pb.BatchCandidate
 
 
 class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
@@ -51,15 +53,17 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
     async def JudgeBatch(
         self, request_iterator: AsyncIterator[pb.JudgeBatchRequest], context: RpcContext
     ) -> AsyncIterator[pb.JudgeBatchResponse]:
-        """Judges many; answers in order of completion. The stream's flow control is the back-pressure."""
+        """Judges many; answers in order of completion, together for who asks together. The stream's flow control is the
+        back-pressure."""
         key = new_id("batch")
 
-        async def judge(request: pb.JudgeBatchRequest) -> pb.JudgeBatchResponse:
-            record = await self._judge(request.candidate, judge_key=key, can_wait=True)
-            return pb.JudgeBatchResponse(id=request.id, record=from_record(record))
+        async def judge(asked: _Asked) -> pb.BatchRecord:
+            record = await self._judge(asked.candidate, judge_key=key, can_wait=True)
+            return pb.BatchRecord(id=asked.id, record=from_record(record))
 
-        async for response in judge_all(request_iterator, judge, parallel=2 * self._sandbox.pool.slots):
-            yield response
+        groups = (_together(request) async for request in request_iterator)
+        async for first, *more in judge_all(groups, judge, parallel=2 * self._sandbox.pool.slots):
+            yield pb.JudgeBatchResponse(id=first.id, record=first.record, more=more)
 
     async def Describe(self, request: pb.DescribeRequest, context: RpcContext) -> pb.DescribeResponse:
         """Isolation level, layers, profiles and bounds."""
@@ -72,20 +76,26 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
             slots=self._sandbox.pool.slots,
             judge_digest=await asyncio.to_thread(judge_digest),
             cpu=cpu_model(),
+            profile_digests=self._sandbox.pool.profile_digests,
         )
 
     async def _judge(self, candidate: pb.Candidate, *, judge_key: str, can_wait: bool) -> Record:
         check_level(candidate.min_level, self._sandbox.level)
         job = to_judge_job(candidate, judge_key, self._sandbox.profiles)
-        with telemetry.span("smelt.sandbox.judge", **{names.SANDBOX_LEVEL: str(self._sandbox.level)}) as span:
-            record = await self._repeats.once(
-                candidate.request_id,
-                _digest(candidate) if candidate.request_id else b"",
-                lambda: self._sandbox.pool.run(job, rerun=candidate.rerun, can_wait=can_wait),
-            )
-            span.set_attribute(names.VERDICT, str(record.verdict))
-        telemetry.counter(names.VERDICTS).add(1, {names.VERDICT: str(record.verdict)})
+        record = await self._repeats.once(
+            candidate.request_id,
+            _digest(candidate) if candidate.request_id else b"",
+            lambda: self._sandbox.pool.run(job, rerun=candidate.rerun, can_wait=can_wait),
+        )
+        decided = {names.VERDICT: str(record.verdict)}
+        telemetry.counter(names.VERDICTS).add(1, decided)
+        if record.verdict is not Verdict.PASSED:
+            telemetry.event("smelt.sandbox.judge", **decided, **{names.SANDBOX_LEVEL: record.level})
         return record
+
+
+def _together(request: pb.JudgeBatchRequest) -> list[_Asked]:
+    return [request, *request.more]
 
 
 def _digest(candidate: pb.Candidate) -> bytes:

@@ -15,7 +15,7 @@ from smeltkit.telemetry.files import SpanRecord, read_spans
 from smeltkit.telemetry.metrics import counter, gauge, histogram
 from smeltkit.telemetry.names import Metric
 from smeltkit.telemetry.setup import setup
-from smeltkit.telemetry.spans import attached, current_trace_id, inject, span
+from smeltkit.telemetry.spans import attached, current_trace_id, event, inject, span
 
 __all__ = [
     "Metric",
@@ -23,6 +23,7 @@ __all__ = [
     "attached",
     "counter",
     "current_trace_id",
+    "event",
     "gauge",
     "histogram",
     "inject",

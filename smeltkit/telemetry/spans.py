@@ -32,6 +32,11 @@ def span(name: str, kind: SpanKind = SpanKind.INTERNAL, /, **attributes: Attribu
             raise
 
 
+def event(name: str, /, **attributes: Attribute) -> None:
+    """Marks a moment of the current span: for what happens too often for a span of its own. The last 128 are kept."""
+    trace.get_current_span().add_event(name, attributes)
+
+
 def mark_failed(current: Span, cause: str) -> None:
     """Gives a span the status ERROR and the attribute `error.type`; a cause given before stays."""
     current.set_attribute(names.ERROR_TYPE, cause)

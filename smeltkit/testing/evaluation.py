@@ -142,21 +142,25 @@ class FakeSandbox(sandbox_pb2_grpc.SandboxServiceServicer):
         self, request_iterator: AsyncIterator[sandbox_pb2.JudgeBatchRequest], context: RpcContext
     ) -> AsyncIterator[sandbox_pb2.JudgeBatchResponse]:
         async for request in request_iterator:
-            self.judged.append(request.candidate)
-            verdict, detail = _judge(request.candidate)
-            if self.broken_on and self.broken_on.encode() in request.candidate.code:
-                verdict, detail = sandbox_pb2.VERDICT_INFRA, "broken"
-            elif self.forced:
-                verdict, detail = self.forced.pop(0), "forced"
-            record = sandbox_pb2.Record(
-                verdict=verdict,
-                detail=detail,
-                mode=sandbox_pb2.MODE_SPLIT,
-                level="jail",
-                cpu_s=self.cpu_s,
-                judge_digest=self.judge_digest,
-            )
-            yield sandbox_pb2.JudgeBatchResponse(id=request.id, record=record)
+            yield sandbox_pb2.JudgeBatchResponse(id=request.id, record=self._record(request.candidate))
+            for asked in request.more:
+                yield sandbox_pb2.JudgeBatchResponse(id=asked.id, record=self._record(asked.candidate))
+
+    def _record(self, candidate: sandbox_pb2.Candidate) -> sandbox_pb2.Record:
+        self.judged.append(candidate)
+        verdict, detail = _judge(candidate)
+        if self.broken_on and self.broken_on.encode() in candidate.code:
+            verdict, detail = sandbox_pb2.VERDICT_INFRA, "broken"
+        elif self.forced:
+            verdict, detail = self.forced.pop(0), "forced"
+        return sandbox_pb2.Record(
+            verdict=verdict,
+            detail=detail,
+            mode=sandbox_pb2.MODE_SPLIT,
+            level="jail",
+            cpu_s=self.cpu_s,
+            judge_digest=self.judge_digest,
+        )
 
 
 @asynccontextmanager

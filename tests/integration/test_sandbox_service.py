@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import signal
@@ -259,7 +260,8 @@ def test_service_refuses_to_start_below_its_level() -> None:
         command, cwd=REPOSITORY, env={**os.environ, **settings}, capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert ended.returncode != 0
-    assert "IsolationTooWeak" in ended.stderr and "SMELT_SANDBOX_LEVEL" in ended.stderr
+    line = json.loads(ended.stdout.splitlines()[-1])
+    assert line["reason"] == "ISOLATION_TOO_WEAK" and "SMELT_SANDBOX_LEVEL" in line["message"]
 
 
 def test_ended_service_leaves_no_process_and_no_group() -> None:

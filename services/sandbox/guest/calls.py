@@ -1,4 +1,5 @@
-"""Answers the judge's requests: `[number, operation, handle, arguments, keyword pairs]` in, one reply out.
+"""Answers the judge's requests: `[number, operation, handle, arguments, keyword pairs]` in, one reply out. The
+operation `each` stands for many calls, with a reply each.
 
 A reply echoes the number: `ok` with the value and the changed contents of containers that came as arguments, `raise`
 with the nearest builtin class, `stop` at the end of an iterator, `cannot` or `large` for a value that cannot cross.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import functools
 import marshal
 import sys
 from collections.abc import Callable, Iterator
@@ -58,11 +60,20 @@ class Guest:
     def serve(self, request: list[Any]) -> None:
         """Carries out one request and replies."""
         number, operation, handle, arguments, keywords = request
+        if operation == "each":
+            return self._answer_each(number, self._objects[handle], arguments)
         decoder = Decoder(self._resolve)
         args = [decoder.decode(item) for item in arguments]
         kwargs = {name: decoder.decode(item) for name, item in keywords}
         target = self._objects[handle]
         self.answer(number, lambda: OPERATIONS[operation](target, *args, **kwargs), decoder.kept)
+
+    def _answer_each(self, number: int, function: Any, packed: list[str]) -> None:
+        """Calls `function` with each marshalled `(arguments, keywords)` in turn; numbers count up from `number`."""
+        for item in packed:
+            args, kwargs = marshal.loads(bytes.fromhex(item))
+            self.answer(number, functools.partial(function, *args, **kwargs))
+            number += 1
 
     def answer(self, number: int, work: Callable[[], object], received: dict[int, object] | None = None) -> None:
         """Replies to `number` with what `work` gives; `received` are the argument containers by index."""

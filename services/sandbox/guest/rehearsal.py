@@ -13,7 +13,11 @@ from services.sandbox.wire.frames import Channel, frame_of
 from services.sandbox.wire.waiting import with_frames
 
 _DUMMY: Final = b"from typing import List\ndef f(n: List[int]) -> int:\n    return [n, 'a', 1.5]\n"
-_CALLS: Final = ([1, "call", 0, [["l", 0, 1, 2]], []], [2, "call", 0, ["a"], []])
+_CALLS: Final = (
+    [1, "call", 0, [["l", 0, 1, 2]], []],
+    [2, "call", 0, ["a"], []],
+    [3, "each", 0, [marshal.dumps(([[1, 2]], {})).hex()], []],
+)
 _LIMITS: Final = {"cpu_s": 60.0, "memory_bytes": 1 << 40, "pids": 512, "file_bytes": 1 << 20}
 
 

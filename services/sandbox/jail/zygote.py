@@ -23,6 +23,7 @@ from typing import Final, NoReturn
 from services.sandbox.jail import rootfs, seal
 from services.sandbox.jail.broom import sweep_for_ever
 from services.sandbox.jail.hot_pages import find_hot_pages, pin
+from services.sandbox.jail.huge_code import move_code
 from services.sandbox.jail.spec import BROOM, CONTROL, FDS_OF_CHILD, JailSpec
 from services.sandbox.kernel import libc
 from services.sandbox.kernel.numbers import numbers
@@ -64,6 +65,8 @@ def main() -> None:
     for _ in range(_REHEARSALS):
         rehearsal.rehearse()
     random.seed(0)
+    with contextlib.suppress(OSError):
+        move_code()
     _forget_ourselves()
     hot_pages = _find_hot_pages(spec, role.serve, rehearsal)
     slot_pid_namespace = ruleset = -1

@@ -12,19 +12,23 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from services.sandbox.judge.handles import CallableHandle, handle_number
 from services.sandbox.judge.outcome import Failed, Refused
+from services.sandbox.judge.remote import Remote
 
 _SHOWN_MAX_CHARS: Final = 100
 _CACHED_SUITES: Final = 16
 
 
-def run_calls(tests: str, function: Any, tolerance: float) -> None:
+def run_calls(tests: str, remote: Remote, function: Any, tolerance: float) -> None:
     """Calls `function` line by line; Failed at the first value that differs, Refused for a line that is no call."""
-    for number, (packed, expected) in enumerate(_parsed(tests), 1):
-        arguments, keywords = marshal.loads(packed)
-        found = function(*arguments, **keywords)
-        if not matches(found, expected, tolerance):
-            raise Failed("wrong", f"call {number} gives {_shown(found)} instead of {_shown(expected)}")
+    packed, expected = _parsed(tests)
+    if not isinstance(function, CallableHandle):
+        raise Failed("wrong", "the entry point is no function of the candidate's")
+    found_values = remote.call_each(handle_number(function), packed)
+    for number, (found, right) in enumerate(zip(found_values, expected, strict=True), 1):
+        if not matches(found, right, tolerance):
+            raise Failed("wrong", f"call {number} gives {_shown(found)} instead of {_shown(right)}")
 
 
 def matches(found: Any, expected: Any, tolerance: float) -> bool:
@@ -57,10 +61,11 @@ def _is_close(found: Any, expected: Any, tolerance: float) -> bool:
 
 
 @functools.lru_cache(maxsize=_CACHED_SUITES)
-def _parsed(tests: str) -> list[tuple[bytes, Any]]:
-    """Arguments marshalled, so that every candidate gets its own, and the expected value of each call. Cached because
-    the samples of one problem meet the same judge."""
-    return [_call(number, line) for number, line in enumerate(tests.splitlines(), 1) if line.strip()]
+def _parsed(tests: str) -> tuple[list[bytes], list[Any]]:
+    """Arguments and keywords of each call, marshalled, and the expected value of each. Cached because the samples of
+    one problem meet the same judge."""
+    calls = [_call(number, line) for number, line in enumerate(tests.splitlines(), 1) if line.strip()]
+    return [packed for packed, _ in calls], [expected for _, expected in calls]
 
 
 def _call(number: int, line: str) -> tuple[bytes, Any]:
@@ -77,5 +82,9 @@ def _call(number: int, line: str) -> tuple[bytes, Any]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    """The value's text. An object of the candidate's has none: while calls are ahead, it cannot be asked."""
+    try:
+        text = repr(value)
+    except RuntimeError:
+        text = "an object"
     return text if len(text) <= _SHOWN_MAX_CHARS else text[:_SHOWN_MAX_CHARS] + "..."

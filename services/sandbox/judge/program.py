@@ -61,25 +61,25 @@ def run_program(job: dict[str, Any], remote: Remote) -> None:
         namespace = {**_implicit_modules(preamble, setup, tests), **provided, **namespace}
         exec(setup, namespace)
         exec(tests, namespace)
-        _FORMS[job["form"]](job, namespace, provided.get(job["entry_point"]))
+        _FORMS[job["form"]](job, remote, namespace, provided.get(job["entry_point"]))
     except BaseException as error:
         raise _failure(error) from None
     if remote.calls == 0:
         raise Failed("wrong", "the tests ended without one call to the candidate")
 
 
-def _run_check(job: dict[str, Any], namespace: dict[str, Any], candidate: Any) -> None:
+def _run_check(job: dict[str, Any], remote: Remote, namespace: dict[str, Any], candidate: Any) -> None:
     check = namespace.get("check")
     if not callable(check):
         raise Refused("the tests define no check(candidate)")
     check(candidate)
 
 
-_FORMS: Final[dict[str, Callable[[dict[str, Any], dict[str, Any], Any], None]]] = {
+_FORMS: Final[dict[str, Callable[[dict[str, Any], Remote, dict[str, Any], Any], None]]] = {
     "check": _run_check,
-    "asserts": lambda job, namespace, candidate: None,
-    "unittest": lambda job, namespace, candidate: run_unittest(namespace),
-    "calls": lambda job, namespace, candidate: run_calls(job["tests"], candidate, job["tolerance"]),
+    "asserts": lambda job, remote, namespace, candidate: None,
+    "unittest": lambda job, remote, namespace, candidate: run_unittest(namespace),
+    "calls": lambda job, remote, namespace, candidate: run_calls(job["tests"], remote, candidate, job["tolerance"]),
 }
 
 

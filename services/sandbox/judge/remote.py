@@ -8,7 +8,7 @@ function that it was given. Anything else ends the verdict at once through `end`
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn, Protocol
 
 from services.sandbox.judge.handles import Handle, handle_number, make_handle
@@ -18,6 +18,8 @@ from services.sandbox.wire.frames import Channel, ChannelClosed, FrameTooLarge, 
 
 CALLS_MAX: Final = 1 << 20
 TEXT_MAX_CHARS: Final = 500
+_GROUP_BYTES: Final = 1 << 14
+"""Arguments that are sent ahead in one frame: far below a socket's buffer, and so that replies need not wait."""
 _MARK: Final = "__raised_by_candidate__"
 
 
@@ -36,7 +38,8 @@ class Remote:
         self._handles: dict[int, Handle] = {}
         self._callbacks: list[Callable[..., Any]] = []
         self._callback_numbers: dict[int, int] = {}
-        self._asked = 0
+        self._number = 0
+        self._is_ahead = False
         self.calls = 0
 
     def load(self, names: list[str]) -> dict[str, Any]:
@@ -58,24 +61,53 @@ class Remote:
 
     def request(self, operation: str, handle: int, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = {}) -> Any:  # noqa: B006
         """Carries out `operation` on the candidate's object; its value, or its exception raised here."""
-        self.calls += 1
-        if self.calls > CALLS_MAX:
-            self._end("output-limit", f"more than {CALLS_MAX} calls crossed")
-        number, encoder = self.calls, Encoder(self._opaque)
+        if self._is_ahead:
+            raise RuntimeError("the candidate is busy with calls that were sent ahead")
+        self._count()
+        number, encoder = self._next_number(), Encoder(self._opaque)
         encoded = [encoder.encode(item) for item in args]
         named = [[name, encoder.encode(item)] for name, item in kwargs.items()]
         self._send([number, operation, handle, encoded, named])
+        return self._answer(number, operation, encoder)
+
+    def call_each(self, handle: int, packed: Sequence[bytes]) -> Iterator[Any]:
+        """The values of calls of the candidate's object, one after the other, or an exception of one raised here.
+
+        `packed` are arguments and keywords of each, marshalled: plain data of the tests; no call sees what another
+        changed. They are sent ahead, many in one frame; until the last answer nothing else can be asked.
+        """
+        for group in _groups(packed):
+            first = self._next_number(len(group))
+            self._send([first, "each", handle, [item.hex() for item in group], []])
+            self._is_ahead = True
+            for number in range(first, first + len(group)):
+                self._count()
+                yield self._answer(number, "call", Encoder(self._opaque))
+            self._is_ahead = False
+
+    def ask_inside(self, *request: Any) -> list[Any]:
+        """The raw reply to a request about tests that run in the candidate's own process."""
+        number = self._next_number()
+        self._send([number, *request])
+        return self._receive(number)
+
+    def _next_number(self, count: int = 1) -> int:
+        """The first of `count` numbers for requests."""
+        self._number += count
+        return self._number - count + 1
+
+    def _count(self) -> None:
+        self.calls += 1
+        if self.calls > CALLS_MAX:
+            self._end("output-limit", f"more than {CALLS_MAX} calls crossed")
+
+    def _answer(self, number: int, operation: str, encoder: Encoder) -> Any:
+        """What comes of request `number`, whose arguments `encoder` wrote; meanwhile the candidate may call back."""
         while True:
             reply = self._receive(number)
             if reply[1] != "back":
                 return self._outcome(operation, reply, encoder)
             self._serve_callback(number, reply)
-
-    def ask_inside(self, *request: Any) -> list[Any]:
-        """The raw reply to a request about tests that run in the candidate's own process."""
-        self._asked += 1
-        self._send([self._asked, *request])
-        return self._receive(self._asked)
 
     def _outcome(self, operation: str, reply: list[Any], encoder: Encoder) -> Any:
         kind = reply[1]
@@ -122,10 +154,9 @@ class Remote:
         raise error
 
     def _serve_callback(self, number: int, request: list[Any]) -> None:
-        """Calls one of the test's own functions for the candidate."""
-        self.calls += 1
-        if self.calls > CALLS_MAX:
-            self._end("output-limit", f"more than {CALLS_MAX} calls crossed")
+        """Calls one of the test's own functions for the candidate, which serves requests meanwhile."""
+        self._count()
+        self._is_ahead, was_ahead = False, self._is_ahead
         shapes = [type(part) for part in request]
         if shapes[2:] != [int, list, list] or not 0 <= request[2] < len(self._callbacks):
             self._end("forbidden", "malformed callback")
@@ -139,6 +170,7 @@ class Remote:
         except Exception as error:
             kind = next(base for base in type(error).__mro__ if getattr(builtins, base.__name__, None) is base)
             answer = [number, "raise", kind.__name__, [str(error)[:TEXT_MAX_CHARS]]]
+        self._is_ahead = was_ahead
         self._send(answer)
 
     def _opaque(self, value: object) -> list[Any]:
@@ -189,6 +221,19 @@ class Remote:
         if type(reply) is not list or len(reply) < 2 or type(reply[0]) is not int or reply[0] != number:
             self._end("forbidden", "unasked or late frame")
         return reply
+
+
+def _groups(packed: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """Stretches of `packed` of about _GROUP_BYTES, with one item at least."""
+    group, size = list[bytes](), 0
+    for item in packed:
+        if group and size + len(item) > _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += len(item)
+    if group:
+        yield group
 
 
 def candidate_detail(error: BaseException) -> str | None:

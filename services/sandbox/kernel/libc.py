@@ -36,6 +36,7 @@ _CAPABILITY_HEADER: Final = struct.pack("=2I", 0x20080522, 0)
 """Version 3, the calling thread."""
 _NO_CAPABILITIES: Final = bytes(24)
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
 _holding_gil = ctypes.PyDLL(None)
 
 

@@ -34,6 +34,18 @@ def frame_of(message: Any) -> bytes:
     return "".join(_encode(message, 0)).encode("ascii")
 
 
+def message_of(body: bytes) -> Any:
+    """The message behind a frame's body; MalformedFrame."""
+    try:
+        text = body.decode("ascii")
+        message, end = _scan(text, 0)
+    except (ValueError, StopIteration, RecursionError) as error:
+        raise MalformedFrame("frame is no JSON of this protocol") from error
+    if end != len(text):
+        raise MalformedFrame("frame has more than one value")
+    return message
+
+
 def with_header(body: bytes) -> bytes:
     """The frame of `body` as it is written."""
     return len(body).to_bytes(HEADER_BYTES, "big") + body
@@ -69,15 +81,7 @@ class Channel:
 
     def receive(self) -> Any:
         """The next frame, decoded; ChannelClosed at its end, FrameTooLarge, MalformedFrame."""
-        body = self.receive_bytes()
-        try:
-            text = body.decode("ascii")
-            message, end = _scan(text, 0)
-        except (ValueError, StopIteration, RecursionError) as error:
-            raise MalformedFrame("frame is no JSON of this protocol") from error
-        if end != len(text):
-            raise MalformedFrame("frame has more than one value")
-        return message
+        return message_of(self.receive_bytes())
 
     def receive_bytes(self) -> bytes:
         """The body of the next frame; ChannelClosed at its end, FrameTooLarge."""

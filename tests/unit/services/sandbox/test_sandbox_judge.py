@@ -197,12 +197,60 @@ def _scripted(answer: Callable[[Channel], object]) -> str:
         ("def f(a): return 10 ** 400", "((1,), 1.0)", 1e-6, "wrong"),
         ("def f(a): a.append(1); return a", "(([],), [1])\n(([],), [1])", 0.0, "passed"),
         ("class E(float):\n    __eq__ = lambda s, o: True\ndef f(a): return E()", "((1,), 2.5)", 1e-6, "wrong"),
+        ("f = len", "(([1],), 1)", 0.0, "wrong"),
+        ("f = 5", "((), 5)", 0.0, "wrong"),
+        ("def f(a): raise KeyError(a)", "((1,), 1)", 0.0, "exception"),
+        ("def f(a): raise SystemExit", "((1,), 1)\n((2,), 2)", 0.0, "exception"),
     ],
 )
 def test_calls_as_data_are_compared_in_the_judge(code: str, calls: str, tolerance: float, verdict: str) -> None:
     """R-082: arguments and expected values are data; a tolerance applies to numbers at any depth."""
     found = judged(code, calls, form="calls", entry_point="f", tolerance=tolerance)
     assert found[0] == verdict, found[1]
+
+
+def test_first_wrong_call_decides_whatever_later_ones_do() -> None:
+    """Calls are sent ahead, but each has its own answer: an end in a later one cannot hide a wrong one before it."""
+    code = "def f(n):\n    if n == 3: raise SystemExit\n    return object() if n == 2 else n"
+    found = judged(code, "((1,), 1)\n((2,), 2)\n((3,), 3)", form="calls", entry_point="f")
+    assert found == ("wrong", "call 2 gives an object instead of 2", 2)
+
+
+def test_calls_are_sent_ahead_in_frames_of_bounded_size() -> None:
+    """Arguments and answers far beyond a socket's buffer cross without a standstill."""
+    line = "(('" + "x" * 50_000 + "',), '" + "x" * 100_000 + "')"
+    found = judged("def f(text): return text * 2", "\n".join([line] * 40), form="calls", entry_point="f")
+    assert (found[0], found[2]) == ("passed", 40)
+
+
+def test_candidate_may_call_back_while_calls_are_ahead() -> None:
+    """A function of the setup that was handed over earlier is called, and may itself ask the candidate."""
+    code = "def keep(g):\n    global given\n    given = g\ndef twice(n): return 2 * n\ndef f(n): return given(n) + 1"
+    setup = "keep(lambda n: twice(n))"
+    fields = {"form": "calls", "entry_point": "f", "setup": setup}
+    assert judged(code, "((1,), 3)\n((2,), 5)", "f keep twice", **fields)[0] == "passed"
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [[[2, "ok", 1, []], [1, "ok", 1, []]], [[1, "ok", 1, []], [1, "ok", 1, []]], [[1, "ok", 1, []], [3, "ok", 1, []]]],
+    ids=str,
+)
+def test_answers_to_calls_sent_ahead_must_come_in_order(replies: list[object]) -> None:
+    """R-082: an answer that is early, repeated or unasked ends the verdict."""
+    ours, theirs = socket.socketpair()
+    verdicts: list[str] = []
+
+    def end(verdict: str, detail: str) -> NoReturn:
+        verdicts.append(verdict)
+        raise Ended
+
+    with ours, theirs:
+        for reply in replies:
+            Channel(theirs.fileno(), **BOUNDS).send(reply)
+        with pytest.raises(Ended):
+            list(Remote(Channel(ours.fileno(), **BOUNDS), end).call_each(0, [b"", b""]))
+    assert verdicts == ["forbidden"]
 
 
 @pytest.mark.parametrize("line", ["f(1)", "(1,)", "(1, 2)", "((1,), 2, 3)", "__import__('os')"])

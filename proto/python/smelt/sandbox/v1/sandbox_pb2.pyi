@@ -600,7 +600,41 @@ Global___JudgeResponse: _TypeAlias = JudgeResponse  # noqa: Y015
 
 @_typing.final
 class JudgeBatchRequest(_message.Message):
-    """One candidate of a batch."""
+    """One candidate of a batch, or several: fewer messages cost less."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Caller's id, returned with the verdict."""
+    @_builtins.property
+    def candidate(self) -> Global___Candidate:
+        """What to judge."""
+
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCandidate]:
+        """Further candidates. Whoever sends some may get several verdicts in one answer."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        candidate: Global___Candidate | None = ...,
+        more: _abc.Iterable[Global___BatchCandidate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "id", b"id", "more", b"more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgeBatchRequest: _TypeAlias = JudgeBatchRequest  # noqa: Y015
+
+@_typing.final
+class BatchCandidate(_message.Message):
+    """A further candidate of a batch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -624,11 +658,45 @@ class JudgeBatchRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___JudgeBatchRequest: _TypeAlias = JudgeBatchRequest  # noqa: Y015
+Global___BatchCandidate: _TypeAlias = BatchCandidate  # noqa: Y015
 
 @_typing.final
 class JudgeBatchResponse(_message.Message):
-    """One verdict of a batch."""
+    """One verdict of a batch, or several."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Caller's id."""
+    @_builtins.property
+    def record(self) -> Global___Record:
+        """The verdict."""
+
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchRecord]:
+        """Further verdicts, at most as many as candidates came in one message."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        record: Global___Record | None = ...,
+        more: _abc.Iterable[Global___BatchRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "more", b"more", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgeBatchResponse: _TypeAlias = JudgeBatchResponse  # noqa: Y015
+
+@_typing.final
+class BatchRecord(_message.Message):
+    """A further verdict of a batch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -652,7 +720,7 @@ class JudgeBatchResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___JudgeBatchResponse: _TypeAlias = JudgeBatchResponse  # noqa: Y015
+Global___BatchRecord: _TypeAlias = BatchRecord  # noqa: Y015
 
 @_typing.final
 class DescribeRequest(_message.Message):
@@ -711,6 +779,26 @@ class DescribeResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ProfileDigestsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     LEVEL_FIELD_NUMBER: _builtins.int
     REQUIRED_LEVEL_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
@@ -719,6 +807,7 @@ class DescribeResponse(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     JUDGE_DIGEST_FIELD_NUMBER: _builtins.int
     CPU_FIELD_NUMBER: _builtins.int
+    PROFILE_DIGESTS_FIELD_NUMBER: _builtins.int
     level: _builtins.str
     """Level reached."""
     required_level: _builtins.str
@@ -741,6 +830,10 @@ class DescribeResponse(_message.Message):
     def default_limits(self) -> Global___Limits:
         """Default bounds."""
 
+    @_builtins.property
+    def profile_digests(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Digest of each profile: interpreter and packages."""
+
     def __init__(
         self,
         *,
@@ -752,10 +845,11 @@ class DescribeResponse(_message.Message):
         slots: _builtins.int = ...,
         judge_digest: _builtins.str = ...,
         cpu: _builtins.str = ...,
+        profile_digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_limits", b"default_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "default_limits", b"default_limits", "judge_digest", b"judge_digest", "layers", b"layers", "level", b"level", "profiles", b"profiles", "required_level", b"required_level", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "default_limits", b"default_limits", "judge_digest", b"judge_digest", "layers", b"layers", "level", b"level", "profile_digests", b"profile_digests", "profiles", b"profiles", "required_level", b"required_level", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
