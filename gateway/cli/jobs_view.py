@@ -18,8 +18,8 @@ def jobs_view(jobs: Iterable[job_pb2.Job]) -> RenderableType:
             job.id,
             job.service,
             job.kind,
-            _state(job),
-            _amount(job),
+            state_of(job),
+            amount_of(job),
             _took(job),
             short_digest(job.result_digest),
         )
@@ -34,8 +34,8 @@ def job_view(job: job_pb2.Job) -> RenderableType:
         [
             ("job", job.id),
             ("work", f"{job.service} {job.kind}"),
-            ("state", _state(job) + (" (cached)" if job.is_cached else "")),
-            ("progress", _amount(job)),
+            ("state", state_of(job) + (" (cached)" if job.is_cached else "")),
+            ("progress", amount_of(job)),
             ("attempt", job.attempt),
             ("created", job.create_time.ToJsonString() if job.HasField("create_time") else ""),
             ("took", _took(job)),
@@ -46,11 +46,12 @@ def job_view(job: job_pb2.Job) -> RenderableType:
     )
 
 
-def _state(job: job_pb2.Job) -> str:
+def state_of(job: job_pb2.Job) -> str:
+    """The state's short name."""
     return enum_word("JobState", job_pb2.JobState.Name(job.state))
 
 
-def _amount(job: job_pb2.Job) -> str:
+def amount_of(job: job_pb2.Job) -> str:
     """How far a job is; of one that succeeded there is nothing left to say."""
     if job.state == job_pb2.JOB_STATE_SUCCEEDED:
         return ""

@@ -348,6 +348,12 @@ def train_archive(smelt: Smelt, swept: dict[str, Any], folder: Path) -> None:
     assert made["bundle"] in [run["digest"] for run in swept["runs"]]
 
 
+@case("monitor")
+def monitor(smelt: Smelt, *_: Any) -> None:
+    found = smelt("monitor", "--once")
+    assert found["jobs"] == [] and found["leases"] == [] and found["at"].endswith("Z")
+
+
 @case("gpus")
 def gpus(smelt: Smelt, *_: Any) -> None:
     found = smelt("gpus")

@@ -18,6 +18,7 @@ from smelt.importer.v1 import importer_pb2
 from smelt.inference.v1 import inference_pb2
 from smelt.job.v1 import job_pb2
 from smelt.sandbox.v1 import sandbox_pb2
+from smelt.trainer.v1 import trainer_pb2
 
 from smeltkit.config import environment
 from smeltkit.testing.rpc import serving
@@ -30,6 +31,7 @@ _PACKAGES = {
     "InferenceService": inference_pb2,
     "EvaluatorService": evaluator_pb2,
     "SandboxService": sandbox_pb2,
+    "TrainerService": trainer_pb2,
 }
 DIGEST = "sha256:" + "ab" * 32
 
