@@ -9,6 +9,7 @@ from services.trainer import devices
 from services.trainer.adapters.targets import linear_names
 from services.trainer.alerts import never_fires
 from services.trainer.data.dataset import Dataset, read_dataset
+from services.trainer.data.infill import Infill
 from services.trainer.data.order import Order
 from services.trainer.data.samples import Encoder
 from services.trainer.forecast import Pace, forecast
@@ -51,7 +52,9 @@ def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, sett
     encoder = Encoder(folder, bundle.contract, ids_of=settings.ids_of)
     config = shaped(folder, bundle.config, settings.shape)
     length, is_text = settings.sequence_tokens, settings.data_format == "text"
-    found = read_dataset(data, encoder, length, text_only=settings.method == "pretrain", is_text=is_text)
+    infill = Infill(encoder.tokenizer, settings.fim, settings.seed) if settings.fim.share else None
+    is_pretraining = settings.method == "pretrain"
+    found = read_dataset(data, encoder, length, text_only=is_pretraining, is_text=is_text, infill=infill)
     order = Order(
         lengths=found.samples.lengths,
         pack_tokens=settings.pack_size_tokens,
@@ -100,6 +103,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
         "method": settings.method,
         "trainable": f"{trained:,} of {config.parameters:,} parameters",
         "data": f"{data.digest[:19]}: {data.rows} rows, {data.tokens:,} tokens, {data.counted:,} of them learnt",
+        **({"rearranged": f"{data.rearranged} rows, to fill in the middle"} if settings.fim.share else {}),
         "left out": f"{len(data.too_long)} rows longer than {settings.sequence_tokens} tokens",
         "held out": "none" if prepared.heldout is None else f"{len(prepared.heldout.samples)} samples",
         "steps": f"{schedule.total_steps} of {prepared.order.steps_in(settings.epochs)} in {settings.epochs} epochs",

@@ -110,6 +110,22 @@ class ShapeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FimSettings:
+    """Rows of text rearranged for filling in the middle, see `data.infill`; held-out rows stay as they are."""
+
+    share: float = 0.0
+    """Share of them that are, 0 to 1."""
+    suffix_first: float = 0.5
+    """Share of those in which the suffix comes before the prefix, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        within("fim.share", self.share, 0.0, 1.0)
+        within("fim.suffix_first", self.suffix_first, 0.0, 1.0)
+        if not self.share and self.suffix_first != FimSettings.suffix_first:
+            raise UnsupportedOption("fim.suffix_first has no effect with fim.share=0; set fim.share, or remove it")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpikeSettings:
     """What is done about a step far outside of the run's course; a number that is not finite ends it in any case."""
 
@@ -147,6 +163,7 @@ class TrainSettings:
     """What the data files are: `rows`, in JSONL or Parquet, or `text`, each file one document."""
     ids_of: str = ""
     """Digest of the tokenizer.json that made the ids in rows of ids; must be that of the base."""
+    fim: FimSettings = field(default_factory=FimSettings)
     sequence_tokens: int = 1024
     """Tokens of the longest sample."""
     pack_tokens: int = 0
@@ -174,7 +191,7 @@ class TrainSettings:
     min_tokens: int = 0
     """Tokens that the run must see at least."""
     seed: int = 0
-    """Decides shuffles, dropout and adapters."""
+    """Decides shuffles, dropout, adapters and what is rearranged."""
     dtype: str = "float32"
     """Type of the weights while training, of dequantized ones too: float32 or bfloat16."""
     recompute: bool = False

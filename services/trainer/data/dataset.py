@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from services.trainer.data.infill import Infill
 from services.trainer.data.rows import rows_of
 from services.trainer.data.samples import Encoder, Sample
 from services.trainer.data.stored import SampleFile, StoredSamples
-from smeltkit.errors import BadDataset
+from smeltkit.errors import BadDataset, UnsupportedOption
 from smeltkit.ids import digest_file
 from smeltkit.ml.decoder_targets import IGNORED
 
@@ -30,6 +31,8 @@ class Dataset:
     """Rows read."""
     too_long: tuple[int, ...]
     """Numbers, from 1, of rows left out because they exceed the sequence."""
+    rearranged: int
+    """Rows rearranged for filling in the middle."""
 
     @property
     def tokens(self) -> int:
@@ -43,17 +46,31 @@ class Dataset:
 
 
 def read_dataset(
-    path: Path, encoder: Encoder, sequence_tokens: int, *, text_only: bool = False, is_text: bool = False
+    path: Path,
+    encoder: Encoder,
+    sequence_tokens: int,
+    *,
+    text_only: bool = False,
+    is_text: bool = False,
+    infill: Infill | None = None,
 ) -> Dataset:
     """The data set in a file, see `rows`; BadDataset names the row that is wrong, or says that nothing is left.
 
-    With `text_only` a conversation is a wrong row.
+    With `text_only` a conversation is a wrong row. `infill` rearranges texts that fit into a sequence then too; where
+    there is no text at all it is refused.
     """
-    kept, too_long, number = SampleFile(path.parent), [], 0
+    kept, too_long, number, texts, rearranged = SampleFile(path.parent), [], 0, 0, 0
     for number, row in rows_of(path, is_text=is_text):
+        where = f"{path.name} row {number}"
         if text_only and "messages" in row:
-            raise BadDataset(f"{path.name} row {number} holds no text; method pretrain takes text rows only")
-        sample = encoder.encode(row, f"{path.name} row {number}")
+            raise BadDataset(f"{where} holds no text; method pretrain takes text rows only")
+        sample = encoder.encode(row, where)
+        if infill is not None and "text" in row:
+            texts += 1
+            ids = infill.ids(row["text"], number, where)
+            moved = encoder.text(ids, where) if ids else sample
+            if moved is not sample and len(moved.ids) <= sequence_tokens:
+                sample, rearranged = moved, rearranged + 1
         if len(sample.ids) <= sequence_tokens:
             kept.add(sample)
         elif "messages" not in row:
@@ -63,9 +80,11 @@ def read_dataset(
             too_long.append(number)
     if not len(kept):
         raise BadDataset(f"{path.name}: none of {number} rows fits into {sequence_tokens} tokens")
+    if infill is not None and not texts:
+        raise UnsupportedOption(f"fim.share has no effect on {path.name}, which holds no text; remove it")
     with path.open("rb") as file:
         digest, _ = digest_file(file)
-    return Dataset(digest=digest, samples=kept.samples(), rows=number, too_long=tuple(too_long))
+    return Dataset(digest=digest, samples=kept.samples(), rows=number, too_long=tuple(too_long), rearranged=rearranged)
 
 
 def _pieces(sample: Sample, size: int) -> list[Sample]:

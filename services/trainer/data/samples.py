@@ -68,12 +68,16 @@ class Encoder:
         if isinstance(row.get("messages"), list) and set(row) == {"messages"}:
             return self._conversation(row["messages"], where)
         if isinstance(row.get("text"), str) and set(row) == {"text"}:
-            begin = [self._contract.bos_id] if self._contract.add_bos and self._contract.bos_id is not None else []
-            ids = [*begin, *self.tokenizer.encode(row["text"]), self._text_end]
-            return _sample([(ids[:1], False), (ids[1:], True)], where)
+            return self.text(self.tokenizer.encode(row["text"]), where)
         if isinstance(row.get("ids"), list) and set(row) == {"ids"}:
             return self._given(row["ids"], where)
         raise BadDataset(f"{where} has the keys {sorted(row)[:5]}; a row has one of messages, text and ids")
+
+    def text(self, ids: Sequence[int], where: str) -> Sample:
+        """The sample of a text's ids, between the tokens that begin and end one."""
+        begin = [self._contract.bos_id] if self._contract.add_bos and self._contract.bos_id is not None else []
+        whole = [*begin, *ids, self._text_end]
+        return _sample([(whole[:1], False), (whole[1:], True)], where)
 
     def preview(self, sample: Sample) -> str:
         """The sample as text, with what is learnt between double angle brackets."""
