@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gateway.cli.prices import PriceConfig
 from gateway.cli.settings import meanings
 from gateway.config import GatewayConfig
 from gateway.http.config import HttpConfig
@@ -27,6 +28,7 @@ SECTIONS: tuple[tuple[str, str, type[Any]], ...] = (
     ("Every process: telemetry", "SMELT_TELEMETRY_", TelemetryConfig),
     ("NATS and the object store (set by the stack)", "SMELT_PLATFORM_", PlatformConfig),
     ("`smelt admin`: where backups are", "SMELT_BACKUP_", BackupConfig),
+    ("`smelt jobs cost`: prices", "SMELT_PRICE_", PriceConfig),
     ("Importer", "SMELT_IMPORTER_", ImporterConfig),
     ("Trainer", "SMELT_TRAINER_", TrainerConfig),
     ("Trainer: proof of a node's device", "SMELT_PROOF_", ProofConfig),

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from gateway.cli.prices import PriceConfig
 from gateway.config import GatewayConfig
 from gateway.http.config import HttpConfig
 from smeltkit.config import BackupConfig, PlatformConfig, check_known, environment, smelt_home
@@ -22,6 +23,7 @@ _CONFIGS: tuple[tuple[str, type[Any]], ...] = (
     ("SMELT_BACKUP_", BackupConfig),
     ("SMELT_GATEWAY_", GatewayConfig),
     ("SMELT_HTTP_", HttpConfig),
+    ("SMELT_PRICE_", PriceConfig),
 )
 
 

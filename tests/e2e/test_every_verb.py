@@ -303,6 +303,14 @@ def jobs_trace(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
     assert {"cli", "gateway", "evaluator", "inference", "sandbox"} <= {span["service"] for span in trace["spans"]}
 
 
+@case("jobs cost")
+def jobs_cost(smelt: Smelt, reports: list[dict[str, Any]], *_: Any) -> None:
+    found = {cost["name"]: cost for cost in smelt("jobs", "cost", "--limit", "1000")["costs"]}
+    cost = found[reports[0]["job"]]
+    assert (cost["kind"], cost["state"], cost["gpu_s"]) == ("evaluator evaluate", "succeeded", 0.0)
+    assert cost["tokens"] == reports[0]["completion_tokens"] and cost["time_s"] == reports[0]["total_s"]
+
+
 @case("train plan")
 def train_plan(smelt: Smelt, _: Any, folder: Path) -> None:
     plan = smelt("train", "plan", str(folder / "training" / "training.yaml"))

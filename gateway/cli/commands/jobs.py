@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from smelt.job.v1 import job_pb2
 
+from gateway.cli.costs_view import costs_view
 from gateway.cli.documents import to_document
 from gateway.cli.jobs_view import job_view, jobs_view
 from gateway.cli.options import JobId, Json
+from gateway.cli.prices import PriceConfig
 from gateway.cli.runner import run
-from smeltkit.config import environment, smelt_home
+from smeltkit.config import environment, from_environment, smelt_home
 from smeltkit.errors import BadRequest, UnknownJob
 
 if TYPE_CHECKING:
@@ -43,6 +47,41 @@ def list_(
         session.output.show({"jobs": [to_document(job) for job in reply.jobs]}, jobs_view(reply.jobs))
 
     run("jobs ls", work, as_json=as_json)
+
+
+class By(enum.StrEnum):
+    """What costs are summed over."""
+
+    JOB = "job"
+    KIND = "kind"
+    TENANT = "tenant"
+
+
+@app.command("cost")
+def cost(
+    by: Annotated[By, typer.Option("--by", help="A line a job, or sums.")] = By.JOB,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="At most this many jobs, the newest.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Shows what jobs took: time, GPU time, tokens, bytes; and what that costs at the prices of SMELT_PRICE_*."""
+
+    async def work(session: Session) -> None:
+        from gateway.cli.costs import gathered, together, total
+
+        prices = from_environment(PriceConfig, "SMELT_PRICE_")
+        reply = await session.call(session.jobs.ListJobs, job_pb2.ListJobsRequest(limit=limit))
+        costs = await gathered(session, reply.jobs)
+        shown = costs if by is By.JOB else together(costs, by.value)
+        document = {
+            "prices": asdict(prices),
+            "costs": [one.document(prices) for one in shown],
+            "total": total(costs).document(prices),
+        }
+        session.output.show(document, costs_view([*shown, total(costs)], prices))
+        if not prices.is_set:
+            session.output.note("nothing has a price; set SMELT_PRICE_* (`smelt config explain price`)")
+
+    run("jobs cost", work, as_json=as_json)
 
 
 @app.command("get")
