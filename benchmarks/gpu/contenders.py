@@ -42,7 +42,15 @@ def random_state(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     return state
 
 
-def ours(shape: str, method: str, state: str = "float32", ranks: Ranks = ALONE, *, regathers: bool = True) -> Step:
+def ours(
+    shape: str,
+    method: str,
+    state: str = "float32",
+    ranks: Ranks = ALONE,
+    *,
+    regathers: bool = True,
+    recomputes: bool = False,
+) -> Step:
     """Our decoder and step, with optimizer state of that type; of several `ranks` this one's part.
 
     State `offload` is float32 in the memory of the host.
@@ -56,6 +64,7 @@ def ours(shape: str, method: str, state: str = "float32", ranks: Ranks = ALONE, 
     if method != "full":
         torch.manual_seed(1)
         attach(decoder, LoraSettings(rank=RANK, alpha=2 * RANK))
+    decoder.recomputes = recomputes
     shard(decoder, ranks, regathers=regathers)
     settings = AdamSettings(offload=True) if state == "offload" else AdamSettings(state=state)
     optimizer = Optimizer(decoder.named_parameters(), settings)

@@ -39,6 +39,9 @@ CASES: dict[str, dict[str, Any]] = {
         "shape": "7B", "method": "qlora", "sequences": 4,
         "contenders": ("ours", "peer", "peer with Liger", "TRL", "ours on bf16"),
     },
+    "7B-qlora-recomputing": {
+        "shape": "7B", "method": "qlora", "sequences": 4, "contenders": ("ours recomputing", "TRL"),
+    },
     "1.5B-rounded": {
         "shape": "1.5B", "method": "full", "state": "bfloat16", "sequences": 4,
         "contenders": ("ours", "ours in float32"),
@@ -48,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
         "contenders": ("ours", "ours in float32"),
     },
     "1.5B-offload": {
-        "shape": "1.5B", "method": "full", "state": "offload", "sequences": 4,
+        "shape": "1.5B", "method": "full", "state": "offload", "sequences": 4, "compared": 10,
         "contenders": ("ours", "ours in float32"),
     },
     "7B-full": {"shape": "7B", "method": "full", "state": "bfloat16", "sequences": 4},
@@ -183,23 +186,28 @@ def contend(case: str, name: str, rate: float) -> dict[str, Any]:
         if name.startswith("ours"):
             is_plain = name == "ours in float32"
             return contenders.ours(
-                shape, "lora" if name == "ours on bf16" else method, "float32" if is_plain else state
+                shape,
+                "lora" if name == "ours on bf16" else method,
+                "float32" if is_plain else state,
+                recomputes=name.endswith("recomputing"),
             )
         return contenders.peer(shape, method, state, with_liger=name.endswith("Liger"))
 
     try:
         if name == "TRL":
             return measure_trl(shape, facts["sequences"], flops, rate)
-        return measure(make, facts["sequences"], flops, rate)
+        return measure(make, facts["sequences"], flops, rate, facts.get("compared", COMPARED_STEPS))
     except torch.cuda.OutOfMemoryError as error:
         return {"error": f"out of memory: {str(error)[:120]}"}
 
 
-def measure(make: Callable[[], contenders.Step], sequences: int, flops: float, rate: float) -> dict[str, Any]:
+def measure(
+    make: Callable[[], contenders.Step], sequences: int, flops: float, rate: float, compared: int
+) -> dict[str, Any]:
     """Losses of the first steps, then the median time of a step on fresh tokens."""
     torch.cuda.reset_peak_memory_stats()
     step, tokens = make(), draws(sequences)
-    losses = [step(tokens()) for _ in range(COMPARED_STEPS)]
+    losses = [step(tokens()) for _ in range(compared)]
     times = []
     for _ in range(WARM_STEPS + TIMED_STEPS):
         drawn = tokens()

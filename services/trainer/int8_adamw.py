@@ -16,6 +16,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from services.trainer.parameterwise import Parameterwise, State
+
 BLOCK: Final = 256
 SMALL: Final = 4096
 _PART: Final = 1 << 24
@@ -24,41 +26,29 @@ _DECADES: Final = 7
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 
 
-class Int8AdamW(torch.optim.Optimizer):
-    """For float32 parameters; groups as torch.optim.AdamW has them: `lr`, `betas`, `eps`, `weight_decay`.
+class Int8AdamW(Parameterwise):
+    """For float32 parameters.
 
     State of a quantized parameter is `exp_avg` and `exp_avg_sq` as codes [values], and `.._scale` [blocks] of each.
     """
 
-    def __init__(self, params: Any, **defaults: Any) -> None:
-        super().__init__(params, defaults)
+    @staticmethod
+    def moments_of(parameter: Tensor) -> State:
+        """The code of zero, or zeros in float32."""
+        if not is_quantized(parameter):
+            return {name: torch.zeros_like(parameter) for name in MOMENTS}
+        state, count = {}, parameter.numel()
+        for name in MOMENTS:
+            zero = torch.searchsorted(_book(name, parameter.device.type), torch.zeros((), device=parameter.device))
+            state[name] = torch.full((count,), int(zero), dtype=torch.uint8, device=parameter.device)
+            state[f"{name}_scale"] = torch.zeros(-(-count // BLOCK), device=parameter.device)
+        return state
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Updates every parameter from its gradient."""
-        assert closure is None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                assert parameter.grad is not None
-                state = self.state[parameter]
-                if not state:
-                    state |= fresh_state(parameter)
-                state["step"] += 1
-                for values, grad, moments in _parts(parameter, parameter.grad, state):
-                    _update(values, grad, moments, int(state["step"].item()), group)
-
-
-def fresh_state(parameter: Tensor) -> dict[str, Tensor]:
-    """The state of a parameter before its first update: all moments zero."""
-    state = {"step": torch.zeros(())}
-    if not is_quantized(parameter):
-        return state | {name: torch.zeros_like(parameter) for name in MOMENTS}
-    for name in MOMENTS:
-        zero = torch.searchsorted(_book(name, parameter.device.type), torch.zeros((), device=parameter.device))
-        count = parameter.numel()
-        state[name] = torch.full((count,), int(zero), dtype=torch.uint8, device=parameter.device)
-        state[f"{name}_scale"] = torch.zeros(-(-count // BLOCK), device=parameter.device)
-    return state
+    @staticmethod
+    def update(parameter: Tensor, grad: Tensor, state: State, count: int, group: dict[str, Any]) -> None:
+        """Updates piece by piece."""
+        for values, part, moments in _parts(parameter, grad, state):
+            _update(values, part, moments, count, group)
 
 
 def is_quantized(parameter: Tensor) -> bool:
@@ -84,9 +74,7 @@ def dequantize(codes: Tensor, scales: Tensor, name: str) -> Tensor:
     return _book(name, codes.device.type)[codes.int()] * spread
 
 
-def _parts(
-    parameter: Tensor, grad: Tensor, state: dict[str, Tensor]
-) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+def _parts(parameter: Tensor, grad: Tensor, state: State) -> Iterator[tuple[Tensor, Tensor, State]]:
     """Views of a parameter, its gradient and its moments, piece by piece; the whole where it is not quantized."""
     if not is_quantized(parameter):
         yield parameter, grad, {name: state[name] for name in MOMENTS}
@@ -98,7 +86,7 @@ def _parts(
         yield values[part], flat[part], moments | {f"{name}_scale": state[f"{name}_scale"][blocks] for name in MOMENTS}
 
 
-def _update(values: Tensor, grad: Tensor, moments: dict[str, Tensor], count: int, group: dict[str, Any]) -> None:
+def _update(values: Tensor, grad: Tensor, moments: State, count: int, group: dict[str, Any]) -> None:
     """One update in place, of moments too (Loshchilov and Hutter, arXiv:1711.05101, algorithm 2)."""
     beta1, beta2 = group["betas"]
     has_codes = "exp_avg_scale" in moments

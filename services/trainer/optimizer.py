@@ -38,6 +38,9 @@ class Optimizer:
         self._held = [held(value) for value in self._parameters]
         is_rounded = config.state == "bfloat16"
         self._masters = [_master(value, config) for value in self._held]
+        is_far = config.offload and self._held[0].is_cuda
+        self._stages = [torch.empty_like(value, device="cpu", pin_memory=True) for value in self._held if is_far]
+        """Memory that a GPU copies from and to by itself, as large as the parameters."""
         decays = [value.dim() > 1 for value in self._masters]
         shared: dict[str, Any] = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
         groups = [
@@ -68,16 +71,11 @@ class Optimizer:
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Updates every parameter from its gradient and drops the gradients."""
-        for master, parameter in zip(self._masters, self._parameters, strict=True):
-            if master is not parameter:
-                assert parameter.grad is not None
-                master.grad, parameter.grad = held(parameter.grad).to(master), None
+        self._take_gradients()
         for group in self._inner.param_groups:
             group["lr"] = learning_rate
         self._inner.step()
-        pairs = [(h, m) for h, m in zip(self._held, self._masters, strict=True) if h is not m]
-        if pairs:
-            torch._foreach_copy_([h for h, _ in pairs], [m for _, m in pairs])
+        self._give_weights()
         self._inner.zero_grad(set_to_none=True)
 
     def in_use(self) -> dict[str, Any]:
@@ -126,6 +124,27 @@ class Optimizer:
             }
         if taken != state.keys():
             raise SettingsDiffer(f"the checkpoint holds optimizer state of {sorted(state.keys() - taken)[0]}")
+
+    def _take_gradients(self) -> None:
+        """Moves gradients to the copies that are updated, where those are not the parameters themselves."""
+        if self._stages:
+            # In the parameter's own type and without a wait for each, many times as fast as a copy that converts.
+            for stage, grad in zip(self._stages, self.grads, strict=True):
+                stage.copy_(grad, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+        for number, (master, parameter) in enumerate(zip(self._masters, self._parameters, strict=True)):
+            if master is not parameter:
+                assert parameter.grad is not None
+                found = self._stages[number] if self._stages else held(parameter.grad)
+                master.grad, parameter.grad = found.to(master), None
+
+    def _give_weights(self) -> None:
+        """Rounds the copies into the parameters."""
+        if self._stages:
+            for stage, master, part in zip(self._stages, self._masters, self._held, strict=True):
+                part.copy_(stage.copy_(master), non_blocking=True)
+        elif pairs := [(h, m) for h, m in zip(self._held, self._masters, strict=True) if h is not m]:
+            torch._foreach_copy_([h for h, _ in pairs], [m for _, m in pairs])
 
     def _keys(self, master: Tensor) -> set[str]:
         """What the state of a parameter consists of."""

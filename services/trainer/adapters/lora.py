@@ -127,7 +127,8 @@ class _Adapted(torch.autograd.Function):
             wide = functional.linear(
                 torch.cat((x, inner), 1), _beside(parts, halves), torch.cat(biases) if biases else None
             )
-            return wide.split([part.base.out_features for part in parts], 1)
+            outs: tuple[Tensor, ...] = wide.split([part.base.out_features for part in parts], 1)
+            return outs
         return tuple(
             functional.linear(x, part.base.weight, part.bias).addmm_(own, b.T, alpha=part.scale)
             for part, own, b in zip(parts, inner.split(ranks, 1), halves, strict=True)

@@ -8,11 +8,19 @@ from typing import Any
 import pytest
 import torch
 from training_files import steps_of, wait_for_end, write_spec
-from training_runs import STEPS, make_run
+from training_runs import STEPS, make_run, some_samples
 
 from services.trainer import checkpoint
 from services.trainer.device import prepare_device
 from services.trainer.launch import TrainingProcesses
+from services.trainer.loop import pack_of
+from services.trainer.optimizer import Optimizer
+from services.trainer.settings import AdamSettings
+from services.trainer.step import train_step
+from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.kernels import kernels_for
+from smeltkit.testing.tiny_models import tiny_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 TOLD = ("step", "loss", "grad_norm", "tokens", "sample_ids")
@@ -37,6 +45,22 @@ def test_a_job_trains_on_a_gpu_and_again_to_the_bit(tmp_path: Path, method: str)
     one, two = ([[step[key] for key in TOLD] for step in steps_of(tmp_path / name)] for name in "ab")
     assert one == two and len(one) > 5
     assert first["cost"]["tokens"] == second["cost"]["tokens"]
+
+
+@pytest.mark.parametrize("how", [{"offload": True}, {"state": "int8"}], ids=str)
+def test_optimizer_state_of_other_kinds_learns_on_a_gpu(how: dict[str, Any]) -> None:
+    """R-047: weights in bf16; the same losses offloaded, within 2 % with 8 bits."""
+    prepare_device(0)
+    losses = []
+    for settings in (AdamSettings(), AdamSettings(**how)):
+        torch.manual_seed(4)
+        decoder = Decoder(ModelConfig.from_hf(tiny_config("qwen2")), kernels=kernels_for("cuda")).to("cuda").bfloat16()
+        optimizer = Optimizer(decoder.named_parameters(), settings)
+        packs = [pack_of(some_samples()[:6], "cuda")]
+        steps = (train_step(decoder, optimizer, packs, learning_rate=2e-3, clip_norm=1.0).loss for _ in range(8))
+        losses.append(list(steps))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02 if "state" in how else 1e-3)
+    assert losses[1][-1] < 0.7 * losses[1][0]
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])

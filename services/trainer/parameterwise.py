@@ -1,0 +1,41 @@
+"""What optimizers share that update one parameter after the other: groups, state from nothing, counted steps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+class Parameterwise(torch.optim.Optimizer):
+    """Groups as torch.optim.AdamW has them: `lr`, `betas`, `eps`, `weight_decay`; `step` in every state."""
+
+    def __init__(self, params: Any, **defaults: Any) -> None:
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Updates every parameter from its gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                assert parameter.grad is not None
+                state = self.state[parameter]
+                if not state:
+                    state |= {"step": torch.zeros(()), **self.moments_of(parameter)}
+                state["step"] += 1
+                self.update(parameter, parameter.grad, state, int(state["step"].item()), group)
+
+    @staticmethod
+    @abstractmethod
+    def moments_of(parameter: Tensor) -> State:
+        """Both moments of a parameter before its first update: zero."""
+
+    @staticmethod
+    @abstractmethod
+    def update(parameter: Tensor, grad: Tensor, state: State, count: int, group: dict[str, Any]) -> None:
+        """Updates a parameter and its state in place, for the time `count`, from 1."""
