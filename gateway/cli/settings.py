@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import textwrap
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from gateway.cli.prices import PriceConfig
 from gateway.config import GatewayConfig
 from gateway.http.config import HttpConfig
 from smeltkit.config import BackupConfig, PlatformConfig, check_known, environment, smelt_home
+from smeltkit.errors import BadConfig
 from smeltkit.rpc.server import RpcConfig
 from smeltkit.telemetry.setup import TelemetryConfig
 
@@ -25,6 +27,12 @@ _CONFIGS: tuple[tuple[str, type[Any]], ...] = (
     ("SMELT_HTTP_", HttpConfig),
     ("SMELT_PRICE_", PriceConfig),
 )
+
+_SERVICES = [
+    field.name.removesuffix("_address") for field in dataclasses.fields(GatewayConfig) if "_addr" in field.name
+]
+_PREFIXES = (*(prefix for prefix, _ in _CONFIGS), *(f"SMELT_{name.upper()}_" for name in _SERVICES), "SMELT_PROOF_")
+_PLAIN = ("SMELT_GATEWAY", "SMELT_HOME", "SMELT_DATA")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +65,14 @@ def known_settings() -> list[Setting]:
 
 
 def check_settings() -> None:
-    """BadConfig for a variable that looks like one of these settings and is none."""
+    """BadConfig for a variable of ours that nothing reads; services check their own when they are started."""
     for prefix, config in _CONFIGS:
         check_known(config, prefix, environment())
+    for name in environment():
+        if name.startswith("SMELT_") and name not in _PLAIN and not name.startswith(_PREFIXES):
+            near = difflib.get_close_matches(f"{'_'.join(name.split('_')[:2])}_", _PREFIXES, n=1, cutoff=0.85)
+            hint = f"; did you mean {near[0]}*?" if near else f"; ours are {', '.join((*_PLAIN, *_PREFIXES))}*"
+            raise BadConfig(f"{name} is set but nothing reads it{hint}")
 
 
 def _setting(variable: str, meaning: str, given: str | None, default: str | None) -> Setting:

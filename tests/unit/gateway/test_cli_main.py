@@ -14,8 +14,9 @@ from smelt.job.v1 import job_pb2
 from gateway.cli import main
 from gateway.cli.documents import to_document
 from gateway.cli.output import human_bytes, human_time
+from gateway.cli.settings import check_settings
 from smeltkit.config import environment
-from smeltkit.errors import all_errors
+from smeltkit.errors import BadConfig, all_errors
 
 HEAVY = ("grpc", "torch", "opentelemetry", "nats", "minio", "llama_cpp", "numpy", "httpx")
 
@@ -99,3 +100,18 @@ def test_a_setting_that_nobody_reads_is_refused_by_name(command: list[str]) -> N
     ended = subprocess.run(words, capture_output=True, text=True, timeout=60, env=settings)
     assert ended.returncode == 2
     assert "BAD_CONFIG" in ended.stderr and "did you mean SMELT_RPC_LISTEN?" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("SMELT_IMPORTR_SLOTS", r"did you mean SMELT_IMPORTER_\*\?"),
+        ("SMELT_FAST", "ours are SMELT_GATEWAY, SMELT_HOME"),
+    ],
+)
+def test_a_variable_of_no_process_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, says: str) -> None:
+    """R-006: also where the name of the process is what was misspelt."""
+    check_settings()
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(BadConfig, match=says):
+        check_settings()
