@@ -1,13 +1,18 @@
-"""`python -m scripts.images build|test|clean [IMAGE ...]`: makes and judges images; runs the platform from them.
+"""`python -m scripts.images build|test|save|clean [IMAGE ...]`: makes and judges images; runs the platform from them.
 
 All lies below build/images. `build` writes a bill of materials for each image there and ends with 1 if one breaks a
-promise; `test` runs them side by side, all of them with the main job, and writes benchmarks/results/images.json.
+promise; `test` runs them side by side, all of them with the main job, and writes benchmarks/results/images.json; `save`
+writes them as files for where there is no registry.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.results import save, table
@@ -34,6 +39,8 @@ def main(verb: str, *names: str) -> int:
         rows = [judged(builder, image) for image in wanted]
         print(table([{**row, "wrong": len(row["wrong"])} for row in rows]))
         wrong = [f"{row['image']}: {line}" for row in rows for line in row["wrong"]]
+        if verb == "save" and not wrong:
+            _saved(builder, wanted)
         if verb == "test":
             wrong += _tried(builder, rows, is_whole=not names)
     except SmeltError as error:
@@ -63,6 +70,29 @@ def judged(builder: Builder, image: Image) -> dict[str, Any]:
     }
 
 
+def _saved(builder: Builder, wanted: Sequence[Image]) -> None:
+    """OCI archives, bills of materials, the digests that an overlay names, and sums for `sha256sum --check`."""
+    folder = FOLDER / "saved"
+    folder.mkdir(exist_ok=True)
+    digests = {f"smelt/{image.name}": builder.save(image, folder) for image in wanted}
+    lines = [f"  - {{name: {name}, digest: {digest}}}" for name, digest in digests.items()]
+    (folder / "images.yaml").write_text("\n".join(["images:", *lines, ""]))
+    for image in wanted:
+        shutil.copy(FOLDER / "bills" / f"{image.name}.cdx.json", folder)
+    write_sums(folder)
+    print(f"saved in {folder}")
+
+
+def write_sums(folder: Path) -> None:
+    """SHA256SUMS over all files of `folder`, as `sha256sum --check` reads it there."""
+    files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
+    lines = []
+    for path in files:
+        with path.open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
 def _tried(builder: Builder, rows: list[dict[str, Any]], *, is_whole: bool) -> list[str]:
     """Runs the images side by side and records what came of it; what went wrong. The whole platform also does a job."""
     kinds: list[dict[str, Any]] = []
@@ -85,6 +115,6 @@ def _wrong(row: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in ("build", "test", "clean"):
+    if len(sys.argv) < 2 or sys.argv[1] not in ("build", "test", "save", "clean"):
         sys.exit(__doc__)
     sys.exit(main(*sys.argv[1:]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 
 from scripts.images import bill, builder, judge
-from scripts.images.catalogue import CONTAINERFILE, Image, chosen, document, images, labels
+from scripts.images.__main__ import write_sums
+from scripts.images.catalogue import CONTAINERFILE, ROOT, Image, chosen, document, images, labels
 from scripts.manifests.tree import SERVICES
 from smeltkit.errors import BadRequest
 
@@ -154,7 +157,28 @@ def test_each_image_is_a_target_and_each_service_has_one() -> None:
     assert builder.pinned_base().startswith("debian:bookworm-slim@sha256:")
 
 
+def test_saved_images_are_told_from_damaged_ones(tmp_path: Path) -> None:
+    """By the tool that every machine has."""
+    (tmp_path / "gateway.tar").write_bytes(b"image")
+    (tmp_path / "images.yaml").write_text("images: []")
+    write_sums(tmp_path)
+    check = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=tmp_path).returncode == 0
+    (tmp_path / "gateway.tar").write_bytes(b"imagf")
+    damaged = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
+    assert damaged.returncode == 1 and "gateway.tar" in damaged.stdout
+
+
 def test_an_image_that_there_is_not_is_refused_by_name() -> None:
     with pytest.raises(BadRequest, match="there are gateway, importer"):
         chosen(["gatway"])
     assert "trainer-cuda" not in [image.name for image in chosen([])]
+
+
+def test_the_page_gives_the_sizes_of_the_last_run() -> None:
+    """A dash for what was not built in it, and the budget of each."""
+    last = json.loads((ROOT / "benchmarks" / "results" / "images.json").read_text())
+    built = {row["image"]: row["mib"] for row in last["rows"]}
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    told = dict(re.findall(r"^\| `([\w-]+)` \| (\S+ of \d+) MiB \|", page, flags=re.MULTILINE))
+    assert told == {name: f"{built.get(name, '-')} of {image.budget_mib}" for name, image in images().items()}
