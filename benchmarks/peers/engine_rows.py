@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import results
 from benchmarks.peers.llama_server import batched_bench
 from benchmarks.peers.random_model import FILE_TYPES, write_random_models
-from services.inference.llama import LlamaConfig, LlamaEngine, system_info
+from services.inference.llama import LlamaConfig, LlamaEngine, system_info, use_row_kernels
 from services.inference.runtime import Generation, Runtime
 from services.inference.scheduler import Bounds, Scheduler, Sequence
 from services.inference.stream import StopRule, TokenStream
@@ -114,6 +114,7 @@ async def _rest(generation: Generation) -> None:
 
 def _one_by_one(path: Path, prompts: list[list[int]], threads: int) -> float:
     """Tokens per second of the high-level class, prompts not counted; two prompts tell as much as sixteen."""
+    use_row_kernels(False)
     llama = llama_cpp.Llama(
         str(path), n_ctx=CONTEXT_TOKENS, n_threads=threads, n_threads_batch=threads, flash_attn=True, verbose=False
     )

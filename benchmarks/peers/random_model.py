@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ QWEN_1_5B = {
     "rope_theta": 1000000.0,
     "tie_word_embeddings": True,
 }
-FILE_TYPES = {"Q8_0": 7, "Q4_K_M": 15}
+FILE_TYPES = {"Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
 POOL = 1 << 24
 STANDARD_DEVIATION = 0.02
 
 
-def write_random_models(folder: Path, schemes: Iterable[str]) -> dict[str, Path]:
-    """A file a scheme in `folder`, all of the same random weights."""
-    config = ModelConfig.from_hf(QWEN_1_5B)
+def write_random_models(folder: Path, schemes: Iterable[str], shape: Mapping[str, Any] = QWEN_1_5B) -> dict[str, Path]:
+    """A file a scheme in `folder`, all of the same random weights of `shape`, the fields of a model's config.json."""
+    config = ModelConfig.from_hf(shape)
     f16 = folder / "F16.gguf"
     metadata = {**metadata_of(config), "general.file_type": 1, "tokenizer.ggml.model": "none"}
     write_gguf(f16, {**metadata, "qwen2.vocab_size": config.vocab_size}, _tensors(config))

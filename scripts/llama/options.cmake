@@ -8,3 +8,6 @@ set(LLAMA_BUILD_COMMON OFF)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   add_compile_options("SHELL:-include \"${CMAKE_CURRENT_LIST_DIR}/amx_tile.h\"")
 endif()
+
+# Kernels of ours join upstream's in the library that computes; the target exists once all folders are read.
+cmake_language(EVAL CODE "cmake_language(DEFER CALL target_sources ggml-cpu PRIVATE [[${CMAKE_CURRENT_LIST_DIR}/row_kernels.cpp]])")

@@ -10,9 +10,11 @@ library for this one computes, or the one that is named: `prove_decode.py libggm
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import llama_cpp
@@ -33,8 +35,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "random.gguf")
         write_random_model(path)
+        own = [last_logits(path, tokens, count) for count in (ROWS, 1) if use_row_kernels(True)]
+        use_row_kernels(False)
         batched, single = last_logits(path, tokens, ROWS), last_logits(path, tokens, 1)
-    difference = float(np.abs(batched - single).max() / np.abs(single).max())
+    difference = max(float(np.abs(logits - single).max() / np.abs(single).max()) for logits in (batched, *own))
     if not difference < TOLERANCE:
         print(
             f"a batch of {ROWS} rows differs from single rows by {difference:.3f} of the largest logit", file=sys.stderr
@@ -42,7 +46,8 @@ def main() -> int:
         return 1
     print(
         f"llama.cpp works on this machine (llama-cpp-python {llama_cpp.__version__}): {ROWS} rows at once agree with "
-        f"single rows to {difference:.2%}; it uses {features()}"
+        f"single rows to {difference:.2%}, {'with and without our kernels' if own else 'with its own kernels'}; "
+        f"it uses {features()}"
     )
     return 0
 
@@ -56,6 +61,16 @@ def load_library(name: str = "") -> None:
         raise SystemExit(f"{name} does not run on this CPU")
     if registry.ggml_backend_reg_count() == 0:
         registry.ggml_backend_load_all_from_path(str(folder).encode())
+
+
+def use_row_kernels(is_wanted: bool) -> bool:
+    """Whether models that are loaded from now on take `row_kernels.cpp`: as wanted, where it has any for this CPU."""
+    for path in sorted(Path(llama_cpp.__file__).parent.glob("lib/libggml-cpu*.so*")):
+        with suppress(OSError):  # not loaded: a library for another CPU
+            call = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD).smelt_use_row_kernels
+            call.argtypes, call.restype = [ctypes.c_bool], ctypes.c_bool
+            return bool(call(is_wanted))
+    raise SystemExit("llama.cpp was built without row_kernels.cpp")
 
 
 def features() -> str:

@@ -9,9 +9,9 @@ from smelt.inference.v1 import inference_pb2_grpc
 
 from services.inference.config import InferenceConfig
 from services.inference.events import ModelEvents
-from services.inference.fallbacks import Fallbacks, cpu_flags, of_build
+from services.inference.fallbacks import Fallbacks, cpu_flags, of_build, of_kernels
 from services.inference.library import Library
-from services.inference.llama import system_info
+from services.inference.llama import system_info, use_row_kernels
 from services.inference.load import Load
 from services.inference.models import Models
 from services.inference.servicer import InferenceServicer
@@ -46,6 +46,8 @@ async def serve() -> None:
     host.add("smelt.inference.v1.InferenceService", add, InferenceServicer(models, library, load))
     host.on_drain(load.close)
     fallbacks.report(of_build(cpu_flags(), await asyncio.to_thread(system_info)))
+    is_wanted = not settings.is_upstream
+    fallbacks.report(of_kernels(cpu_flags(), is_wanted=is_wanted, is_used=use_row_kernels(is_wanted)))
 
     async def get_ready(stop: asyncio.Event) -> None:
         await models.load_kept(stop)

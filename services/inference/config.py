@@ -11,6 +11,7 @@ from smeltkit.errors import BadConfig
 from smeltkit.ids import check_digest
 
 MEMORY_SHARE = 0.6
+KERNELS = ("auto", "llama.cpp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class InferenceConfig:
     """Milliseconds that prompts may make a step last while others stream, by the pace measured so far."""
     threads: int = 0
     """Threads that compute; 0 for as many as there are cores."""
+    kernels: str = "auto"
+    """Products of quantized weights: `auto` is ours where the CPU has AVX-512 VNNI, `llama.cpp` is upstream's alone."""
     waiting_max: int = 1024
     """Requests of one model that may wait; more are refused."""
     flush_ms: float = 10.0
@@ -49,6 +52,8 @@ class InferenceConfig:
         _check("batch_rows", self.batch_rows, 16, 8192)
         _check("step_ms", self.step_ms, 1, 60_000)
         _check("threads", self.threads, 0, 1024)
+        if self.kernels not in KERNELS:
+            raise BadConfig(f"kernels={self.kernels!r} is not known; allowed: {', '.join(KERNELS)}")
         _check("waiting_max", self.waiting_max, 1, 1_000_000)
         _check("flush_ms", self.flush_ms, 0, 10_000)
         _check("idle_unload_s", self.idle_unload_s, 0, 30 * 86400)
@@ -63,6 +68,11 @@ class InferenceConfig:
         """`memory_bytes` with its default filled in."""
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return self.memory_bytes or int(MEMORY_SHARE * physical)
+
+    @property
+    def is_upstream(self) -> bool:
+        """Whether upstream's kernels alone compute."""
+        return self.kernels == "llama.cpp"
 
     @property
     def thread_count(self) -> int:

@@ -1,6 +1,7 @@
 """Where something slower or weaker than asked for is used: said as an event, and an error in strict mode (R-011).
 
 the engine's build leaves instructions of this CPU unused     asked once, when the service starts
+it was built without our kernels for quantized weights        asked once, when the service starts
 weights run in another type than they are stored in           asked at every load
 """
 
@@ -34,6 +35,10 @@ FEATURES: Mapping[str, str] = {
     "sve": "SVE",
 }
 """Instructions that matter for speed: as Linux names them, and as llama.cpp's account of its build does."""
+
+
+KERNELS_FLAG = "avx512_vnni"
+"""What our kernels need of a CPU, as Linux names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,19 @@ def of_build(cpu: frozenset[str], build: str) -> list[Fallback]:
             requested=f"llama.cpp with {', '.join(unused)}",
             effective="llama.cpp without",
             cause="this build does not use all that the CPU has; `make install` on this machine builds another",
+        )
+    ]
+
+
+def of_kernels(cpu: frozenset[str], *, is_wanted: bool, is_used: bool) -> list[Fallback]:
+    """Our kernels for quantized weights, wanted on a `cpu` that can run them and not used: one fallback or none."""
+    if not is_wanted or is_used or KERNELS_FLAG not in cpu:
+        return []
+    return [
+        Fallback(
+            requested="our kernels for quantized weights",
+            effective="llama.cpp's own",
+            cause="this llama.cpp was built without ours; `make install` on this machine builds another",
         )
     ]
 

@@ -179,7 +179,9 @@ class Library:
 
     async def _recorded(self, described: Described) -> list[ProbeResult]:
         """The recorded probe of this bundle on this engine; empty if there is none of this version."""
-        name = _probe_ref(described.digest, engine_digest(self._settings.thread_count))
+        name = _probe_ref(
+            described.digest, engine_digest(self._settings.thread_count, is_upstream=self._settings.is_upstream)
+        )
         try:
             record = await asyncio.to_thread(self._store.get_ref, name)
             if record is None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +54,8 @@ class LlamaConfig:
     """Rows of a step with logits at most; at least `slots`."""
     threads: int
     """Threads that compute."""
+    is_upstream: bool = False
+    """Whether llama.cpp's own kernels alone compute, see `use_row_kernels`."""
 
 
 class LlamaEngine:
@@ -59,7 +63,7 @@ class LlamaEngine:
 
     def __init__(self, path: Path, config: LlamaConfig) -> None:
         """Loads the file at `path`; BadGguf if llama.cpp refuses it, OutOfMemory if its cells find no room."""
-        _start_backend()
+        use_row_kernels(not config.is_upstream)
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         if not self._model:
             raise BadGguf(f"{path.name}: llama.cpp cannot load it; the log of this service has its reason")
@@ -115,7 +119,7 @@ class LlamaEngine:
         vocab = llama_cpp.llama_model_get_vocab(self._model)
         return EngineInfo(
             name="llama",
-            digest=engine_digest(config.threads),
+            digest=engine_digest(config.threads, is_upstream=config.is_upstream),
             device="cpu",
             vocab_size=int(llama_cpp.llama_vocab_n_tokens(vocab)),
             slots=config.slots,
@@ -157,8 +161,8 @@ class _Batch:
 
 
 @cache
-def engine_digest(threads: int) -> str:
-    """Digest of what decides the numbers: compiled libraries, what they found in this CPU, number of threads."""
+def engine_digest(threads: int, *, is_upstream: bool = False) -> str:
+    """Digest of what decides the numbers: compiled libraries, what they find in this CPU, threads, whose kernels."""
     libraries = sorted({path.resolve() for path in LIBRARIES.glob("lib*.so*")})
     return digest_bytes(
         canonical_json(
@@ -168,6 +172,7 @@ def engine_digest(threads: int) -> str:
                 "system": system_info(),
                 "machine": platform.machine(),
                 "threads": threads,
+                "is_upstream": is_upstream,
                 "libraries": [hashlib.sha256(path.read_bytes()).hexdigest() for path in libraries],
             }
         )
@@ -181,6 +186,27 @@ def system_info() -> str:
     return str(llama_cpp.llama_print_system_info().decode())
 
 
+def use_row_kernels(is_wanted: bool) -> bool:
+    """Whether models loaded from now on multiply quantized weights by our kernels: as wanted, where this CPU has them.
+
+    They compute many rows at once several times faster than llama.cpp's own, and give a row the same numbers whatever
+    others are beside it. Their source is `scripts/llama/row_kernels.cpp`.
+    """
+    _start_backend()
+    return bool(_row_kernels()(is_wanted))
+
+
+@cache
+def _row_kernels() -> Any:
+    """The switch in the library that computes; without effect in one that was built without our kernels."""
+    for path in LIBRARIES.glob("libggml-cpu*.so*"):
+        with suppress(OSError):  # not loaded: a library for another CPU
+            if call := getattr(ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD), "smelt_use_row_kernels", None):
+                call.argtypes, call.restype = [ctypes.c_bool], ctypes.c_bool
+                return call
+    return lambda _: False
+
+
 @cache
 def _start_backend() -> None:
     llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
@@ -188,6 +214,7 @@ def _start_backend() -> None:
     if registry.ggml_backend_reg_count() == 0:  # a build for many CPUs: it takes the best library that runs on this one
         registry.ggml_backend_load_all_from_path(str(LIBRARIES).encode())
     llama_cpp.llama_backend_init()
+    _row_kernels()(False)  # makes them known, which is possible only before a model is loaded
 
 
 @cache

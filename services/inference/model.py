@@ -137,5 +137,6 @@ def open_engine(weights: Path, sizing: Sizing, settings: InferenceConfig) -> Lla
         batch_rows=settings.batch_rows,
         output_rows=sizing.output_rows,
         threads=settings.thread_count,
+        is_upstream=settings.is_upstream,
     )
     return LlamaEngine(weights, config)

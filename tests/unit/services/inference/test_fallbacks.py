@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from services.inference.config import InferenceConfig
-from services.inference.fallbacks import FEATURES, Fallback, Fallbacks, cpu_flags, of_build, of_weights
+from services.inference.fallbacks import FEATURES, Fallback, Fallbacks, cpu_flags, of_build, of_kernels, of_weights
 from services.inference.library import Library
 from smeltkit.blobs.local import LocalStore
 from smeltkit.errors import SettingsDiffer
@@ -36,6 +36,17 @@ def test_narrower_instructions_than_the_build_uses_are_no_fallback() -> None:
     assert of_build(CPU | {"avx_vnni", "avx512f", "avx512_vnni"}, wide) == []
     (found,) = of_build(CPU | {"avx_vnni"}, BUILD)
     assert found.requested == "llama.cpp with AVX_VNNI"
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+@pytest.mark.parametrize("is_used", [True, False])
+@pytest.mark.parametrize("cpu", [CPU, CPU | {"avx512_vnni"}])
+def test_missing_kernels_are_said_where_the_cpu_has_their_instructions(
+    cpu: frozenset[str], is_used: bool, is_wanted: bool
+) -> None:
+    """Who switched them off, and whose CPU could not run them, is not bothered."""
+    found = of_kernels(cpu, is_wanted=is_wanted, is_used=is_used)
+    assert bool(found) == (is_wanted and not is_used and "avx512_vnni" in cpu)
 
 
 def test_weights_that_run_in_another_type_are_one() -> None:
