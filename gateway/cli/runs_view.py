@@ -77,6 +77,7 @@ def run_views(run: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> lis
             ("tokens/s", _speed(run)),
             ("MFU", _share(run.get("mfu"))),
             ("gradient noise scale", _noise(run)),
+            *((f"exported to {tool}", _exported(found)) for tool, found in run.get("exports", {}).items()),
         ]
     )
     settings = facts((key, value) for key, value in flat(run.get("settings", {})).items())
@@ -165,6 +166,11 @@ def _share(value: float | None) -> str:
 def _noise(run: Mapping[str, Any]) -> str:
     value = run.get("noise_scale")
     return f"{value:,.0f} learnt tokens" if value else "-"
+
+
+def _exported(found: Mapping[str, Any]) -> str:
+    missed = f", {found['missed']} missed: {found['error']}" if found["missed"] or found["error"] else ""
+    return f"{found['steps']} steps{missed}"
 
 
 def _text(value: Any) -> str:

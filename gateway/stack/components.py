@@ -123,6 +123,8 @@ def _environment(
     settings: dict[str, str] = {}
     if name in ("importer", "trainer", "inference"):
         environment.setdefault(f"{own}CACHE_DIR", str(home / "cache" / name))
+    if name == "trainer":
+        environment.setdefault(f"{own}TENSORBOARD_DIR", str(home / "tensorboard"))
     if name in ("importer", "trainer", "evaluator"):
         settings["INFERENCE_ADDRESS"] = state.address("inference")
     if name == "evaluator":

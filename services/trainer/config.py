@@ -28,6 +28,16 @@ class TrainerConfig:
     gpu_reserve_bytes: int = 512 * limits.MIB
     """Bytes of each GPU that no training may lease."""
 
+    tensorboard_dir: str = ""
+    """Folder below which trainings that ask for it write event files of TensorBoard; empty for none."""
+    mlflow_uri: str = ""
+    """Address of the MLflow server that trainings may report to; empty for none."""
+
+    @property
+    def destinations(self) -> dict[str, str]:
+        """Tool that a training's numbers may be exported to, to where; empty where they may not."""
+        return {"tensorboard": self.tensorboard_dir, "mlflow": self.mlflow_uri}
+
     def __post_init__(self) -> None:
         if ":" not in self.inference_address:
             raise BadConfig(f"inference_address={self.inference_address!r} must be host:port")

@@ -54,6 +54,7 @@ def store_run(
         "spikes": outcome["spikes"],
         "heldout": outcome.get("heldout"),
         "alerts": [*_alerts(path), *outcome["alerts"]][-limits.TRAIN_ALERTS_MAX :],
+        "exports": outcome["exports"],
         **_summary(path, outcome["matrix_flops"]),
     }
     manifest = Manifest(artifact_type=RUN_TYPE, config=config, layers=(layer,), subject=bundle.digest)

@@ -21,13 +21,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from services.trainer.alert_settings import DEFAULT_ALERTS, AlertSettings
+from services.trainer.export_settings import ExportSettings
 from services.trainer.ranges import among, below_one, within
 from services.trainer.schedule import KINDS
 from smeltkit import limits
 from smeltkit.errors import BadConfig, UnsupportedOption
 
 T = TypeVar("T")
-OBSERVING: Final = ("alerts",)
+OBSERVING: Final = ("alerts", "export")
 """Settings that do not change what is trained: no part of its name, its lineage or its pace."""
 _NUMBER: Final = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)([KMG]?)", re.IGNORECASE)
 _UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
@@ -207,6 +208,7 @@ class TrainSettings:
     spikes: SpikeSettings = field(default_factory=SpikeSettings)
     alerts: tuple[AlertSettings, ...] = DEFAULT_ALERTS
     """What is told of the run's numbers; an empty list for nothing. They do not change what is trained."""
+    export: ExportSettings = field(default_factory=ExportSettings)
 
     def __post_init__(self) -> None:
         among("method", self.method, ("lora", "qlora", "full", "pretrain"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -125,6 +125,7 @@ def train_parts(
     paces: Paces,
     told: Told,
     lease: Lease,
+    exports: Mapping[str, Any],
 ) -> list[Made | SmeltError]:
     """Trains `parts` together in `folder` on the GPU of `lease`, going on from what lies there; what became of each, in
     their order."""
@@ -133,7 +134,8 @@ def train_parts(
     for number, part in enumerate(parts):
         own = folder / str(number)
         own.mkdir(exist_ok=True)
-        runs.append({"name": part.name, **work.run_spec(store, manifest, part.data, part.settings, own)})
+        named = {"name": part.name, "exports": {**exports, "name": part.name}}
+        runs.append({**named, **work.run_spec(store, manifest, part.data, part.settings, own)})
     with cache.materialize(manifest) as base:
         spec = {**work.base_spec(manifest, base, paces, lease), "runs": runs}
         (folder / "spec.json").write_text(json.dumps(spec))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,14 @@ from services.trainer.adapters.turns import Turns
 from services.trainer.device import device_name, matrix_flops, prepare_device
 from services.trainer.forecast import forecast
 from services.trainer.heldout import row_losses
+from services.trainer.journal import Journal, open_journal
 from services.trainer.loop import Run, StepReport
 from services.trainer.paces import Paces
-from services.trainer.peak import PeakMemory, memory_bytes
+from services.trainer.peak import PeakMemory
 from services.trainer.plan import Prepared, prepare
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import parse_settings
-from services.trainer.train_process import Journal, error_of, finish, load_base, make_run, taken, write_outcome
+from services.trainer.train_process import error_of, finish, load_base, make_run, taken, write_outcome
 from smeltkit.errors import JobCancelled, SmeltError
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.decoder import Decoder
@@ -101,24 +102,29 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
         Lane(run["name"], decoder, prepared, _own(folder, number), run["run_digest"], peak)
         for number, (prepared, run) in enumerate(zip(found, spec["runs"], strict=True))
     ]
-    errors = run_lanes(folder, lanes, rate, memory_bytes(device, spec.get("gpu_bytes", 0)))
+    journals = {
+        lane: open_journal(lane.folder, {**spec, **run}, lane.prepared, lane.run.step, rate)
+        for lane, run in zip(lanes, spec["runs"], strict=True)
+    }
+    errors = run_lanes(folder, journals)
     facts = {"device": device_name(device), "matrix_flops": rate}
     outcomes = []
     for lane, losses, forecasted in zip(lanes, before, said, strict=True):
         error = errors.get(lane)
-        reached = error_of(error) if error else {**facts, **lane.finish(base, losses)}
+        reached = (
+            error_of(error) if error else {**facts, **lane.finish(base, losses), "exports": journals[lane].exported}
+        )
         outcomes.append({"forecast": forecasted and asdict(forecasted), **reached})
     return {"runs": outcomes}
 
 
-def run_lanes(folder: Path, lanes: Sequence[Lane], rate: float, limit: int) -> dict[Lane, SmeltError]:
+def run_lanes(folder: Path, journals: Mapping[Lane, Journal]) -> dict[Lane, SmeltError]:
     """Takes the lanes to their ends, turn by turn; those that failed, with why. JobCancelled after SIGTERM."""
     stops: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
     errors: dict[Lane, SmeltError] = {}
-    total = sum(lane.run.schedule.total_steps for lane in lanes)
-    journals = {lane: Journal(lane.folder / METRICS_FILE, lane.run.step, lane.prepared, rate, limit) for lane in lanes}
-    running = list(lanes)
+    running = list(journals)
+    total = sum(lane.run.schedule.total_steps for lane in running)
     with (folder / METRICS_FILE).open("w") as steps:
         while running:
             lane = min(running, key=lambda lane: lane.share)
@@ -127,16 +133,19 @@ def run_lanes(folder: Path, lanes: Sequence[Lane], rate: float, limit: int) -> d
             except SmeltError as error:
                 errors[lane] = error
                 running.remove(lane)
+                journals[lane].close(is_finished=False)
                 continue
             if report is None:
                 running.remove(lane)
+                journals[lane].close(is_finished=True)
                 continue
-            done = sum(one.run.step for one in lanes)
+            done = sum(one.run.step for one in journals)
             line = {**journals[lane].write(report), "step": done, "steps": total, "name": lane.name}
             steps.write(json.dumps(line) + "\n")
             steps.flush()
             if stops:
                 for one in running:
+                    journals[one].close(is_finished=False)
                     if one.run.step:
                         one.save()
                 raise JobCancelled(f"stopped after step {done} of all adapters, which is saved")

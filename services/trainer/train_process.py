@@ -27,19 +27,17 @@ import torch
 from services.trainer import checkpoint
 from services.trainer.adapters.lora import attach, merged_state
 from services.trainer.adapters.peft_folder import save_adapter
-from services.trainer.alerts import Alerts
 from services.trainer.device import device_name, matrix_flops, prepare_device
-from services.trainer.flops import model_flops
 from services.trainer.forecast import forecast
 from services.trainer.fresh import fresh_decoder
 from services.trainer.heldout import compare, row_losses
+from services.trainer.journal import Journal, open_journal
 from services.trainer.launch import RENDEZVOUS_FILE, outcome_file
 from services.trainer.loop import Run, StepReport
 from services.trainer.paces import Paces
-from services.trainer.peak import PeakMemory, memory_bytes
+from services.trainer.peak import PeakMemory
 from services.trainer.plan import Prepared, prepare
 from services.trainer.ranks import ALONE, Ranks, joined
-from services.trainer.records import METRICS_FILE
 from services.trainer.settings import TrainSettings, parse_settings
 from services.trainer.shape import CONFIG_FILE, shaped_config
 from services.trainer.sharding import shard
@@ -95,20 +93,19 @@ def train(folder: Path, spec: dict[str, Any], rank: int = 0) -> dict[str, Any]:
     with joined(rank, settings.processes, device, folder / RENDEZVOUS_FILE) as ranks:
         rate = matrix_flops(device, getattr(torch, settings.dtype))
         torch.manual_seed(settings.seed)
-        peak, limit = PeakMemory(device), memory_bytes(device, spec.get("gpu_bytes", 0))
+        peak = PeakMemory(device)
         decoder = load_base(base, prepared, device)
         before = row_losses(decoder, prepared.heldout.samples) if prepared.heldout and ranks.is_first else []
         adapt(decoder, settings)
         shard(decoder, ranks, regathers=settings.regather)
         run = make_run(folder, spec["run_digest"], prepared, decoder, peak, ranks)
-        path = folder / METRICS_FILE
-        with Journal(path, run.step, prepared, rate, limit) if ranks.is_first else nullcontext() as journal:
+        with open_journal(folder, spec, prepared, run.step, rate) if ranks.is_first else nullcontext() as journal:
             _run_to_end(run, ranks, journal)
-    if not ranks.is_first:
+    if journal is None:
         return {}
     paces.learn(prepared, run.cost)
     facts = {"device": device_name(device), "matrix_flops": rate, "forecast": said and asdict(said)}
-    facts |= taken(run)
+    facts |= {**taken(run), "exports": journal.exported}
     if ranks.count > 1:
         del run, decoder
         decoder = _trained(folder, base, prepared, device)
@@ -200,49 +197,6 @@ def make_run(
         peak=peak,
         ranks=ranks,
     )
-
-
-class Journal:
-    """The file of a run's steps: a line each, with its MFU and its alerts, on disk before anybody is told."""
-
-    def __init__(self, path: Path, step: int, prepared: Prepared, rate: float, memory_bytes: int) -> None:
-        """Goes on after `step`; `rate` is that of a matrix product in FLOP/s, see `flops`, and a run may take
-        `memory_bytes` at most."""
-        self._prepared, self._rate, self._memory_bytes = prepared, rate, memory_bytes
-        self._alerts = Alerts(prepared.settings.alerts)
-        for line in _kept_until(path, step):
-            self._alerts.judge(line)
-        self._file = path.open("a")
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def write(self, report: StepReport) -> dict[str, Any]:
-        """Writes a step; what was written."""
-        lengths = [self._prepared.order.lengths[number] for number in report.sample_ids]
-        flops = model_flops(self._prepared.config, lengths, is_adapted=self._prepared.settings.is_adapted)
-        line = {
-            **asdict(report),
-            "mfu": flops * report.tokens_per_second / sum(lengths) / self._rate,
-            "memory_share": report.memory_bytes / self._memory_bytes,
-        }
-        if alerts := [alert.to_dict() for alert in self._alerts.judge(line)]:
-            line["alerts"] = alerts
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        return line
-
-
-def _kept_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """The lines up to a step; those of later ones, which will be done again, are dropped from the file."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    kept = [(line, value) for line in lines if (value := json.loads(line))["step"] <= step]
-    if len(kept) < len(lines):
-        path.write_text("".join(line for line, _ in kept))
-    return [value for _, value in kept]
 
 
 def _write_bundle(folder: Path, base: Path, prepared: Prepared, decoder: Decoder) -> None:

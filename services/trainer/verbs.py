@@ -10,7 +10,7 @@ from smelt.event.v1 import event_pb2
 from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2
 
-from services.trainer import records, together, work
+from services.trainer import exports, records, together, work
 from services.trainer.admission import Admission, admit
 from services.trainer.settings import TrainSettings
 from services.trainer.worker import TOGETHER, Tools, announce, parts_of, settings_of, title_of, train_key
@@ -86,7 +86,9 @@ class Trainer:
     ) -> Admission:
         tools = self._tools
         config = await asyncio.to_thread(work.config_of, tools.cache, manifest, settings[0])
-        return await admit(tools.gpus, config, settings, spec.gpu, title_of(spec))
+        found = await admit(tools.gpus, config, settings, spec.gpu, title_of(spec))
+        unable = [why for one in settings for why in exports.refusals(one.export, tools.config.destinations)]
+        return replace(found, refusals=(*found.refusals, *unable))
 
     async def _pinned(self, spec: trainer_pb2.TrainSpec) -> trainer_pb2.TrainSpec:
         """The training with its base by digest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,15 +74,20 @@ def train(
     paces: Paces,
     told: Told,
     lease: Lease,
+    exports: Mapping[str, Any],
 ) -> tuple[Manifest, dict[str, Any]]:
     """Trains in `folder` on the GPUs of `lease`, going on from the checkpoints there; the stored bundle, the outcome.
 
-    `told` hears of steps and alerts. The training process's own error is raised again; NotBuilt where
-    torch is not installed.
+    `told` hears of steps and alerts; `exports` is what `open_exports` is told. The training process's own error is
+    raised again; NotBuilt where torch is not installed.
     """
     check_torch()
     with cache.materialize(manifest) as base:
-        spec = {**base_spec(manifest, base, paces, lease), **run_spec(store, manifest, data, settings, folder)}
+        spec = {
+            **base_spec(manifest, base, paces, lease),
+            "exports": exports,
+            **run_spec(store, manifest, data, settings, folder),
+        }
         (folder / "spec.json").write_text(json.dumps(spec))
         outcome = follow("train_process", folder, phases, told, (settings,), lease=lease)
     raise_error(outcome)

@@ -92,7 +92,7 @@ class Handlers:
                     made, outcome = await threads.run(
                         context, work.train, tools.store, tools.cache, manifest, data, settings, folder,
                         Reporter(context), paces=tools.paces, told=StepEvents(tools.bus, context.job_id),
-                        lease=lease,
+                        lease=lease, exports=self._exports(context, spec.name),
                     )  # fmt: skip
             digest = made.digest
             await self._prove(context, key, spec.name, made, outcome, folder)
@@ -121,7 +121,7 @@ class Handlers:
                     found = await threads.run(
                         context, together.train_parts, tools.store, tools.cache, manifest, wanted, folder,
                         Reporter(context), paces=tools.paces, told=StepEvents(tools.bus, context.job_id),
-                        lease=lease,
+                        lease=lease, exports=self._exports(context),
                     )  # fmt: skip
             for number, made in zip(missing, found, strict=True):
                 if isinstance(made, SmeltError):
@@ -149,6 +149,9 @@ class Handlers:
             yield lease
         if lease.peak_bytes:
             await gpus.learn(kind_of(config, settings), lease.peak_bytes)
+
+    def _exports(self, context: JobContext, name: str = "") -> dict[str, Any]:
+        return {"job_id": context.job_id, "name": name, "destinations": self._tools.config.destinations}
 
     async def _prove(
         self, context: JobContext, key: str, name: str, made: Manifest, outcome: Mapping[str, Any], folder: Path

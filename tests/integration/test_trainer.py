@@ -26,6 +26,7 @@ from smeltkit.ids import new_id
 from smeltkit.locks import file_lock
 from smeltkit.ml.bundle import Bundle
 from smeltkit.rpc.channel import call, open_channel
+from smeltkit.testing.exports import scalars_of
 from smeltkit.testing.gpus import FakeNvidiaSmi, gpu
 from smeltkit.testing.importing import ImportRig, succeeded, trainer_service
 from smeltkit.testing.tiny_models import write_tiny_model
@@ -43,10 +44,21 @@ def smi(tmp_path_factory: pytest.TempPathFactory) -> FakeNvidiaSmi:
 
 
 @pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the trainer lets trainings export to, a folder for each tool."""
+    return tmp_path_factory.mktemp("exported")
+
+
+@pytest.fixture(scope="module")
 def address(
-    import_platform: PlatformConfig, tmp_path_factory: pytest.TempPathFactory, smi: FakeNvidiaSmi
+    import_platform: PlatformConfig, tmp_path_factory: pytest.TempPathFactory, smi: FakeNvidiaSmi, exported: Path
 ) -> Iterator[str]:
-    settings = {"SMELT_TRAINER_NVIDIA_SMI": str(smi.program)}
+    settings = {
+        "SMELT_TRAINER_NVIDIA_SMI": str(smi.program),
+        "SMELT_TRAINER_TENSORBOARD_DIR": str(exported / "events"),
+        "SMELT_TRAINER_MLFLOW_URI": (exported / "mlflow").as_uri(),
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+    }
     with trainer_service(import_platform, tmp_path_factory.mktemp("trainer"), settings) as trainer:
         yield trainer.address
 
@@ -81,10 +93,10 @@ async def _spec(rig: ImportRig, folder: Path, base: str, **settings: object) -> 
 
 
 async def test_a_training_ends_in_a_bundle_that_generates(
-    importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path
+    importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path, exported: Path
 ) -> None:
     """R-010, R-016, R-027, R-066, R-068: planned, trained in NF4, proven, named; forecast against outcome; found again;
-    an alert that it declares goes off on its stream, in its progress and in its record."""
+    an alert that it declares goes off on its stream, in its progress and in its record; every step is exported."""
     heard: list[tuple[str, bytes]] = []
 
     async def hear(message: Msg) -> None:
@@ -93,7 +105,9 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     write_tiny_model(tmp_path / "model", "qwen3", is_chat=False)
     base = succeeded(await importing.import_folder(tmp_path / "model", "tiny"))
     alert = {"metric": "loss", "when": "above", "value": 0.5, "steps": 2}
-    spec = await _spec(importing, tmp_path, "tiny", method="qlora", alerts=[alert])
+    spec = await _spec(
+        importing, tmp_path, "tiny", method="qlora", alerts=[alert], export={"tensorboard": True, "mlflow": "tiny"}
+    )
     plan = (await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec), timeout_s=60)).plan
     facts = {item.name: item.value for item in plan.items}
     assert not plan.refusals and plan.memory_bytes > 0 and plan.time_s > 0 and not plan.cached_digest
@@ -108,6 +122,12 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     assert run.bundle_digest == digest and run.forecast.time_s > 0
     assert run.outcome.tokens == run.forecast.tokens > 0 and "tokens" not in run.missed
     _check_facts(heard, run)
+    record = importing.store.get_manifest(run.run_digest).config
+    told = {"steps": record["steps"], "missed": 0, "error": ""}
+    assert record["exports"] == {"tensorboard": told, "mlflow": told}
+    losses = scalars_of(exported / "events" / done.id / "tiny:trained")["loss"]
+    assert [step for step, _ in losses] == list(range(1, record["steps"] + 1))
+    assert losses[-1][1] == pytest.approx(record["loss"]["last"])
     assert [(found.step, found.metric, found.when) for found in run.alerts] == [(2, "loss", "above")]
     assert list(done.progress.alerts) == [run.alerts[0].message] and run.alerts[0].message.endswith("2 steps in a row")
     assert done.progress.measured["tokens"] == run.outcome.tokens and 1 < len(done.progress.course) <= 64
@@ -115,7 +135,7 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     assert (trained.lineage.operation, trained.lineage.inputs) == ("train", (base, *spec.datasets))
     heldout = trained.lineage.parameters["heldout"]
     assert heldout["high"] < 0 and heldout["rows"] == 6
-    assert "alerts" not in trained.lineage.parameters["settings"]
+    assert not {"alerts", "export"} & trained.lineage.parameters["settings"].keys()
     assert trained.lineage.parameters["dequantization"]["scheme"] == "nf4"
     assert await importing.catalog.resolve("tiny:trained") == digest != base
     again = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
