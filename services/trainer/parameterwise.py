@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smeltkit.ml.kernels.reference import AdamStep
+
 State = dict[str, Tensor]
 
 
@@ -39,3 +41,16 @@ class Parameterwise(torch.optim.Optimizer):
     @abstractmethod
     def update(parameter: Tensor, grad: Tensor, state: State, count: int, group: dict[str, Any]) -> None:
         """Updates a parameter and its state in place, for the time `count`, from 1."""
+
+
+def adam_step(group: dict[str, Any], count: int, seed: int = 0) -> AdamStep:
+    """Update `count` of a group, as kernels take it; with a `seed` of random bits where they need any."""
+    return AdamStep(
+        learning_rate=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        count=count,
+        seed=seed,
+    )

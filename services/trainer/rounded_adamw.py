@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.trainer.parameterwise import Parameterwise, State
+from services.trainer.parameterwise import Parameterwise, State, adam_step
 from smeltkit.ml.kernels import kernels_for
-from smeltkit.ml.kernels.reference import AdamStep
 
 
 class RoundedAdamW(Parameterwise):
@@ -31,14 +30,6 @@ class RoundedAdamW(Parameterwise):
     @staticmethod
     def update(parameter: Tensor, grad: Tensor, state: State, count: int, group: dict[str, Any]) -> None:
         """Draws a seed and updates."""
-        how = AdamStep(
-            learning_rate=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            count=count,
-            seed=int(torch.randint(2**31 - 1, ()).item()),
-        )
+        step = adam_step(group, count, seed=int(torch.randint(2**31 - 1, ()).item()))
         update = kernels_for(parameter.device.type).rounded_adamw
-        update(parameter, grad, state["exp_avg"], state["exp_avg_sq"], how)
+        update(parameter, grad, state["exp_avg"], state["exp_avg_sq"], step)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from smeltkit.ml.int8 import Coded
 from smeltkit.ml.kernels import reference
 from smeltkit.ml.nf4 import Nf4
 
@@ -38,6 +39,8 @@ class Kernels:
     """(logits [C, V], targets [C]) to losses [C] in float32; the logits become the gradient of the summed loss."""
     dequantize_nf4: Dequantize
     """Equal to the last bit everywhere."""
+    int8_adamw: Callable[[Tensor, Tensor, Coded, Coded, reference.AdamStep], None]
+    """(weight [n], gradient [n], both float32, mean, mean of squares) updated in place."""
     rounded_adamw: Callable[[Tensor, Tensor, Tensor, Tensor, reference.AdamStep], None]
     """(weight, gradient, mean, mean of squares; all of them bf16) updated in place, rounded stochastically."""
 
@@ -48,9 +51,10 @@ REFERENCE = Kernels(
     swiglu=reference.swiglu,
     softmax_gradient=reference.softmax_gradient_,
     dequantize_nf4=reference.dequantize_nf4,
+    int8_adamw=reference.int8_adamw_,
     rounded_adamw=reference.rounded_adamw_,
 )
-"""Plain torch: any device, any float type, differentiable to any order but the last three."""
+"""Plain torch: any device, any float type, differentiable to any order but the last four."""
 
 
 def kernels_for(device_type: str) -> Kernels:

@@ -13,8 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from smeltkit.ml.decoder_targets import IGNORED
+from smeltkit.ml.int8 import Coded
 from smeltkit.ml.nf4 import Nf4, tables
 from smeltkit.ml.nf4_layout import LEVELS, SCALE_BLOCK
+
+_PART = 1 << 24
+"""Values with moments in 8 bits that are updated at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class AdamStep:
     count: int
     """Number of the update, from 1."""
     seed: int
-    """Of the random bits, below 2^31."""
+    """Of the random bits, below 2^31, where any are needed."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -80,6 +84,26 @@ def dequantize_nf4(weight: Nf4, dtype: torch.dtype, out: Tensor | None = None) -
     values: Tensor = (levels[halves] * scales[:, None]).flatten()[: weight.size]
     found = values.view(weight.shape).to(dtype)
     return found if out is None else out.copy_(found)
+
+
+def adamw_(weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, step: AdamStep) -> None:
+    """AdamW on float32 tensors, in place (Loshchilov and Hutter, arXiv:1711.05101, algorithm 2)."""
+    mean.lerp_(grad, 1 - step.beta1)
+    square.mul_(step.beta2).addcmul_(grad, grad, value=1 - step.beta2)
+    weight.mul_(1 - step.learning_rate * step.weight_decay)
+    root = (square / (1 - step.beta2**step.count)).sqrt_().add_(step.eps)
+    weight.addcdiv_(mean, root, value=-step.learning_rate / (1 - step.beta1**step.count))
+
+
+def int8_adamw_(weight: Tensor, grad: Tensor, mean: Coded, square: Coded, step: AdamStep) -> None:
+    """AdamW on weights [n] in float32 and moments in 8 bits, in place and piece by piece, so in bounded memory."""
+    for begin in range(0, len(weight), _PART):
+        end = min(begin + _PART, len(weight))
+        coded = [moment.part(begin, end) for moment in (mean, square)]
+        exact = [moment.values() for moment in coded]
+        adamw_(weight[begin:end], grad[begin:end], exact[0], exact[1], step)
+        for moment, values in zip(coded, exact, strict=True):
+            moment.write(values)
 
 
 def rounded_adamw_(weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, step: AdamStep) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smeltkit.ml.decoder_packing import Packed, packed_attention
 from smeltkit.ml.decoder_targets import IGNORED
+from smeltkit.ml.int8 import zeros
 from smeltkit.ml.kernels import REFERENCE, triton_kernels
 from smeltkit.ml.kernels.cross_entropy import linear_cross_entropy
 from smeltkit.ml.kernels.reference import AdamStep
@@ -195,12 +196,35 @@ def rounding(device: str) -> list[str]:
     return lines
 
 
+def coding(device: str) -> str:
+    """Moments in 8 bits: the same weights, and codes that differ in few places and by one only."""
+    size = 3_000_011 if device == "cuda" else 2_011
+    weight, grad, first = (torch.randn(size, device=device) for _ in range(3))
+    grad[: size // 3] *= 1e-4
+    found = []
+    for kernels in (REFERENCE, triton_kernels()):
+        mean, square = (zeros(size, is_signed=is_signed, device=weight.device) for is_signed in (True, False))
+        mean.write(first)
+        square.write(first.square())
+        held = weight.clone()
+        for count in (2, 3):
+            step = AdamStep(learning_rate=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, count=count, seed=0)
+            kernels.int8_adamw(held, grad * count, mean, square, step)
+        found.append((held, mean, square))
+    (held, *coded), (other, *others) = found
+    off = [(one.codes.int() - two.codes.int()).abs() for one, two in zip(coded, others, strict=True)]
+    scales = max(relative(two.scales, one.scales) for one, two in zip(coded, others, strict=True))
+    is_right = max(map(torch.max, off)) <= 1 and sum(each.float().mean() for each in off) < 1e-3 and scales < 1e-5
+    is_right = is_right and relative(other, held) < 1e-5
+    return f"{'ok' if is_right else 'WRONG':6}int8_adamw {relative(other, held):.2e} {scales:.2e}"
+
+
 def main(device: str) -> int:
     """Prints the findings; 1 if any is wrong."""
     torch.manual_seed(torch.seed() % 2**31)
     is_real = device == "cuda"
     lines = check_all(device, [torch.float32, torch.bfloat16] if is_real else [torch.float64])
-    lines += dequantization(device) + rounding(device)
+    lines += [*dequantization(device), *rounding(device), coding(device)]
     if is_real:
         packs = [((5, 300, 1, 77), 12, 2), ((128, 128), 12, 2), ((64, 3), 4, 4)]
         errors = [packing_error(*pack) for pack in packs]

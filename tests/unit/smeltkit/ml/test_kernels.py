@@ -23,7 +23,7 @@ def test_triton_kernels_equal_the_reference_and_their_gradients_are_right() -> N
     command = [sys.executable, str(Path(__file__).with_name("kernel_checks.py")), "cpu"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok ") == 13
+    assert done.stdout.count("ok ") == 14
 
 
 @pytest.mark.gpu
