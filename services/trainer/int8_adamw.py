@@ -32,7 +32,7 @@ class Int8AdamW(Parameterwise):
         """Zeros, coded or in float32."""
         if not is_quantized(parameter):
             return {name: torch.zeros_like(parameter) for name in MOMENTS}
-        state = {}
+        state: State = {}
         for name, is_signed in MOMENTS.items():
             zero = zeros(parameter.numel(), is_signed=is_signed, device=parameter.device)
             state |= {name: zero.codes, f"{name}_scale": zero.scales}

@@ -30,8 +30,8 @@ def _code(scaled: tl.tensor, middles: tl.tensor) -> tl.tensor:
     """How many of the 255 middles lie below: halving the range eight times."""
     found = (scaled * 0).to(tl.int32)
     for power in tl.static_range(8):
-        half: tl.constexpr = 128 >> power
-        found += tl.where(tl.load(middles + found + (half - 1)) < scaled, half, 0)
+        lower = tl.load(middles + found + ((128 >> power) - 1)) < scaled
+        found += tl.where(lower, 128 >> power, 0)
     return found
 
 
