@@ -20,6 +20,8 @@ from scripts.images.catalogue import Image, document
 PACKAGES = ("opt/smelt", "opt/science")
 """Folders of an image that hold Python packages."""
 OURS = frozenset({"smelt", "smelt-proto"})
+EMPTY = {"name": "smelt:is_empty", "value": "true"}
+"""Said of a package without files, which needs no licence."""
 
 
 def bill_of(root: Path, image: Image, version: str) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def licence_errors(bill: Mapping[str, Any], image: Image) -> Iterator[str]:
         if not component["purl"].startswith("pkg:pypi/"):
             continue
         told = [entry.get("expression") or entry["license"]["name"] for entry in component.get("licenses", ())]
-        if not told:
+        if not told and EMPTY not in component.get("properties", ()):
             yield f"{component['name']} {component['version']} names no licence"
         for expression in told:
             if not is_allowed(expression, allowed):
@@ -80,7 +82,14 @@ def _python(root: Path) -> Iterator[dict[str, Any]]:
             "version": found.version,
             "purl": f"pkg:pypi/{name}@{quote(found.version)}",
             **({"licenses": [{"expression": licence}]} if licence else {}),
+            **({"properties": [EMPTY]} if _is_empty(found) else {}),
         }
+
+
+def _is_empty(distribution: Distribution) -> bool:
+    """Whether it only names others: there is nothing of it but its own metadata."""
+    files = distribution.files
+    return files is not None and all(path.parts[0].endswith(".dist-info") for path in files)
 
 
 def _site_packages(folder: Path) -> Sequence[Path]:

@@ -132,6 +132,13 @@ def test_a_licence_that_is_not_allowed_is_named(root: Path, lines: tuple[str, ..
     assert [named in line for line in found] == ([True] if named else []), found
 
 
+@pytest.mark.parametrize(("file", "count"), [("beta-1.0.dist-info/METADATA", 0), ("beta/library.so", 1)])
+def test_a_package_that_only_names_others_needs_no_licence(root: Path, file: str, count: int) -> None:
+    add_package(root, "beta")
+    (root / PACKAGES / "beta-1.0.dist-info" / "RECORD").write_text(f"{file},,\n")
+    assert len(list(bill.licence_errors(bill.bill_of(root, IMAGE, "0.1.0"), IMAGE))) == count
+
+
 def test_what_is_installed_here_stands_under_known_words() -> None:
     """Each spelling is one that packages use, and each leads to a licence that is allowed."""
     assert set(document()["spellings"].values()) <= set(document()["licences"])
@@ -175,10 +182,10 @@ def test_an_image_that_there_is_not_is_refused_by_name() -> None:
     assert "trainer-cuda" not in [image.name for image in chosen([])]
 
 
-def test_the_page_gives_the_sizes_of_the_last_run() -> None:
-    """A dash for what was not built in it, and the budget of each."""
-    last = json.loads((ROOT / "benchmarks" / "results" / "images.json").read_text())
-    built = {row["image"]: row["mib"] for row in last["rows"]}
+def test_the_page_gives_the_sizes_of_the_last_runs() -> None:
+    """A dash for what was not built in them, and the budget of each."""
+    results = [ROOT / "benchmarks" / "results" / f"{name}.json" for name in ("images", "images_cuda")]
+    built = {row["image"]: row["mib"] for path in results for row in json.loads(path.read_text())["rows"]}
     page = (ROOT / "docs" / "deploy.md").read_text()
     told = dict(re.findall(r"^\| `([\w-]+)` \| (\S+ of \d+) MiB \|", page, flags=re.MULTILINE))
     assert told == {name: f"{built.get(name, '-')} of {image.budget_mib}" for name, image in images().items()}
