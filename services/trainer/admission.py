@@ -12,7 +12,7 @@ from typing import Final
 
 from smelt.trainer.v1 import trainer_pb2
 
-from services.trainer.memory import components
+from services.trainer.memory import CONTEXT_BYTES, components
 from services.trainer.paces import WITHOUT_EFFECT
 from services.trainer.settings import TrainSettings
 from services.trainer.together import OF_ADAPTERS, largest_and_adapters
@@ -26,8 +26,6 @@ from smeltkit.ml.arch import ModelConfig
 
 UNTOLD: Final = 1.1
 """What a training takes by what its components add up to, at most: the allocator keeps parts that do not fit."""
-CONTEXT_BYTES: Final = 700 * limits.MIB
-"""What the driver takes of a GPU for a process, beside the tensors."""
 SPREAD: Final = 1.03
 """What one run may take by what another of the same kind took."""
 
@@ -40,6 +38,8 @@ class Admission:
     refusals: tuple[SmeltError, ...] = ()
     is_free: bool = True
     """Whether the training could begin now; if not, nothing is to be measured there either."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """By which a process sees the GPUs that it would get."""
 
 
 async def admit(
@@ -49,16 +49,17 @@ async def admit(
     try:
         want = await want_of(gpus, config, settings, terms, title)
         try:
-            has_gpus = await gpus.check(want)
+            lease = await gpus.check(want)
         except GpuBusy as busy:
             if not want.waits:
                 raise
             return Admission(items={"GPU": f"waits: {busy.message}"}, is_free=False)
     except (OutOfMemory, BadRequest, GpuBusy) as refusal:
         return Admission(refusals=(refusal,), is_free=False)
-    if has_gpus:
+    if lease.devices:
         how = "shared" if want.is_shared else "of its own"
-        return Admission(items={"GPU": f"{want.count} {how}, {want.memory_bytes / limits.GIB:.2f} GiB of each"})
+        items = {"GPU": f"{want.count} {how}, {want.memory_bytes / limits.GIB:.2f} GiB of each"}
+        return Admission(items=items, environment=lease.environment)
     if not terms.memory_bytes:
         return Admission()
     return Admission(

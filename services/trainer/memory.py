@@ -6,11 +6,15 @@ from typing import Final
 
 from services.trainer.adapters.targets import linear_tensors
 from services.trainer.settings import TrainSettings
+from smeltkit import limits
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.nf4_layout import stored_bytes
 
 LOGITS_BYTES = 320_000_000
 """Most that the fused loss holds of the logits."""
+
+CONTEXT_BYTES: Final = 700 * limits.MIB
+"""What the driver takes of a GPU for a process, beside the tensors, with some room."""
 
 _STATE_BYTES: Final = {"float32": 8.0, "bfloat16": 4.0, "int8": 2 * (1 + 4 / 256)}
 """Bytes of both moments of a value."""

@@ -11,6 +11,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from services.trainer.forecast import Cost, Pace, learnt
 from services.trainer.plan import Prepared
 from services.trainer.settings import OBSERVING
 from smeltkit import limits
+from smeltkit.config import environment
 from smeltkit.ids import digest_bytes
 from smeltkit.manifest import canonical_json
 
@@ -38,8 +40,12 @@ WITHOUT_EFFECT = (
 class Paces:
     """Measures paces with `threads` threads (0: as many as torch takes) and keeps them below `folder`."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self.folder, self.threads = folder, threads
+    def __init__(self, folder: Path, threads: int, names: Mapping[str, str] | None = None) -> None:
+        self.folder, self.threads, self._names = folder, threads, names or {}
+
+    def seeing(self, names: Mapping[str, str]) -> Paces:
+        """These paces, measured by processes with `names` in their environment."""
+        return Paces(self.folder, self.threads, names)
 
     def of(self, prepared: Prepared) -> Pace | None:
         """The pace of a training; None, and a line in the log, where it cannot be measured."""
@@ -47,7 +53,7 @@ class Paces:
         kept = self._kept(asked)
         if kept is not None:
             return kept
-        measured = _measure(asked)
+        measured = _measure(asked, environment(self._names))
         if measured is not None:
             self._keep(asked, measured)
         return measured
@@ -86,10 +92,10 @@ class Paces:
         path.with_suffix(".new").rename(path)
 
 
-def _measure(asked: bytes) -> Pace | None:
+def _measure(asked: bytes, names: Mapping[str, str]) -> Pace | None:
     command = [sys.executable, "-m", "services.trainer.pace"]
     try:
-        done = subprocess.run(command, input=asked, capture_output=True, timeout=limits.TRAIN_PACE_TIMEOUT_S)
+        done = subprocess.run(command, input=asked, capture_output=True, timeout=limits.TRAIN_PACE_TIMEOUT_S, env=names)
     except subprocess.TimeoutExpired:
         _log.warning("the pace was not measured within %g s; the plan tells no time", limits.TRAIN_PACE_TIMEOUT_S)
         return None

@@ -77,7 +77,7 @@ class Trainer:
         with tools.workspaces.folder() as folder:
             found = await asyncio.to_thread(
                 together.plan_parts, tools.store, tools.cache, manifest, parts, folder,
-                tools.paces if admission.is_free else None,
+                tools.paces.seeing(admission.environment) if admission.is_free else None,
             )  # fmt: skip
         return _with(found, admission), trainer_pb2.TrainTogether(specs=pinned)
 
@@ -111,7 +111,7 @@ class Trainer:
         with tools.workspaces.folder() as folder:
             found = await asyncio.to_thread(
                 work.plan_training, tools.store, tools.cache, manifest, data, settings, folder,
-                tools.paces if admission.is_free else None,
+                tools.paces.seeing(admission.environment) if admission.is_free else None,
             )  # fmt: skip
         return replace(_with(found, admission), cached_digest=cached or ""), pinned
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from services.trainer.follow import Phases, Told, follow
 from services.trainer.forecast import Pace
+from services.trainer.memory import CONTEXT_BYTES
 from services.trainer.paces import Paces
 from services.trainer.plan import Prepared, plan_of, prepare
 from services.trainer.settings import OBSERVING, ShapeSettings, TrainSettings
@@ -118,7 +119,7 @@ def base_spec(manifest: Manifest, base: Path, paces: Paces, lease: Lease) -> dic
         "licence": bundle.licence,
         "threads": paces.threads,
         "paces": str(paces.folder),
-        "gpu_bytes": lease.memory_bytes if lease.is_shared else 0,
+        "gpu_bytes": max(lease.memory_bytes - CONTEXT_BYTES, 1) if lease.is_shared else 0,
     }
 
 

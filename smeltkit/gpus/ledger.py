@@ -14,7 +14,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Final
@@ -107,17 +107,17 @@ class GpuLedger:
         self._bucket, self._jobs = bus.bucket(GPUS_BUCKET), jobs
         self._devices, self._reserve_bytes = devices, reserve_bytes
 
-    async def check(self, want: Want) -> bool:
-        """Whether this machine has GPUs. OutOfMemory, GpuBusy if a job that began now would not get them at once."""
+    async def check(self, want: Want) -> Lease:
+        """What a job that began now would get, which it does not take; empty without GPUs. OutOfMemory, GpuBusy."""
         devices = await asyncio.to_thread(self._devices.read)
         claim = self._claim("job-new.0", want, devices)
         if claim is None:
-            return False
+            return Lease()
         table, _ = await self._read()
         standing = await self._standing(devices, await self._living(table, claim))
-        if not self._place(claim, standing):
+        if not (found := self._place(claim, standing)):
             raise _busy(self._why(claim, standing))
-        return True
+        return Lease(devices=found, memory_bytes=claim.memory_bytes, is_shared=claim.is_shared)
 
     async def peak(self, kind: str) -> int:
         """Bytes of one device that the newest run of this kind was seen to use at its peak; 0 if none was."""
@@ -132,9 +132,11 @@ class GpuLedger:
             await (self._bucket.update(key, value, entry.revision) if entry else self._bucket.create(key, value))
 
     async def standing(self) -> Standing:
-        """The devices of this machine, and every claim."""
+        """The devices of this machine, and every claim of an attempt that goes on, or whose processes do."""
         devices = await asyncio.to_thread(self._devices.read)
-        return await self._standing(devices, (await self._read())[0])
+        known = await self._standing(devices, (await self._read())[0])
+        claims = [one for one in known.claims if known.processes.get(one.holder) or not await self._is_over(one)]
+        return replace(known, claims=tuple(claims))
 
     @asynccontextmanager
     async def held(self, context: JobContext, want: Want) -> AsyncIterator[Lease]:
@@ -148,8 +150,10 @@ class GpuLedger:
         if claim is None:
             yield Lease()
             return
+        before: dict[str, int] = {}
         try:
             granted = await self._granted(context, claim, want.waits)
+            before = await self._used(granted.devices)
             lease = Lease(
                 holder=claim.holder,
                 devices=granted.devices,
@@ -166,7 +170,7 @@ class GpuLedger:
             finally:
                 await end_tasks({watching}, grace_s=limits.GPU_FACTS_TIMEOUT_S)
         finally:
-            await self._release(claim)
+            await self._release(claim, before)
 
     async def _granted(self, context: JobContext, claim: Claim, waits: bool) -> Claim:
         async with self._bucket.watch(_TABLE) as bell:
@@ -215,13 +219,19 @@ class GpuLedger:
         _log.warning("%s", _exceeded(lease))
         holders.end(await asyncio.to_thread(holders.pids_of, lease.holder))
 
-    async def _release(self, claim: Claim) -> None:
-        """Takes the claim out once its processes are gone; where they stay, or NATS is away, others find it later."""
+    async def _release(self, claim: Claim, before: Mapping[str, int]) -> None:
+        """Takes the claim out once its processes are gone and devices of its own are back at the level `before`.
+
+        Where processes stay, or NATS is away, others find it later. Memory that stays is told, and counts as in use.
+        """
         deadline_s = time.monotonic() + limits.GPU_RELEASE_WAIT_S
-        while await asyncio.to_thread(holders.pids_of, claim.holder):
+        while (pids := await asyncio.to_thread(holders.pids_of, claim.holder)) or await self._has_left(claim, before):
             if time.monotonic() > deadline_s:
-                _log.warning("processes of %s still run; their lease stays", claim.job_id)
-                return
+                what = f"processes {pids}" if pids else "memory of GPUs in use"
+                _log.warning("%s left %s%s", claim.job_id, what, "; its lease stays" if pids else "")
+                if pids:
+                    return
+                break
             await asyncio.sleep(limits.BUS_RETRY_PAUSE_S)
         try:
             for _ in range(limits.CAS_TRIES_MAX):
@@ -236,6 +246,17 @@ class GpuLedger:
                 return
         except BusUnavailable as error:
             _log.debug("the lease of %s stays until others find it: %s", claim.job_id, error)
+
+    async def _has_left(self, claim: Claim, before: Mapping[str, int]) -> bool:
+        """Whether more is in use of devices that were a claim's own than before it held them."""
+        if claim.is_shared or not before:
+            return False
+        used = await self._used(before)
+        return any(used.get(id, 0) > was + limits.GPU_LEFT_BYTES for id, was in before.items())
+
+    async def _used(self, ids: Collection[str]) -> dict[str, int]:
+        """Bytes in use of these devices."""
+        return {one.id: one.used_bytes for one in await asyncio.to_thread(self._devices.read) if one.id in ids}
 
     def _claim(self, holder: str, want: Want, devices: Sequence[Device]) -> Claim | None:
         """The claim of a job on devices of this machine, None if it has none; OutOfMemory if it can never hold them."""
@@ -292,13 +313,16 @@ class GpuLedger:
         """The table without claims on this one's devices whose attempt is over and whose processes are gone."""
         return tuple([one for one in table if not one.meets(claim) or await self._is_alive(one)])
 
-    async def _is_alive(self, claim: Claim) -> bool:
+    async def _is_over(self, claim: Claim) -> bool:
         try:
             record = await self._jobs.read(claim.job_id)
-            if record.fence == claim.fence and record.job.state in (model.RUNNING, model.CANCELLING):
-                return True
         except UnknownJob:
-            pass
+            return True
+        return record.fence != claim.fence or record.job.state not in (model.RUNNING, model.CANCELLING)
+
+    async def _is_alive(self, claim: Claim) -> bool:
+        if not await self._is_over(claim):
+            return True
         pids = await asyncio.to_thread(holders.pids_of, claim.holder)
         if pids:
             _log.warning("%s is over and left processes %s: they are ended", claim.job_id, pids)

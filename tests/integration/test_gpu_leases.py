@@ -131,7 +131,7 @@ async def test_a_refusal_names_the_holder_and_the_remedy(rig: Rig) -> None:
                 pass
         with pytest.raises(GpuBusy):
             await rig.gpus.check(WANT)
-    assert await rig.gpus.check(WANT)
+    assert (await rig.gpus.check(WANT)).devices == (rig.devices.now[0].id,)
 
 
 async def test_what_no_device_can_hold_is_refused_whether_one_waits_or_not(rig: Rig) -> None:
@@ -281,3 +281,53 @@ async def test_what_a_run_took_is_known_to_the_next_of_its_kind(rig: Rig) -> Non
     for peak_bytes in (40, 50):
         await rig.gpus.learn("0" * 64, peak_bytes)
     assert await rig.gpus.peak("0" * 64) == 50
+
+
+async def test_a_device_is_free_once_its_memory_is_back_where_it_was(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R-118: what the driver gives back late is waited for; the next one then finds all of it."""
+    monkeypatch.setattr(limits, "GPU_LEFT_BYTES", 0)
+    context, device = await rig.attempt(), rig.devices.now[0].id
+    own = Want(title="tiny", memory_bytes=60)
+    leave = asyncio.Event()
+
+    async def train() -> None:
+        async with rig.gpus.held(context, own):
+            rig.devices.now = (gpu(device, used=55),)
+            await leave.wait()
+
+    rig.devices.now = (gpu(device, used=5),)
+    training = asyncio.create_task(train())
+    await eventually(lambda: rig.devices.now[0].used_bytes == 55)
+    leave.set()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(training), 0.3)
+    assert [one.job_id for one in (await rig.gpus.standing()).claims] == [context.job_id]
+    rig.devices.now = (gpu(device, used=5),)
+    await training
+    assert (await rig.gpus.standing()).claims == ()
+
+
+async def test_memory_that_never_comes_back_is_told_and_stays_taken(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R-118: the lease ends, since its processes did; the bytes count as in use by others."""
+    monkeypatch.setattr(limits, "GPU_LEFT_BYTES", 0)
+    monkeypatch.setattr(limits, "GPU_RELEASE_WAIT_S", 0.0)
+    context, device = await rig.attempt(), rig.devices.now[0].id
+    async with rig.gpus.held(context, Want(title="tiny", memory_bytes=60)):
+        rig.devices.now = (gpu(device, used=55),)
+    assert f"{context.job_id} left memory of GPUs in use" in caplog.text
+    assert (await rig.gpus.standing()).claims == ()
+    with pytest.raises(GpuBusy, match="needs 0.0 GiB"):
+        await rig.gpus.check(WANT)
+
+
+async def test_what_is_over_is_not_shown_as_holding(rig: Rig) -> None:
+    """R-120: leases of a worker that died are those of nobody, before anybody asks for the device."""
+    dead = await rig.attempt()
+    leaving = rig.gpus.held(dead, WANT)
+    await leaving.__aenter__()
+    assert len((await rig.gpus.standing()).claims) == 1
+    await rig.lose(dead)
+    assert (await rig.gpus.standing()).claims == ()
+    await leaving.__aexit__(None, None, None)

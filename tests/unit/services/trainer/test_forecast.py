@@ -59,7 +59,7 @@ def test_a_pace_of_a_busy_machine_is_measured_again(tmp_path: Path, monkeypatch:
     quiet, found = replace(busy, step_s=1.0, processor_share=1.0), [busy]
     measured: list[Pace] = []
 
-    def measure(asked: bytes) -> Pace:
+    def measure(asked: bytes, names: dict[str, str]) -> Pace:
         measured.append(found[0])
         return found[0]
 
