@@ -489,7 +489,7 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """A model on this replica."""
+    """A model on this replica; at the gateway, on all replicas that have it in this state, whose numbers are added up."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -44,7 +44,7 @@ class InferenceServiceStub:
     Unload: _grpc.UnaryUnaryMultiCallable[_inference_pb2.UnloadRequest, _inference_pb2.UnloadResponse]
     """Unloads a bundle."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]
-    """Models on this replica."""
+    """Models on this replica; asked at the gateway, on every replica, each once."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
     """Token ids of a text or a chat, as generation would use them."""
     WatchLoad: _grpc.UnaryStreamMultiCallable[_inference_pb2.WatchLoadRequest, _inference_pb2.WatchLoadResponse]
@@ -66,7 +66,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Unload: _aio.UnaryUnaryMultiCallable[_inference_pb2.UnloadRequest, _inference_pb2.UnloadResponse]  # type: ignore[assignment]
     """Unloads a bundle."""
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Models on this replica."""
+    """Models on this replica; asked at the gateway, on every replica, each once."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Token ids of a text or a chat, as generation would use them."""
     WatchLoad: _aio.UnaryStreamMultiCallable[_inference_pb2.WatchLoadRequest, _inference_pb2.WatchLoadResponse]  # type: ignore[assignment]
@@ -121,7 +121,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.ListModelsResponse, _abc.Awaitable[_inference_pb2.ListModelsResponse]]:
-        """Models on this replica."""
+        """Models on this replica; asked at the gateway, on every replica, each once."""
 
     @_abc_1.abstractmethod
     def Tokenize(
