@@ -11,6 +11,7 @@ import pytest
 from services.trainer.data.dataset import read_dataset
 from services.trainer.data.infill import MARKERS, Infill
 from services.trainer.data.samples import Encoder
+from services.trainer.plan import plan_of, prepare
 from services.trainer.settings import FimSettings, parse_settings
 from smeltkit.errors import BadConfig, BadDataset, UnsupportedOption
 from smeltkit.ml.bundle import Bundle
@@ -104,3 +105,17 @@ def test_reading_takes_no_memory_that_grows_with_the_data(tmp_path: Path, encode
         tracemalloc.stop()
         assert found.rows == len(found.samples) == rows
     assert peaks[2] - peaks[1] < 16 * 450
+
+
+def test_a_plan_tells_how_many_rows_are_rearranged(tmp_path: Path) -> None:
+    """By the same settings as the training itself; held-out rows stay as they are."""
+    for name in ("data", "heldout"):
+        rows = (json.dumps({"text": f"{TEXT}{number}"}) + "\n" for number in range(40))
+        (tmp_path / name).write_text("".join(rows))
+    bundle = Bundle.from_folder(EXAMPLE, lineage=Lineage(operation="import", code_revision="test"))
+    settings = parse_settings('{"method": "pretrain", "fim": {"share": "0.5"}, "sequence_tokens": 128}')
+    prepared = prepare(EXAMPLE, bundle, tmp_path / "data", tmp_path / "heldout", settings)
+    assert prepared.heldout is not None and prepared.heldout.rearranged == 0
+    assert 10 <= prepared.data.rearranged <= 30
+    said = plan_of(prepared, 0).items["rearranged"]
+    assert said == f"{prepared.data.rearranged} rows, to fill in the middle"
