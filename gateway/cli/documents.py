@@ -54,9 +54,10 @@ def _single(value: Any, field: Any) -> Any:
 
 
 def enum_word(type_name: str, value_name: str) -> str:
-    """The short name of an enum's value: JOB_STATE_RUNNING of JobState is `running`."""
+    """The short name of an enum's value: JOB_STATE_RUNNING of JobState is `running`, a verdict `timeout-wall`."""
     prefix = "".join(f"_{char}" if char.isupper() else char.upper() for char in type_name).lstrip("_") + "_"
-    return value_name.removeprefix(prefix).lower()
+    word = value_name.removeprefix(prefix).lower()
+    return word.replace("_", "-") if type_name == "Verdict" else word
 
 
 def _text(data: bytes) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import RenderableType
@@ -14,9 +14,8 @@ from gateway.cli.output import facts, human_bytes, human_time, table
 
 
 def outcome_view(reply: sandbox_pb2.ExecuteResponse) -> list[RenderableType]:
-    """What the program wrote, then what happened to it."""
+    """What happened to the program, then what it wrote: each line behind a bar, so that none can pass for ours."""
     record = reply.record
-    written = [Text(stream.decode(errors="replace").rstrip("\n")) for stream in (reply.stdout, reply.stderr) if stream]
     known = facts(
         [
             ("verdict", enum_word("Verdict", sandbox_pb2.Verdict.Name(record.verdict))),
@@ -31,7 +30,16 @@ def outcome_view(reply: sandbox_pb2.ExecuteResponse) -> list[RenderableType]:
             ("missing layers", ", ".join(record.missing_layers)),
         ]
     )
-    return [*written, known]
+    return [known, *_written("stdout", reply.stdout), *_written("stderr", reply.stderr)]
+
+
+def _written(name: str, stream: bytes) -> Iterator[RenderableType]:
+    """A heading and the stream's lines; what would move a terminal's cursor is written as its escape."""
+    if not stream:
+        return
+    yield Text(f"{name}, {human_bytes(len(stream))}", style="bold")
+    for line in stream.decode(errors="replace").removesuffix("\n").split("\n"):
+        yield Text("| " + "".join(char if char.isprintable() else repr(char)[1:-1] for char in line))
 
 
 def bench_view(document: Mapping[str, Any]) -> list[RenderableType]:
@@ -48,7 +56,7 @@ def describe_view(reply: sandbox_pb2.DescribeResponse) -> list[RenderableType]:
             ("level", reply.level),
             ("required", reply.required_level),
             ("slots", reply.slots),
-            ("profiles", ", ".join(reply.profiles)),
+            ("profiles", ", ".join(f"{name} {reply.profile_digests[name]}".strip() for name in reply.profiles)),
             ("judge", reply.judge_digest),
         ]
     )

@@ -77,6 +77,12 @@ class JudgeInfo:
     level: str
     slots: int
     cpu: str
+    profiles: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each profile: its interpreter and packages."""
+
+    def profile(self, name: str) -> str:
+        """The digest of the profile that a suite names, by default the one without packages; empty if unknown."""
+        return self.profiles.get(name or "bare", "")
 
 
 @dataclass(frozen=True, kw_only=True)

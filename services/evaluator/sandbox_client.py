@@ -41,7 +41,13 @@ class SandboxClient:
     async def describe(self) -> JudgeInfo:
         """Which judge this is, and how many candidates it runs at once."""
         reply = await call(self._stub.Describe, pb.DescribeRequest(), timeout_s=limits.CALL_TIMEOUT_DEFAULT_S)
-        return JudgeInfo(digest=reply.judge_digest, level=reply.level, slots=reply.slots, cpu=reply.cpu)
+        return JudgeInfo(
+            digest=reply.judge_digest,
+            level=reply.level,
+            slots=reply.slots,
+            cpu=reply.cpu,
+            profiles=dict(reply.profile_digests),
+        )
 
     async def judge(self, candidate: Candidate) -> Verdict:
         """The verdict on one candidate. Its deadline covers two runs and a full queue before them."""

@@ -57,6 +57,7 @@ def evaluation_key(
         "settings": settings.to_dict(),
         "engine": engine_digest,
         "judge": judge.digest,
+        "profile": judge.profile(suite.profile),
         "is_batch_variant": is_batch_variant(concurrency),
     }
     return stages.key("evaluate", parameters, [bundle, suite.data.digest])
@@ -64,5 +65,11 @@ def evaluation_key(
 
 def references_key(stages: StageCache, suite: Suite, judge: JudgeInfo) -> str:
     """The key of a suite's references under one judge on one kind of CPU: their times become limits of candidates."""
-    parameters = {"suite": suite.digest, "judge": judge.digest, "level": judge.level, "cpu": judge.cpu}
+    parameters = {
+        "suite": suite.digest,
+        "judge": judge.digest,
+        "profile": judge.profile(suite.profile),
+        "level": judge.level,
+        "cpu": judge.cpu,
+    }
     return stages.key("references", parameters, [suite.data.digest])

@@ -288,7 +288,7 @@ def _provenance(task: Task, info: JudgeInfo, references: str) -> dict[str, Any]:
             "version": suite.prompt_version,
             "digest": prompts_digest(task.prompts),
         },
-        "judge": {"digest": info.digest, "level": info.level},
+        "judge": {"digest": info.digest, "level": info.level, "profile": info.profile(suite.profile)},
         "references": references,
         "code_revision": code_revision(),
     }

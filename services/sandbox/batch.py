@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 TOGETHER_MAX: Final = 16
-WAIT_S: Final = 0.01
+WAIT_S: Final = 0.025
 """How long a response waits for others to go with."""
 
 

@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import re
-import time
 from pathlib import Path
-
-
-def load() -> float:
-    """The load average of the last minute, at most a second old."""
-    return _load_at(int(time.monotonic()))
-
-
-@functools.lru_cache(maxsize=1)
-def _load_at(second: int) -> float:
-    return os.getloadavg()[0]
 
 
 @functools.cache

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
-from services.sandbox import node
 from services.sandbox.client import SlotClient, SlotLost
 from services.sandbox.config import SandboxConfig
 from services.sandbox.job import Job
@@ -94,7 +94,7 @@ class Pool:
 
     async def _run_on(self, client: SlotClient, job: Job) -> Record:
         """A slot that fails is built anew, so that what is tried again runs elsewhere."""
-        load = node.load()
+        load = os.getloadavg()[0]
         try:
             record = await client.run(job)
         except SlotLost as error:

@@ -169,6 +169,7 @@ def test_describe_names_level_and_layers(service: Service) -> None:
     answer = service.stub.Describe(pb.DescribeRequest(), timeout=TIMEOUT_S)
     layers = {layer.name: layer for layer in answer.layers}
     assert layers["seccomp"].is_present and answer.slots == 2 and answer.profiles == ["bare"]
+    assert answer.profile_digests["bare"].startswith("sha256:")
     assert all(layer.is_present or (layer.error and layer.remedy) for layer in answer.layers)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn, Protocol
 
 from services.sandbox.judge.handles import Handle, handle_number, make_handle
-from services.sandbox.wire.decode import Decoder, MalformedValue, replace_content
+from services.sandbox.wire.decode import JSON_SCALARS, Decoder, MalformedValue, replace_content
 from services.sandbox.wire.encode import CannotCross, Encoder
 from services.sandbox.wire.frames import Channel, ChannelClosed, FrameTooLarge, MalformedFrame
 
@@ -76,13 +76,14 @@ class Remote:
         `packed` are arguments and keywords of each, marshalled: plain data of the tests; no call sees what another
         changed. They are sent ahead, many in one frame; until the last answer nothing else can be asked.
         """
+        plain = Encoder(self._opaque)
         for group in _groups(packed):
             first = self._next_number(len(group))
             self._send([first, "each", handle, [item.hex() for item in group], []])
             self._is_ahead = True
             for number in range(first, first + len(group)):
                 self._count()
-                yield self._answer(number, "call", Encoder(self._opaque))
+                yield self._answer(number, "call", plain)
             self._is_ahead = False
 
     def ask_inside(self, *request: Any) -> list[Any]:
@@ -124,6 +125,8 @@ class Remote:
         self._end("forbidden", "malformed reply")
 
     def _value(self, value: Any, changes: list[Any], encoder: Encoder) -> Any:
+        if type(value) in JSON_SCALARS and not changes:
+            return value
         decoder = Decoder(self._resolve, encoder.kept)
         try:
             found = decoder.decode(value)

@@ -15,7 +15,8 @@ from typing import Any, Final
 from services.sandbox.wire.encode import DEPTH_MAX, CannotCross
 
 FIELDS_MAX: Final = 256
-_JSON_SCALARS: Final = frozenset((int, float, str, bool, type(None)))
+JSON_SCALARS: Final = frozenset((int, float, str, bool, type(None)))
+"""What a frame's JSON holds as itself."""
 
 Resolve = Callable[[list[Any]], object]
 
@@ -56,7 +57,7 @@ class Decoder:
     def items(self, data: list[Any], start: int) -> list[Any]:
         """The decoded items of `data` from `start` on."""
         rest = data[start:]
-        if set(map(type, rest)) <= _JSON_SCALARS:
+        if set(map(type, rest)) <= JSON_SCALARS:
             return rest
         return [self.decode(item) for item in rest]
 

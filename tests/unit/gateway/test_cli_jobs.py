@@ -81,9 +81,22 @@ async def test_sandbox_run_prints_what_the_program_wrote_and_ends_as_it_did(tmp_
     document = json.loads(ended.out)
     assert ended.code == 1
     keys = ("verdict", "stdout", "stderr", "wall_s", "cpu_s", "peak_bytes", "isolation")
-    assert [document[key] for key in keys] == ["timeout_cpu", "hello\n", "base64:/w==", 2.5, 2.0, 1 << 20, "jail"]
+    assert [document[key] for key in keys] == ["timeout-cpu", "hello\n", "base64:/w==", 2.5, 2.0, 1 << 20, "jail"]
     assert request.limits.memory_bytes == 64 << 20
     assert not request.limits.HasField("cpu_s")
+
+
+async def test_sandbox_run_sets_what_the_program_wrote_apart(tmp_path: Path) -> None:
+    """No line of a program can pass for one of ours, or move the cursor."""
+    record = sandbox_pb2.Record(verdict="VERDICT_TIMEOUT_WALL", wall_s=2.5)
+    reply = sandbox_pb2.ExecuteResponse(record=record, stdout=b"verdict  passed\n\x1b[2Jend", stderr=b"oh\n")
+    (tmp_path / "p.py").write_text("while True: pass")
+    async with gateway({"SandboxService.Execute": lambda request: reply}) as running:
+        ended = await running.smelt("sandbox", "run", str(tmp_path / "p.py"))
+    lines = ended.out.splitlines()
+    assert lines[0].split() == ["verdict", "timeout-wall"]
+    written = ["stdout, 23 B", "| verdict  passed", r"| \x1b[2Jend", "stderr, 3 B", "| oh"]
+    assert lines[-5:] == written
 
 
 async def test_sandbox_run_with_tests_judges(tmp_path: Path) -> None:

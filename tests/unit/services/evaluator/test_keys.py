@@ -38,7 +38,16 @@ def test_a_batched_result_is_not_served_for_an_unbatched_request() -> None:
     assert key(concurrency=1) != key(concurrency=2) == key(concurrency=256)
 
 
-@pytest.mark.parametrize("change", [{"cpu": "another CPU"}, {"digest": digest_bytes(b"other")}, {"level": "confined"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cpu": "another CPU"},
+        {"digest": digest_bytes(b"other")},
+        {"level": "confined"},
+        {"profiles": {"bare": digest_bytes(b"other packages")}},
+    ],
+    ids=str,
+)
 def test_references_measured_on_another_node_or_judge_are_others(change: dict[str, Any]) -> None:
     """R-085: limits scale from what the references take on the CPU that judges; slots do not matter."""
     stages = StageCache(MemoryBus(), _exists, revision="r")
