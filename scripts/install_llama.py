@@ -204,7 +204,7 @@ def build_portable(folder: Path, kinds: list[str]) -> None:
 
 def fetched_source(scratch: Path) -> Path:
     """Upstream's source package, unpacked."""
-    only_source = ("--no-deps", "--no-binary", ":all:", *pinned("--build-constraint"))
+    only_source = ("--no-deps", "--no-binary", "llama-cpp-python", *pinned("--build-constraint"))
     pip("download", "--quiet", *only_source, "--dest", str(scratch), f"llama-cpp-python=={VERSION}")
     (archive,) = scratch.glob("*.tar.gz")
     shutil.unpack_archive(archive, scratch / "source")
