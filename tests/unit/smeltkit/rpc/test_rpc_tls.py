@@ -186,13 +186,13 @@ def test_a_certificate_that_has_ended_or_is_anothers_is_refused_at_start(authori
 
 
 def test_a_real_process_serves_with_its_certificate_and_ends_with_a_reason_without(authority: Authority) -> None:
-    """The probe beside it speaks TLS as well; a process with another's certificate says so and ends with 2 or 1."""
+    """The probe beside it speaks TLS as well; a process with another's certificate says so and ends with 2."""
     listen = f"127.0.0.1:{free_ports(1)[0]}"
     settings = environment({"SMELT_RPC_LISTEN": listen, "SMELT_SANDBOX_LEVEL": "confined"})
     command = [sys.executable, "-m", "services.sandbox"]
     wrong = settings | {"SMELT_RPC_TLS_DIR": str(authority.folder_of("gateway"))}
     ended = subprocess.run(command, env=wrong, capture_output=True, text=True, check=False, timeout=60)
-    assert ended.returncode != 0 and "BadCertificate" in ended.stderr and "not of sandbox" in ended.stderr
+    assert ended.returncode == 2 and "BAD_CERTIFICATE" in ended.stdout and "not of sandbox" in ended.stdout
     right = settings | {"SMELT_RPC_TLS_DIR": str(authority.folder_of("sandbox"))}
     with subprocess.Popen(command, env=right, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
