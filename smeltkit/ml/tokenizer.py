@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +75,11 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Special tokens written in the text are recognised; none is added."""
         return self._encode(text, add_special_tokens=False)
+
+    def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text as `encode` gives them, on as many cores as RAYON_NUM_THREADS allows, or all."""
+        with _library_errors(self.name, "cannot encode a text"):
+            return [found.ids for found in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: list[int], *, skip_special: bool = False) -> str:
         """Text of a whole sequence, the inverse of `encode`; bytes that are no UTF-8 become U+FFFD."""

@@ -6,13 +6,14 @@ counted, a text is cut into pieces.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from services.trainer.data.infill import Infill
-from services.trainer.data.rows import rows_of
+from services.trainer.data.rows import Row, rows_of
 from services.trainer.data.samples import Encoder, Sample
 from services.trainer.data.stored import SampleFile, StoredSamples
 from smeltkit.errors import BadDataset, UnsupportedOption
@@ -60,12 +61,10 @@ def read_dataset(
     there is no text at all it is refused.
     """
     kept, too_long, number, texts, rearranged = SampleFile(path.parent), [], 0, 0, 0
-    for number, row in rows_of(path, is_text=is_text):
-        where = f"{path.name} row {number}"
-        if text_only and "messages" in row:
-            raise BadDataset(f"{where} holds no text; method pretrain takes text rows only")
-        sample = encoder.encode(row, where)
+    rows = rows_of(path, is_text=is_text)
+    for number, row, sample in encoder.encode_all(_texts(rows, path.name) if text_only else rows, path.name):
         if infill is not None and "text" in row:
+            where = f"{path.name} row {number}"
             texts += 1
             ids = infill.ids(row["text"], number, where)
             moved = encoder.text(ids, where) if ids else sample
@@ -85,6 +84,14 @@ def read_dataset(
     with path.open("rb") as file:
         digest, _ = digest_file(file)
     return Dataset(digest=digest, samples=kept.samples(), rows=number, too_long=tuple(too_long), rearranged=rearranged)
+
+
+def _texts(rows: Iterator[Row], name: str) -> Iterator[Row]:
+    """The rows; BadDataset for one that is a conversation."""
+    for number, row in rows:
+        if "messages" in row:
+            raise BadDataset(f"{name} row {number} holds no text; method pretrain takes text rows only")
+        yield number, row
 
 
 def _pieces(sample: Sample, size: int) -> list[Sample]:

@@ -10,14 +10,15 @@ model to forget its stop token, and no loss curve shows it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from services.trainer.data.rows import Row
 from smeltkit.errors import BadDataset, BadRequest
 from smeltkit.ids import digest_bytes
 from smeltkit.ml.chat import ChatTemplate
@@ -27,6 +28,9 @@ from smeltkit.ml.model_files import template_of
 from smeltkit.ml.tokenizer import Tokenizer
 
 Tokens = npt.NDArray[np.int32]
+_BATCH_ROWS: Final = 256
+_BATCH_CHARACTERS: Final = 1 << 20
+"""Rows, and characters of texts among them, that are encoded at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +67,19 @@ class Encoder:
         end = self.tokenizer.token_id(contract.eos_text) if contract.eos_text else None
         self._text_end = end if end is not None else contract.stop_ids[0]
 
+    def encode_all(self, rows: Iterable[Row], name: str) -> Iterator[tuple[int, Mapping[str, Any], Sample]]:
+        """Number, row and sample of each row of the file `name`, as `encode` gives it; texts on all cores."""
+        for batch in _batches(rows):
+            encoded = iter(self.tokenizer.encode_each([row["text"] for _, row in batch if _is_text(row)]))
+            for number, row in batch:
+                where = f"{name} row {number}"
+                yield number, row, self.text(next(encoded), where) if _is_text(row) else self.encode(row, where)
+
     def encode(self, row: Mapping[str, Any], where: str) -> Sample:
         """The sample of a row; BadDataset, naming `where`, for a row that is malformed or holds nothing to learn."""
         if isinstance(row.get("messages"), list) and set(row) == {"messages"}:
             return self._conversation(row["messages"], where)
-        if isinstance(row.get("text"), str) and set(row) == {"text"}:
+        if _is_text(row):
             return self.text(self.tokenizer.encode(row["text"]), where)
         if isinstance(row.get("ids"), list) and set(row) == {"ids"}:
             return self._given(row["ids"], where)
@@ -151,6 +163,23 @@ def _sample(parts: Sequence[tuple[list[int], bool]], where: str) -> Sample:
     targets = np.full(len(ids), IGNORED, dtype=np.int32)
     targets[:-1] = np.where(learnt[1:], ids[1:], IGNORED)
     return Sample(ids=ids, targets=targets)
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows in lists that are bounded in number and in text."""
+    batch: list[Row] = []
+    size = 0
+    for number, row in rows:
+        batch.append((number, row))
+        size += len(row["text"]) if _is_text(row) else 0
+        if len(batch) == _BATCH_ROWS or size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def _is_text(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("text"), str) and set(row) == {"text"}
 
 
 def _is_message(message: Any) -> bool:

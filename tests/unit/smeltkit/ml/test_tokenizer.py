@@ -35,6 +35,13 @@ def test_python_corpus_round_trips_byte_for_byte() -> None:
         assert ORE.decode(ORE.encode(text)) == text, path.name
 
 
+def test_texts_encoded_together_have_the_ids_of_each_alone() -> None:
+    """Also an empty one; nothing is padded or cut."""
+    texts = [path.read_text() for path in sorted(Path(limits.__file__).parent.glob("*.py"))] + ["", CODE]
+    assert ORE.encode_each(texts) == [ORE.encode(text) for text in texts]
+    assert SPM.encode_each(texts[-2:]) == [SPM.encode(text) for text in texts[-2:]]
+
+
 @given(st.text(max_size=200))
 def test_any_text_round_trips_up_to_the_normal_form_of_the_file(text: str) -> None:
     """R-079."""
