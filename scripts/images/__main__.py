@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from benchmarks.results import save, table
 from scripts.images import cpus, trial
 from scripts.images.bill import bill_of, licence_errors
 from scripts.images.builder import Builder
-from scripts.images.catalogue import ROOT, Image, chosen, images, version
+from scripts.images.catalogue import REVISION, ROOT, Image, chosen, images, labels, version
 from scripts.images.judge import MIB, mistakes, unpacked_bytes
 from smeltkit.errors import SmeltError
 
 FOLDER = ROOT / "build" / "images"
+_DIGITS = 12
 
 
 def main(verb: str, *names: str) -> int:
@@ -42,6 +43,7 @@ def main(verb: str, *names: str) -> int:
         if verb == "save" and not wrong:
             _saved(builder, wanted)
         if verb == "test":
+            print("".join(_stale(rows)), end="")
             wrong += _tried(builder, rows, is_whole=not names)
     except SmeltError as error:
         print(f"WRONG {error}", file=sys.stderr)
@@ -52,9 +54,10 @@ def main(verb: str, *names: str) -> int:
 
 def judged(builder: Builder, image: Image) -> dict[str, Any]:
     """What is known of a built image: its size beside its budget, its packages, and what is wrong with it."""
+    described = builder.config(image)
     with builder.mounted(image) as root:
         bill = bill_of(root, image, version())
-        wrong = [*mistakes(image, root, builder.config(image)), *licence_errors(bill, image)]
+        wrong = [*mistakes(image, root, described), *licence_errors(bill, image)]
         size_mib = unpacked_bytes(root) / MIB
     place = FOLDER / "bills" / f"{image.name}.cdx.json"
     place.parent.mkdir(exist_ok=True)
@@ -62,12 +65,23 @@ def judged(builder: Builder, image: Image) -> dict[str, Any]:
     kinds = [component["purl"].partition("/")[0] for component in bill["components"]]
     return {
         "image": image.name,
+        "revision": (described["config"].get("Labels") or {}).get(REVISION, "")[:_DIGITS],
         "mib": round(size_mib),
         "budget_mib": image.budget_mib,
         "python": kinds.count("pkg:pypi"),
         "debian": kinds.count("pkg:deb"),
         "wrong": wrong,
     }
+
+
+def _stale(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each image of another revision than the one that is checked out."""
+    here = labels()[REVISION][:_DIGITS]
+    return [
+        f"note: {row['image']} was built from {row['revision']}, this is {here}; `build` makes it anew\n"
+        for row in rows
+        if row["revision"] != here
+    ]
 
 
 def _saved(builder: Builder, wanted: Sequence[Image]) -> None:
