@@ -139,8 +139,12 @@ def _resident_bytes(pids: Sequence[int]) -> int:
 
 
 def _is_steady(rows: Sequence[dict[str, Any]], size: int) -> bool:
-    """Whether the last part costs no more memory, descriptors or CPU than the second: the first one warms up."""
-    early, late = rows[1], rows[-1]
+    """Whether the last parts cost no more memory, descriptors or CPU than the early ones after the first, which warms
+    up: medians of three, since the machine's own speed changes within minutes."""
+    early, late = (
+        {name: statistics.median(row[name] for row in part) for name in ("tree_mib", "descriptors", "cpu_ms")}
+        for part in (rows[1:4], rows[-3:])
+    )
     grows = late["tree_mib"] > 1.1 * early["tree_mib"] + 8 or late["descriptors"] > early["descriptors"] + 16
     slows = late["cpu_ms"] > 1.25 * early["cpu_ms"]
     return all(row["passed"] == size for row in rows) and not grows and not slows
