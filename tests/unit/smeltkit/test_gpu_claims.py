@@ -23,7 +23,7 @@ def holding(device: str, *, is_shared: bool, memory_bytes: int = 30) -> Claim:
 
 
 def test_a_device_is_shared_only_by_those_who_all_said_so() -> None:
-    """R-117: beside a training without a budget nothing else gets in, however much room is left."""
+    """Beside a training without a budget nothing else gets in, however much room is left."""
     shared, own = replace(CLAIM, is_shared=True), CLAIM
     left = {"GPU-0": 70}
     assert place(shared, [holding("GPU-0", is_shared=True)], left) == ("GPU-0",)
