@@ -142,9 +142,11 @@ class FakeSandbox(sandbox_pb2_grpc.SandboxServiceServicer):
         self, request_iterator: AsyncIterator[sandbox_pb2.JudgeBatchRequest], context: RpcContext
     ) -> AsyncIterator[sandbox_pb2.JudgeBatchResponse]:
         async for request in request_iterator:
-            yield sandbox_pb2.JudgeBatchResponse(id=request.id, record=self._record(request.candidate))
-            for asked in request.more:
-                yield sandbox_pb2.JudgeBatchResponse(id=asked.id, record=self._record(asked.candidate))
+            first = self._record(request.candidate)
+            more = [
+                sandbox_pb2.BatchRecord(id=asked.id, record=self._record(asked.candidate)) for asked in request.more
+            ]
+            yield sandbox_pb2.JudgeBatchResponse(id=request.id, record=first, more=more)
 
     def _record(self, candidate: sandbox_pb2.Candidate) -> sandbox_pb2.Record:
         self.judged.append(candidate)

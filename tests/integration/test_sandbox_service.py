@@ -182,6 +182,19 @@ def test_batch_answers_in_order_of_completion(service: Service) -> None:
     assert {answer.record.verdict for answer in answers} == {pb.VERDICT_PASSED}
 
 
+def test_candidates_of_one_message_are_each_judged_once(service: Service) -> None:
+    """Each verdict comes under its own id, a slow candidate holds back none of the others."""
+    slow = pb.BatchCandidate(id="slow", candidate=_candidate(b"import time\ntime.sleep(1.5)\n" + DOUBLE))
+    wrong = pb.BatchCandidate(id="wrong", candidate=_candidate(b"def double(n): return n"))
+    more = [slow, wrong, *(pb.BatchCandidate(id=str(number), candidate=_candidate()) for number in range(10))]
+    request = pb.JudgeBatchRequest(id="first", candidate=_candidate(), more=more)
+    answers = list(service.stub.JudgeBatch(iter([request]), timeout=TIMEOUT_S))
+    found = [one for answer in answers for one in (answer, *answer.more)]
+    assert sorted(one.id for one in found) == sorted(["first", "slow", "wrong", *map(str, range(10))])
+    assert [one.id for one in found if one.record.verdict != pb.VERDICT_PASSED] == ["wrong"]
+    assert answers[-1].id == "slow" and len(answers) < len(found)
+
+
 def test_batch_takes_no_more_than_it_can_run(service: Service) -> None:
     """Back-pressure: requests far ahead of the answers stay with the caller."""
     taken: queue.SimpleQueue[int] = queue.SimpleQueue()
