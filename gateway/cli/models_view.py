@@ -5,19 +5,33 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import typer
 from rich.console import RenderableType
 from smelt.artifact.v1 import artifact_pb2
 from smelt.importer.v1 import importer_pb2
 from smelt.job.v1 import job_pb2
 
 from gateway.cli.documents import to_document
-from gateway.cli.output import facts, human_bytes, human_time, short_digest, table
+from gateway.cli.output import Output, facts, human_bytes, human_time, short_digest, table
+from smeltkit.errors import all_errors
 
 
 def plan_document(plan: job_pb2.Plan) -> dict[str, Any]:
     """A plan for machines; an amount that nobody could forecast is None, not 0."""
     document = to_document(plan)
     return document | {name: document[name] or None for name in ("read_bytes", "write_bytes", "memory_bytes", "time_s")}
+
+
+def show_plan(output: Output, plan: job_pb2.Plan) -> None:
+    """Shows `plan` and ends the command as the verb itself would have ended: a refused plan is no success."""
+    output.show(plan_document(plan), *plan_view(plan))
+    end_refused(plan)
+
+
+def end_refused(*plans: job_pb2.Plan) -> None:
+    """Ends the command with the exit code of the first refusal, if there is any."""
+    for refusal in (refusal for plan in plans for refusal in plan.refusals):
+        raise typer.Exit(all_errors()[refusal.reason].exit_code)
 
 
 def plan_view(plan: job_pb2.Plan) -> list[RenderableType]:

@@ -146,7 +146,7 @@ async def test_a_stop_string_ends_the_text_before_it(stub: Any, stored: Stored) 
 
 
 async def test_a_repeated_prompt_computes_only_its_last_token(stub: Any, stored: Stored) -> None:
-    """In F16: attention computes one row otherwise than many, and rounding to eight bits can make that another token."""
+    """In F16: attention computes one row otherwise than many, and rounded to eight bits that may be another token."""
     first = await generate(stub, model=stored.safetensors, text=basic_prompts(9)[8], max_tokens=8)
     again = await generate(stub, model=stored.safetensors, text=basic_prompts(9)[8], max_tokens=8)
     assert again[0].effective.cached_tokens == again[0].effective.prompt_tokens - 1

@@ -9,7 +9,7 @@ import typer
 from smelt.evaluator.v1 import evaluator_pb2
 
 from gateway.cli.documents import to_document
-from gateway.cli.models_view import plan_document, plan_view
+from gateway.cli.models_view import show_plan
 from gateway.cli.options import Data, Json, Plan, Reference, SuiteName, Wait
 from gateway.cli.reports_view import (
     judgement_document,
@@ -81,7 +81,7 @@ def eval_(
         if plan:
             asked = evaluator_pb2.PlanEvaluationRequest(spec=spec)
             reply = await session.call(session.evaluator.PlanEvaluation, asked)
-            session.output.show(plan_document(reply.plan), *plan_view(reply.plan))
+            show_plan(session.output, reply.plan)
             return
         request = evaluator_pb2.StartEvaluationRequest(spec=spec, request_id=new_id("req"))
         job = (await session.call(session.evaluator.StartEvaluation, request)).job

@@ -11,7 +11,7 @@ from smelt.artifact.v1 import artifact_pb2
 from smelt.importer.v1 import importer_pb2
 
 from gateway.cli.documents import to_document
-from gateway.cli.models_view import artifact_view, check_view, inspect_view, names_view, plan_document, plan_view
+from gateway.cli.models_view import artifact_view, check_view, inspect_view, names_view, show_plan
 from gateway.cli.options import Json, Name, Plan, Reference, Wait
 from gateway.cli.runner import run
 from smeltkit.errors import BadName
@@ -47,7 +47,7 @@ def import_(
             spec.upload.CopyFrom(await _uploaded(session, path, origin))
         if plan:
             reply = await session.call(session.importer.PlanImport, importer_pb2.PlanImportRequest(spec=spec))
-            session.output.show(plan_document(reply.plan), *plan_view(reply.plan))
+            show_plan(session.output, reply.plan)
             return
         request = importer_pb2.StartImportRequest(spec=spec, request_id=new_id("req"))
         reply = await session.call(session.importer.StartImport, request)
@@ -122,7 +122,7 @@ def quantize(
         spec = importer_pb2.QuantizeSpec(bundle=bundle, scheme=scheme.upper(), name=check_name(target))
         if plan:
             reply = await session.call(session.importer.PlanQuantize, importer_pb2.PlanQuantizeRequest(spec=spec))
-            session.output.show(plan_document(reply.plan), *plan_view(reply.plan))
+            show_plan(session.output, reply.plan)
             return
         request = importer_pb2.StartQuantizeRequest(spec=spec, request_id=new_id("req"))
         reply = await session.call(session.importer.StartQuantize, request)

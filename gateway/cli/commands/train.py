@@ -12,7 +12,7 @@ from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2
 
 from gateway.cli.documents import to_document
-from gateway.cli.models_view import artifact_view, plan_view
+from gateway.cli.models_view import artifact_view, end_refused, plan_view
 from gateway.cli.options import JobId, Json, Plan, Reference, Vram, Wait, WaitGpu
 from gateway.cli.output import facts, human_bytes, parse_bytes
 from gateway.cli.runner import run
@@ -42,6 +42,7 @@ def plan(file: File, wait_gpu: WaitGpu = False, vram: Vram = "", as_json: Json =
         request = trainer_pb2.PlanTrainRequest(spec=first, together=further)
         reply = await session.call(session.trainer.PlanTrain, request)
         session.output.show(to_document(reply.plan), *plan_view(reply.plan))
+        end_refused(reply.plan)
 
     run("train plan", work, as_json=as_json)
 
@@ -89,6 +90,7 @@ def sweep(file: File, plan: Plan = False, vram: Vram = "", as_json: Json = False
         ]
         if plan:
             session.output.show(sweep_document(points, specs, plans), *sweep_plan_view(points, specs, plans))
+            end_refused(*plans)
             return
         for spec, one in zip(specs, plans, strict=True):
             for refusal in one.refusals:

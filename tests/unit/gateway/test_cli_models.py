@@ -15,7 +15,7 @@ from smelt.artifact.v1 import artifact_pb2
 from smelt.importer.v1 import importer_pb2
 from smelt.job.v1 import job_pb2
 
-from smeltkit.errors import ServiceUnavailable, UnknownModel
+from smeltkit.errors import OutOfMemory, ServiceUnavailable, UnknownModel
 from smeltkit.ids import digest_bytes
 from smeltkit.ml.gguf_io import GgufTensor, write_gguf
 from smeltkit.ml.safetensors_io import write_safetensors
@@ -139,6 +139,18 @@ async def test_plan_prints_and_starts_nothing() -> None:
         ended = await running.smelt("import", "hf://team/ore", "--name", "ore", "--plan")
         assert "ImporterService.StartImport" not in running.requests
     assert "1.0 MiB" in ended.out and "probe" in ended.out
+
+
+async def test_refused_plan_ends_as_the_verb_would() -> None:
+    """R-122: a script that asks first must not go on."""
+    refused = job_pb2.Plan(refusals=[job_pb2.Refusal(reason="OUT_OF_MEMORY", message="needs 9 GiB of 8")])
+    answers = _import_answers() | {
+        "ImporterService.PlanImport": lambda request: importer_pb2.PlanImportResponse(plan=refused)
+    }
+    async with gateway(answers) as running:
+        ended = await running.smelt("import", "hf://team/ore", "--name", "ore", "--plan")
+    assert ended.code == OutOfMemory.exit_code != 0
+    assert "needs 9 GiB of 8" in ended.out and not ended.err
 
 
 @pytest.mark.parametrize(
