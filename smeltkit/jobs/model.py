@@ -144,7 +144,7 @@ def fail(
 def requeue(
     record: job_pb2.JobRecord, why: str, *, now_ns: int, fence: int | None = None, is_counted: bool = True
 ) -> job_pb2.JobRecord:
-    """Back into the queue; `why` joins the history. An attempt that is not counted is handed back unspent.
+    """Back into the queue; `why` joins the history, and alerts who watches. Not counted, an attempt is unspent.
 
     The token stays: whoever holds it finds the job queued, so its late writes are refused, and the next one is newer.
     """
@@ -153,7 +153,10 @@ def requeue(
     moved = _moved(record, Verb.REQUEUE, now_ns)
     moved.history.append(f"attempt {record.job.attempt}: {why}")
     del moved.history[: -limits.JOB_HISTORY_MAX]
-    if not is_counted:
+    if is_counted:
+        moved.job.progress.alerts.append(f"attempt {record.job.attempt} ended: {why}")
+        del moved.job.progress.alerts[: -limits.JOB_ALERTS_MAX]
+    else:
         moved.job.attempt -= 1
     return moved
 

@@ -98,6 +98,7 @@ def test_a_claim_begins_a_fresh_attempt() -> None:
 
 def test_a_token_that_is_not_newer_claims_nothing() -> None:
     queued = model.requeue(running(fence=5), "worker lost", now_ns=3_000)
+    assert list(queued.job.progress.alerts) == ["attempt 1 ended: worker lost"]
     with pytest.raises(LeaseLost):
         model.claim(queued, fence=5, now_ns=4_000)
 
@@ -141,6 +142,7 @@ def test_time_in_a_record_never_runs_backwards() -> None:
 
 def test_an_attempt_that_is_handed_back_is_not_spent() -> None:
     back = model.requeue(running(), "worker shut down", now_ns=3_000, is_counted=False)
+    assert not back.job.progress.alerts
     assert back.job.attempt == 0
 
 
