@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,19 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory(prefix="smelt-bench-") as folder:
         if arguments.part != "rows":
-            server_rows = asyncio.run(_against_server(Path(folder), arguments.model, arguments.prompts))
-            rows += _report("serve_cpu_server", server_rows)
+            rows += asyncio.run(_against_server(Path(folder), arguments.model, arguments.prompts))
         if arguments.part != "server":
-            rows += _report("serve_cpu_rows", engine_rows.measure(Path(folder), threads=THREADS, pairs=ROWS_PAIRS))
+            rows += engine_rows.measure(
+                Path(folder), threads=THREADS, pairs=ROWS_PAIRS, keep=partial(_keep, "serve_cpu_rows")
+            )
     return int(any(row["ratio"] < row["target"] for row in rows))
 
 
-def _report(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _keep(name: str, rows: list[dict[str, Any]]) -> None:
+    """Saves and shows what is measured so far: a run takes minutes, and may be ended before its last row."""
     results.save(name, rows, llama_cpp_python=VERSION, threads=THREADS)
-    print(results.table([{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]))
-    return rows
+    shown = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
+    print(results.table(shown), flush=True)
 
 
 async def _against_server(folder: Path, model: Path, prompts: Path) -> list[dict[str, Any]]:
@@ -100,7 +103,7 @@ async def _against_server(folder: Path, model: Path, prompts: Path) -> list[dict
                 "pairs": PAIRS[concurrent],
             }
             rows.append({**row, "runs_ours": speeds["ours"], "runs_theirs": speeds["theirs"]})
-            print(json.dumps(rows[-1]), flush=True)
+            _keep("serve_cpu_server", rows)
     return rows
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,12 @@ class _Spelling:
         return b"x"
 
 
-def measure(folder: Path, *, threads: int, pairs: int) -> list[dict[str, Any]]:
+def measure(
+    folder: Path, *, threads: int, pairs: int, keep: Callable[[list[dict[str, Any]]], None]
+) -> list[dict[str, Any]]:
     """One row a scheme: tokens per second at ROWS rows and one at a time, their ratio, and the bare library's.
 
+    `keep` is called with the rows so far whenever there is another.
     Each side computes on a thread that ends with it: OpenMP's helpers of one would slow down those of the other.
     """
     system_info()
@@ -62,6 +65,7 @@ def measure(folder: Path, *, threads: int, pairs: int) -> list[dict[str, Any]]:
             {
                 "scheme": scheme,
                 "rows": ROWS,
+                "kernels": "ours" if use_row_kernels(True) else "llama.cpp",
                 "tokens_per_second": statistics.median(ours),
                 "llama_class": statistics.median(theirs),
                 "ratio": results.median_ratio(ours, theirs),
@@ -74,7 +78,7 @@ def measure(folder: Path, *, threads: int, pairs: int) -> list[dict[str, Any]]:
                 "runs_theirs": theirs,
             }
         )
-        print(json.dumps(rows[-1]), flush=True)
+        keep(rows)
     return rows
 
 
