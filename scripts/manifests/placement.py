@@ -94,6 +94,9 @@ def proof(tree: Tree) -> Iterator[str]:
             yield f"{load}: the proof is made on {device}; it must be the device that trainings get"
         if has_gpu and _gpus_of(first, "limits") != _gpus(load, "limits"):
             yield f"{load}: the proof must be given the GPUs that trainings get"
+        for image in {first["image"], load.main["image"]}:
+            if ("/trainer-cuda" in image) != has_gpu:
+                yield f"{load}: the image is {image}; with a GPU, and only so, it is trainer-cuda"
 
 
 @policy

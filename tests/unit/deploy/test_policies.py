@@ -218,6 +218,11 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
         "nothing reads SMELT_TRAINER_SLOTS",
         lambda d: pod(d, "trainer")["initContainers"][0]["env"].append({"name": "SMELT_TRAINER_SLOTS", "value": "1"}),
     ),
+    (
+        "proof",
+        "with a GPU, and only so, it is trainer-cuda",
+        lambda d: container(d, "trainer").update(image=container(d, "trainer")["image"].replace("-cuda", "")),
+    ),
     ("gpu-nodes-are-kept-free", "gateway", lambda d: pod(d, "gateway").update(tolerations=[{"operator": "Exists"}])),
     ("images", "must be a digest", lambda d: container(d, "gateway").update(image="smelt/gateway:0.1.0")),
     ("all-services", "sandbox is missing", lambda d: remove(d, "Deployment", "sandbox")),
