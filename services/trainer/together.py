@@ -126,9 +126,9 @@ def train_parts(
     told: Told,
     lease: Lease,
     exports: Mapping[str, Any],
-) -> list[Made | SmeltError]:
-    """Trains `parts` together in `folder` on the GPU of `lease`, going on from what lies there; what became of each, in
-    their order."""
+) -> dict[str, Any]:
+    """Trains `parts` together in `folder` on the GPU of `lease`, going on from what lies there; the outcome, see
+    `store_parts`."""
     work.check_torch()
     runs = []
     for number, part in enumerate(parts):
@@ -141,6 +141,13 @@ def train_parts(
         (folder / "spec.json").write_text(json.dumps(spec))
         outcome = follow("together_process", folder, phases, told, [part.settings for part in parts], lease=lease)
     work.raise_error(outcome)
+    return outcome
+
+
+def store_parts(
+    store: Store, manifest: Manifest, parts: Sequence[Part], folder: Path, outcome: Mapping[str, Any], phases: Phases
+) -> list[Made | SmeltError]:
+    """Stores what a joint training in `folder` made; what became of each part, in their order."""
     found: list[Made | SmeltError] = []
     for number, (part, reached) in enumerate(zip(parts, outcome["runs"], strict=True)):
         if "reason" in reached:

@@ -76,8 +76,8 @@ def train(
     told: Told,
     lease: Lease,
     exports: Mapping[str, Any],
-) -> tuple[Manifest, dict[str, Any]]:
-    """Trains in `folder` on the GPUs of `lease`, going on from the checkpoints there; the stored bundle, the outcome.
+) -> dict[str, Any]:
+    """Trains in `folder` on the GPUs of `lease`, going on from the checkpoints there; the outcome, see `store_trained`.
 
     `told` hears of steps and alerts; `exports` is what `open_exports` is told. The training process's own error is
     raised again; NotBuilt where torch is not installed.
@@ -92,7 +92,7 @@ def train(
         (folder / "spec.json").write_text(json.dumps(spec))
         outcome = follow("train_process", folder, phases, told, (settings,), lease=lease)
     raise_error(outcome)
-    return store_trained(store, manifest, data, settings, folder, outcome, phases), outcome
+    return outcome
 
 
 def check_torch() -> None:

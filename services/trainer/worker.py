@@ -87,13 +87,17 @@ class Handlers:
         if digest is None:
             manifest = await threads.run(context, tools.store.get_manifest, spec.base)
             folder.mkdir(parents=True, exist_ok=True)
-            async with self._on_gpus(context, manifest, [settings], spec) as lease:
-                with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
-                    made, outcome = await threads.run(
-                        context, work.train, tools.store, tools.cache, manifest, data, settings, folder,
-                        Reporter(context), paces=tools.paces, told=StepEvents(tools.bus, context.job_id),
-                        lease=lease, exports=self._exports(context, spec.name),
+            reporter = Reporter(context)
+            with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
+                async with self._on_gpus(context, manifest, [settings], spec) as lease:
+                    outcome = await threads.run(
+                        context, work.train, tools.store, tools.cache, manifest, data, settings, folder, reporter,
+                        paces=tools.paces, told=StepEvents(tools.bus, context.job_id), lease=lease,
+                        exports=self._exports(context, spec.name),
                     )  # fmt: skip
+                made = await threads.run(
+                    context, work.store_trained, tools.store, manifest, data, settings, folder, outcome, reporter
+                )
             digest = made.digest
             await self._prove(context, key, spec.name, made, outcome, folder)
         await self._name(context, spec.name, digest)
@@ -116,13 +120,17 @@ class Handlers:
             manifest = await threads.run(context, tools.store.get_manifest, specs[0].base)
             folder.mkdir(parents=True, exist_ok=True)
             wanted = [parts[number] for number in missing]
-            async with self._on_gpus(context, manifest, [part.settings for part in wanted], specs[0]) as lease:
-                with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
-                    found = await threads.run(
-                        context, together.train_parts, tools.store, tools.cache, manifest, wanted, folder,
-                        Reporter(context), paces=tools.paces, told=StepEvents(tools.bus, context.job_id),
-                        lease=lease, exports=self._exports(context),
+            reporter = Reporter(context)
+            with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
+                async with self._on_gpus(context, manifest, [part.settings for part in wanted], specs[0]) as lease:
+                    outcome = await threads.run(
+                        context, together.train_parts, tools.store, tools.cache, manifest, wanted, folder, reporter,
+                        paces=tools.paces, told=StepEvents(tools.bus, context.job_id), lease=lease,
+                        exports=self._exports(context),
                     )  # fmt: skip
+                found = await threads.run(
+                    context, together.store_parts, tools.store, manifest, wanted, folder, outcome, reporter
+                )
             for number, made in zip(missing, found, strict=True):
                 if isinstance(made, SmeltError):
                     errors.append(made)
