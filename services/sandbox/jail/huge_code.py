@@ -8,7 +8,6 @@ place of the original at once; where the kernel has no huge page to give, the or
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from services.sandbox.kernel import libc
@@ -30,28 +29,28 @@ class Span(NamedTuple):
 
 
 def move_code() -> None:
-    """Replaces whatever of the mapped libraries fills whole huge pages; for a process with one thread. OSError where
-    the kernel refuses: all that was replaced before stays so, and nothing else changes."""
-    for span in list(code_spans()):
+    """Replaces what of the interpreter's library fills whole huge pages; for a process with one thread. OSError where
+    the kernel refuses: then nothing is changed."""
+    span = code_span()
+    if span.start < span.end:
         _replace(span)
 
 
-def code_spans() -> Iterator[Span]:
-    """Whole huge pages in each library's stretch of read-only mappings, where some of it is code."""
+def code_span() -> Span:
+    """The whole huge pages in the stretch of read-only mappings of one file that holds the interpreter's code; may be
+    empty. Libraries of packages are left alone: they are large, and little of them runs."""
+    code = ctypes.cast(ctypes.pythonapi.PyEval_EvalCode, ctypes.c_void_p).value or 0
+    stretch, file = Span(0, 0), ""
     with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:
-        rows = [line.split(maxsplit=5) for line in maps]
-    start = end = 0
-    file, is_code = "", False
-    for row in [*rows, ["0-0", "", "", "", "", ""]]:
-        first, last = (int(part, 16) for part in row[0].split("-"))
-        name = row[5] if len(row) == 6 and row[1][:2] == "r-" and row[1].endswith("p") else ""
-        if name == file and first == end:
-            end, is_code = last, is_code or "x" in row[1]
-            continue
-        inner = Span(-(-start // HUGE_BYTES) * HUGE_BYTES, end // HUGE_BYTES * HUGE_BYTES)
-        if file.startswith("/") and is_code and inner.start < inner.end:
-            yield inner
-        start, end, file, is_code = first, last, name, "x" in row[1]
+        for line in maps:
+            place, rights, _, _, inode, *_ = line.split()
+            start, end = (int(part, 16) for part in place.split("-"))
+            goes_on = start == stretch.end and inode == file and rights.startswith("r-")
+            if stretch.start <= code < stretch.end and not goes_on:
+                break
+            stretch = Span(stretch.start if goes_on else start, end)
+            file = inode if rights.startswith("r-") else ""
+    return Span(-(-stretch.start // HUGE_BYTES) * HUGE_BYTES, stretch.end // HUGE_BYTES * HUGE_BYTES)
 
 
 def _replace(span: Span) -> None:
