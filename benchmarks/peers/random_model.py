@@ -31,7 +31,7 @@ QWEN_1_5B = {
     "rope_theta": 1000000.0,
     "tie_word_embeddings": True,
 }
-FILE_TYPES = {"Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
+FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
 POOL = 1 << 24
 STANDARD_DEVIATION = 0.02
 

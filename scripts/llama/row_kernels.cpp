@@ -1,4 +1,4 @@
-// Products of quantized weights with many rows at once, for x86 CPUs with AVX-512 VNNI: Q8_0, Q4_K, Q5_K and Q6_K.
+// Products of quantized weights with many rows at once, for x86 CPUs with AVX-512 VNNI: Q8_0, Q4_0, Q4_K, Q5_K, Q6_K.
 //
 // Compiled into upstream's CPU library as one more of its buffer types for weights, beside its own sources, which stay
 // untouched. A program that does not call smelt_use_row_kernels gets upstream's kernels and nothing else.
@@ -108,25 +108,30 @@ template <int ROWS> inline void multiply(__m512i (&sums)[ROWS], __m512i weights,
 
 // Layout of 16 outputs in each format: all blocks' codes first, then all blocks' scales.
 
-struct Q8_0 {
-    using Block = block_q8_0;
+// Q8_0 and Q4_0: one scale for 32 values, which are stored with a shift, or are shifted here, to be without sign.
+template <class Block_> struct WithShift {
+    using Block = Block_;
     using Rounded = block_q8_0;
-    static constexpr int VALUES = 32, SUMS = 1, CODES = 32 * OUTPUTS, SCALES = 2 * OUTPUTS;
+    static constexpr bool IS_NIBBLES = sizeof(Block) == sizeof(block_q4_0);
+    static constexpr int VALUES = 32, SUMS = 1, SHIFT = IS_NIBBLES ? 8 : 128;
+    static constexpr int CODES = (IS_NIBBLES ? 16 : 32) * OUTPUTS, SCALES = 2 * OUTPUTS;
 
     static void pack(const Block & block, int output, uint8_t * codes, uint8_t * scales) {
-        for (int i = 0; i < 32; i++) {
-            codes[i / 4 * VECTOR + output * 4 + i % 4] = (uint8_t) (block.qs[i] + 128);
+        for (int word = 0; word < CODES / VECTOR; word++) {
+            uint32_t four;
+            memcpy(&four, block.qs + word * 4, 4);
+            four ^= IS_NIBBLES ? 0 : 0x80808080;
+            memcpy(codes + word * VECTOR + output * 4, &four, 4);
         }
         memcpy(scales + 2 * output, &block.d, 2);
     }
 
-    static void sums(const Rounded & rounded, int rows, int32_t * to) {
+    static void sums(const Rounded & rounded, int, int32_t * to) {
         int sum = 0;
         for (int i = 0; i < 32; i++) {
             sum += rounded.qs[i];
         }
-        to[0] = -128 * sum;
-        (void) rows;
+        to[0] = -SHIFT * sum;
     }
 
     static float factor(const Rounded & rounded) { return GGML_CPU_FP16_TO_FP32(rounded.d); }
@@ -140,15 +145,26 @@ struct Q8_0 {
         for (int row = 0; row < ROWS; row++) {
             sums[row] = _mm512_set1_epi32(starts[row]);
         }
-#pragma GCC unroll 8
-        for (int step = 0; step < 8; step++) {
-            multiply<ROWS>(sums, load(codes + step * VECTOR), record + step * ROWS);
-        }
+        add_steps(sums, codes, record, std::make_integer_sequence<int, 8>());
         const __m512 scale = halves(scales);
         for (int row = 0; row < ROWS; row++) {
             const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(factors[row]));
             totals[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[row]), both, totals[row]);
         }
+    }
+
+    template <int ROWS, int... STEPS>
+    static inline void add_steps(__m512i (&sums)[ROWS], const uint8_t * codes, const int32_t * record,
+                                 std::integer_sequence<int, STEPS...>) {
+        (multiply<ROWS>(sums, weights<STEPS>(codes), record + STEPS * ROWS), ...);
+    }
+
+    // Four values of each output; of nibbles the low ones are the block's first half.
+    template <int STEP> static inline __m512i weights(const uint8_t * codes) {
+        if constexpr (IS_NIBBLES) {
+            return _mm512_and_si512(moved<-4 * (STEP / 4)>(load(codes + STEP % 4 * VECTOR)), _mm512_set1_epi8(15));
+        }
+        return load(codes + STEP * VECTOR);
     }
 };
 
@@ -443,7 +459,8 @@ template <class Format> class PackedAs final : public Packed {
 };
 
 Packed * packed_as(const ggml_tensor * tensor) {
-    static PackedAs<Q8_0> q8_0;
+    static PackedAs<WithShift<block_q8_0>> q8_0;
+    static PackedAs<WithShift<block_q4_0>> q4_0;
     static PackedAs<WithMinima<block_q4_K>> q4_k;
     static PackedAs<WithMinima<block_q5_K>> q5_k;
     static PackedAs<Q6_K> q6_k;
@@ -452,6 +469,7 @@ Packed * packed_as(const ggml_tensor * tensor) {
     }
     switch (tensor->type) {
         case GGML_TYPE_Q8_0: return &q8_0;
+        case GGML_TYPE_Q4_0: return &q4_0;
         case GGML_TYPE_Q4_K: return &q4_k;
         case GGML_TYPE_Q5_K: return &q5_k;
         case GGML_TYPE_Q6_K: return &q6_k;
