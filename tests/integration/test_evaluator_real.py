@@ -22,7 +22,7 @@ from smeltkit.bus import Bus, topology
 from smeltkit.config import PlatformConfig
 from smeltkit.manifest import REFERENCE_TYPE
 from smeltkit.testing.importing import import_rig, succeeded
-from smeltkit.testing.nats import NatsServer
+from smeltkit.testing.nats import nats_server
 from smeltkit.testing.processes import ServiceProcess, service_process
 from smeltkit.testing.s3 import S3Server, fresh_store
 
@@ -76,19 +76,20 @@ async def _import_model(address: str, platform: PlatformConfig, folder: Path) ->
 
 
 @pytest.fixture(scope="module")
-def site(nats: NatsServer, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Services for this file, in a bucket of their own."""
+def site(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Services for this file, with a bucket and a queue of their own: nobody else takes their jobs."""
     folder = tmp_path_factory.mktemp("real")
-    platform = replace(fresh_store(s3, folder / "uploads").config, nats_url=nats.url)
+    with nats_server() as nats:
+        platform = replace(fresh_store(s3, folder / "uploads").config, nats_url=nats.url)
 
-    async def prepare() -> None:
-        bus = await Bus.connect(platform, name="topology")
-        await topology.apply(bus)
-        await bus.close()
+        async def prepare() -> None:
+            bus = await Bus.connect(platform, name="topology")
+            await topology.apply(bus)
+            await bus.close()
 
-    asyncio.run(prepare())
-    with _services(platform, folder) as made:
-        yield made
+        asyncio.run(prepare())
+        with _services(platform, folder) as made:
+            yield made
 
 
 @pytest.fixture
