@@ -136,6 +136,8 @@ def test_a_licence_that_is_not_allowed_is_named(root: Path, lines: tuple[str, ..
 def test_a_package_that_only_names_others_needs_no_licence(root: Path, file: str, count: int) -> None:
     add_package(root, "beta")
     (root / PACKAGES / "beta-1.0.dist-info" / "RECORD").write_text(f"{file},,\n")
+    (root / PACKAGES / file).parent.mkdir(exist_ok=True)
+    (root / PACKAGES / file).touch()
     assert len(list(bill.licence_errors(bill.bill_of(root, IMAGE, "0.1.0"), IMAGE))) == count
 
 
