@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import results
 from benchmarks.peers.llama_server import batched_bench
 from benchmarks.peers.random_model import FILE_TYPES, write_random_models
-from services.inference.llama import LlamaConfig, LlamaEngine, system_info, use_row_kernels
+from services.inference.llama import LlamaConfig, LlamaEngine, has_row_kernels, system_info, use_row_kernels
 from services.inference.runtime import Generation, Runtime
 from services.inference.scheduler import Bounds, Scheduler, Sequence
 from services.inference.stream import StopRule, TokenStream
@@ -65,7 +65,7 @@ def measure(
             {
                 "scheme": scheme,
                 "rows": ROWS,
-                "kernels": "ours" if use_row_kernels(True) else "llama.cpp",
+                "kernels": "ours" if has_row_kernels() else "llama.cpp",
                 "tokens_per_second": statistics.median(ours),
                 "llama_class": statistics.median(theirs),
                 "ratio": results.median_ratio(ours, theirs),

@@ -127,7 +127,7 @@ class LlamaEngine:
             slot_cells=int(llama_cpp.llama_n_ctx_seq(self._context)),
             batch_rows=int(llama_cpp.llama_n_batch(self._context)),
             output_rows=config.output_rows,
-            rows_floor=AMX_ROWS_FLOOR if "AMX_INT8 = 1" in system_info() else 1,
+            rows_floor=AMX_ROWS_FLOOR if _has_amx() else 1,
         )
 
 
@@ -190,10 +190,19 @@ def use_row_kernels(is_wanted: bool) -> bool:
     """Whether models loaded from now on multiply quantized weights by our kernels: as wanted, where this CPU has them.
 
     They compute many rows at once several times faster than llama.cpp's own, and give a row the same numbers whatever
-    others are beside it. Their source is `scripts/llama/row_kernels.cpp`.
+    others are beside it. Their source is `scripts/llama/row_kernels.cpp`. Not to be changed while a model is loaded.
     """
     _start_backend()
     return bool(_row_kernels()(is_wanted))
+
+
+def has_row_kernels() -> bool:
+    """Whether our kernels compute, now that this switches them on: llama.cpp's for AMX, where that works, go before."""
+    return use_row_kernels(True) and not _has_amx()
+
+
+def _has_amx() -> bool:
+    return "AMX_INT8 = 1" in system_info()
 
 
 @cache

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from services.evaluator.perplexity import measure, perplexity_of
 from services.inference.config import InferenceConfig
 from services.inference.language import Language
-from services.inference.llama import use_row_kernels
+from services.inference.llama import has_row_kernels, use_row_kernels
 from services.inference.model import GenerateOptions, Model, open_engine
 from services.inference.probe import collect
 from services.inference.sizing import size_model
@@ -119,7 +119,7 @@ async def test_greedy_side_by_side_differs_from_alone_in_few_prompts_only(
     files: Files, kind: str, settings: InferenceConfig, share_max: float, record_property: Any
 ) -> None:
     """R-040: the share that differs is measured and recorded; with our kernels for quantized weights there is none."""
-    if settings.kernels == "auto" and not use_row_kernels(True):
+    if settings.kernels == "auto" and not has_row_kernels():
         share_max = BATCH_DIFFERENCES_MAX
     async with opened(files, getattr(files, kind), settings) as model:
         alone = await one_by_one(model)

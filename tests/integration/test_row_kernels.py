@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.peers.random_model import FILE_TYPES, QWEN_1_5B, write_random_models
 from services.inference.engine import Rows
 from services.inference.fallbacks import cpu_flags
-from services.inference.llama import LlamaConfig, LlamaEngine, system_info, use_row_kernels
+from services.inference.llama import LlamaConfig, LlamaEngine, has_row_kernels, system_info, use_row_kernels
 from smeltkit.ml.gguf_io import GgufFile, GgufTensor, TensorInfo, write_gguf
 
 LAYER = {
@@ -36,11 +36,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A file a scheme."""
     system_info()
     return write_random_models(tmp_path_factory.mktemp("rows"), FILE_TYPES, LAYER)
-
-
-def are_ours() -> bool:
-    """Whether our kernels compute on this machine: AMX, where it works, goes before them."""
-    return use_row_kernels(True) and "AMX_INT8 = 1" not in system_info()
 
 
 def logits(path: Path, rows_at_once: int, *, is_upstream: bool = False) -> NDArray[np.float32]:
@@ -75,7 +70,7 @@ def test_a_row_has_the_same_logits_whatever_is_beside_it(models: dict[str, Path]
     """Bit for bit: heights of tiles from one row to the most, and rows in several tiles."""
     alone = logits(models[scheme], 1)
     for rows in (2, 3, 5, 8, 11, 12, 13, 29, 48):
-        assert difference(logits(models[scheme], rows), alone) <= (0 if are_ours() else ROUNDING), rows
+        assert difference(logits(models[scheme], rows), alone) <= (0 if has_row_kernels() else ROUNDING), rows
 
 
 def test_they_compute_what_llama_cpp_computes(models: dict[str, Path]) -> None:
@@ -84,7 +79,7 @@ def test_they_compute_what_llama_cpp_computes(models: dict[str, Path]) -> None:
     Of Q8_0, whose rows llama.cpp rounds in one way only.
     """
     ours, theirs = logits(models["Q8_0"], 48), logits(models["Q8_0"], 48, is_upstream=True)
-    assert are_ours() == (not np.array_equal(ours, theirs)), "another switch than the one that was set"
+    assert has_row_kernels() == (not np.array_equal(ours, theirs)), "another switch than the one that was set"
     differences = [difference(one, other) for one, other in zip(ours, theirs, strict=True)]
     assert np.median(differences) <= ORDER and max(differences) <= ROUNDING
 
