@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -34,7 +34,10 @@ CASES: dict[str, dict[str, Any]] = {
     "350M-full": {"shape": "350M", "method": "full", "sequences": 16},
     "1.5B-full": {"shape": "1.5B", "method": "full", "sequences": 4},
     "1.5B-lora": {"shape": "1.5B", "method": "lora", "sequences": 8},
-    "7B-lora": {"shape": "7B", "method": "lora", "sequences": 4},
+    "7B-lora": {
+        "shape": "7B", "method": "lora", "sequences": 4,
+        "contenders": ("ours", "peer", "peer with Liger", "TRL with Liger", "ours on NF4"),
+    },
     "7B-qlora": {
         "shape": "7B", "method": "qlora", "sequences": 4,
         "contenders": ("ours", "peer", "peer with Liger", "TRL", "ours on bf16"),
@@ -153,17 +156,18 @@ def nf4() -> list[dict[str, Any]]:
     return [row]
 
 
-def train(case: str, rate: float) -> list[dict[str, Any]]:
+def train(case: str, rate: float) -> Iterator[dict[str, Any]]:
     """One row a contender of a case, each measured in a process of its own: Liger patches what it finds.
 
-    Ratios are to the second contender.
+    Ratios, which all rows get after the last, are to the second contender.
     """
     usual = ("ours", "peer", "peer with Liger") if find_spec("liger_kernel") else ("ours", "peer")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in CASES[case].get("contenders", usual):
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
             rows.append({"case": case, "contender": name, **pool.submit(contend, case, name, rate).result()})
         print({key: value for key, value in rows[-1].items() if key != "losses"}, flush=True)
+        yield rows[-1]
     theirs = rows[1]
     for row in rows:
         if "error" not in row and "error" not in theirs:
@@ -171,9 +175,10 @@ def train(case: str, rate: float) -> list[dict[str, Any]]:
             row["memory_ratio"] = row["peak_gib"] / theirs["peak_gib"]
             pairs = zip(row["losses"], theirs["losses"], strict=True)
             row["largest_loss_difference"] = max(abs(a - b) / b for a, b in pairs)
-    if rows[-1]["contender"] == "ours on bf16":
-        rows[0]["speed_ratio_to_lora"] = rows[0]["tokens_per_second"] / rows[-1]["tokens_per_second"]
-    return rows
+    of = {row["contender"]: row for row in rows}
+    for quantized, plain in (("ours", "ours on bf16"), ("ours on NF4", "ours")):
+        if quantized in of and plain in of:
+            of[quantized]["speed_ratio_to_lora"] = of[quantized]["tokens_per_second"] / of[plain]["tokens_per_second"]
 
 
 def contend(case: str, name: str, rate: float) -> dict[str, Any]:
@@ -187,18 +192,18 @@ def contend(case: str, name: str, rate: float) -> dict[str, Any]:
             is_plain = name == "ours in float32"
             return contenders.ours(
                 shape,
-                "lora" if name == "ours on bf16" else method,
+                {"ours on bf16": "lora", "ours on NF4": "qlora"}.get(name, method),
                 "float32" if is_plain else state,
                 recomputes=name.endswith("recomputing"),
             )
         return contenders.peer(shape, method, state, with_liger=name.endswith("Liger"))
 
     try:
-        if name == "TRL":
-            return measure_trl(shape, facts["sequences"], flops, rate)
+        if name.startswith("TRL"):
+            return measure_trl(shape, method, facts["sequences"], flops, rate, with_liger=name.endswith("Liger"))
         return measure(make, facts["sequences"], flops, rate, facts.get("compared", COMPARED_STEPS))
-    except torch.cuda.OutOfMemoryError as error:
-        return {"error": f"out of memory: {str(error)[:120]}"}
+    except Exception as error:  # what a peer's library fails with is its row, and no end of the others
+        return {"error": f"{type(error).__name__}: {str(error)[:200]}"}
 
 
 def measure(
@@ -219,11 +224,14 @@ def measure(
     return found(sequences, losses, statistics.median(times[WARM_STEPS:]), flops, rate)
 
 
-def measure_trl(shape: str, sequences: int, flops: float, rate: float) -> dict[str, Any]:
+def measure_trl(
+    shape: str, method: str, sequences: int, flops: float, rate: float, *, with_liger: bool
+) -> dict[str, Any]:
     """The same of TRL, which has the loop in its own hands."""
     torch.cuda.reset_peak_memory_stats()
     tokens, steps = draws(sequences), COMPARED_STEPS + WARM_STEPS + TIMED_STEPS
-    losses, times = trl_peer.measure(shape, torch.cat([tokens() for _ in range(steps)]), sequences)
+    rows = torch.cat([tokens() for _ in range(steps)])
+    losses, times = trl_peer.measure(shape, rows, sequences, method=method, with_liger=with_liger)
     return found(sequences, losses[:COMPARED_STEPS], statistics.median(times[-TIMED_STEPS:]), flops, rate)
 
 
@@ -258,11 +266,14 @@ def main() -> None:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16 matrix product {rate:.0f} TFLOP/s,"
         f" {sustained:.0f} without a pause", flush=True,
     )  # fmt: skip
+    facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "matrix_tflops": rate,
+             "sustained_tflops": sustained}  # fmt: skip
     rows: list[dict[str, Any]] = []
     for case in options.cases:
-        rows += cross_entropy(rate) if case == "cross-entropy" else nf4() if case == "nf4" else train(case, rate)
-        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "matrix_tflops": rate,
-                 "sustained_tflops": sustained}  # fmt: skip
+        found = cross_entropy(rate) if case == "cross-entropy" else nf4() if case == "nf4" else train(case, rate)
+        for row in found:
+            rows.append(row)
+            results.save(options.save, rows, **facts)
         results.save(options.save, rows, **facts)
     for row in rows:
         print(*(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()

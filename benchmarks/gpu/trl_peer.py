@@ -1,7 +1,7 @@
-"""QLoRA as TRL's users run it: SFTTrainer with its own defaults over bitsandbytes and peft.
+"""LoRA and QLoRA as TRL's users run them: SFTTrainer over peft and, for QLoRA, bitsandbytes.
 
-Its defaults are recomputation, adapters in bf16 under bf16 autocast, and a head and loss in one. Rows are of equal
-length, so nothing is padded; rate, clipping and decay are those of the other contenders.
+Its defaults are recomputation, bf16 autocast, and a head and loss in one; with Liger it keeps activations, as fast as
+it can be. Rows are of equal length, so nothing is padded; rate, clipping and decay are those of the other contenders.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ from torch.utils.data import SequentialSampler
 from benchmarks.gpu.contenders import LEARNING_RATE, RANK, to_bitsandbytes, transformers_model
 
 
-def measure(shape: str, rows: torch.Tensor, sequences: int) -> tuple[list[float], list[float]]:
-    """Losses and seconds of every step over `rows` [steps * sequences, tokens], on the GPU, the model in NF4."""
+def measure(
+    shape: str, rows: torch.Tensor, sequences: int, *, method: str, with_liger: bool
+) -> tuple[list[float], list[float]]:
+    """Losses and seconds of every step over `rows` [steps * sequences, tokens], on the GPU, for QLoRA in NF4."""
     model = transformers_model(shape, torch.bfloat16)
-    to_bitsandbytes(model.model)
-    model.is_loaded_in_4bit = True
-    return train(model, rows, sequences)
+    if method == "qlora":
+        to_bitsandbytes(model.model)
+        model.is_loaded_in_4bit = True
+    return train(model, rows, sequences, with_liger=with_liger)
 
 
-def train(model: Any, rows: torch.Tensor, sequences: int) -> tuple[list[float], list[float]]:
+def train(
+    model: Any, rows: torch.Tensor, sequences: int, *, with_liger: bool = False
+) -> tuple[list[float], list[float]]:
     """Losses and seconds of every step of a model by SFTTrainer, with peft's adapters on all linear layers."""
     import peft
     import transformers
@@ -61,6 +66,7 @@ def train(model: Any, rows: torch.Tensor, sequences: int) -> tuple[list[float], 
             folder, per_device_train_batch_size=sequences, num_train_epochs=1, max_length=rows.shape[1],
             learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
             logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+            use_liger_kernel=with_liger, gradient_checkpointing=not with_liger,
         )  # fmt: skip
         trainer = InOrder(
             model, settings, train_dataset=Dataset.from_dict({"input_ids": rows.tolist()}), processing_class=words,
