@@ -47,7 +47,13 @@ async def serve() -> None:
             ),
             folders=RunFolders(config.cache_dir / "runs", workshop.ledger),
             paces=Paces(config.cache_dir / "paces", config.threads),
-            gpus=GpuLedger(workshop.bus, workshop.ledger, devices, reserve_bytes=config.gpu_reserve_bytes),
+            gpus=GpuLedger(
+                workshop.bus,
+                workshop.ledger,
+                devices,
+                reserve_bytes=config.gpu_reserve_bytes,
+                beside_strangers=config.gpu_beside_strangers,
+            ),
         )
         host = ServiceHost("trainer", rpc)
         host.add(

@@ -26,6 +26,8 @@ class TrainerConfig:
     nvidia_smi: str = "nvidia-smi"
     """Program that tells of this machine's GPUs; without it they are used and not guarded."""
     gpu_reserve_bytes: int = 512 * limits.MIB
+    gpu_beside_strangers: bool = False
+    """Whether trainings may take a GPU on which a process without a lease computes, such as one that serves models."""
     """Bytes of each GPU that no training may lease."""
 
     tensorboard_dir: str = ""

@@ -20,12 +20,14 @@ from services.trainer.plan import Prepared
 from services.trainer.settings import OBSERVING
 from smeltkit import limits
 from smeltkit.config import environment
+from smeltkit.gpus import holders
 from smeltkit.ids import digest_bytes
 from smeltkit.manifest import canonical_json
 
 _log = logging.getLogger(__name__)
 WITHOUT_EFFECT = (
     *OBSERVING,
+    "nodes",
     "seed",
     "epochs",
     "max_steps",
@@ -93,7 +95,7 @@ class Paces:
 
 
 def _measure(asked: bytes, names: Mapping[str, str]) -> Pace | None:
-    command = [sys.executable, "-m", "services.trainer.pace"]
+    command = [sys.executable, "-m", "services.trainer.pace", holders.PLANS]
     try:
         done = subprocess.run(command, input=asked, capture_output=True, timeout=limits.TRAIN_PACE_TIMEOUT_S, env=names)
     except subprocess.TimeoutExpired:

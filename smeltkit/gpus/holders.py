@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+PLANS: Final = "smelt-plan"
+"""Last argument of processes that measure for a plan, on a device that is free: soon over, and in nobody's way."""
 _PROCESSES: Final = Path("/proc")
 
 
@@ -19,6 +21,11 @@ def pids_of(holder: str) -> list[int]:
     """The processes that work under a lease."""
     mark = holder.encode()
     return [int(path.name) for path in _PROCESSES.glob("[0-9]*") if _last_argument(path) == mark]
+
+
+def present(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that exist in this machine's or container's view."""
+    return [pid for pid in pids if (_PROCESSES / str(pid)).exists()]
 
 
 def end(pids: Iterable[int]) -> None:

@@ -4,8 +4,9 @@ A claim lives as long as the attempt at a job that made it: its holder's name ca
 whose lease expires unless it is renewed. So nothing here has a clock of its own. Whoever next wants one of the same
 devices finds that an attempt is over, ends what processes it left, and only when they are gone is their memory free.
 
-What it does not guard against: whoever takes memory without a lease. That is measured, and not leased to anybody, but a
-program that starts a moment later is not held back.
+A device on which a process without a lease computes is leased to nobody, unless whoever runs the platform asked for
+that: it may be what serves an evaluation, which must not become slower or fail for want of memory. What is not guarded
+against: a program without a lease that starts a moment later, or in a container that hides its processes from this one.
 """
 
 from __future__ import annotations
@@ -91,7 +92,14 @@ class Standing:
     claims: tuple[Claim, ...]
     """Those of other machines too, oldest first."""
     processes: Mapping[str, Sequence[int]]
-    """Processes of every claim that holds devices, as far as they are seen here."""
+    """Processes of every claim that holds devices, and of plans, as far as they are seen here."""
+
+    @property
+    def strangers(self) -> dict[str, list[int]]:
+        """Device to the processes that compute there without a lease, as far as they are seen here."""
+        known = {pid for pids in self.processes.values() for pid in pids}
+        told = {one.id: [pid for pid in one.processes if pid not in known] for one in self.devices}
+        return {id: here for id, pids in told.items() if (here := holders.present(pids))}
 
     def uses(self, device: Device, claim: Claim) -> int:
         """Bytes that a claim's processes use of a device; all that it leased where the driver tells of no process."""
@@ -101,11 +109,22 @@ class Standing:
 
 
 class GpuLedger:
-    """Leases the GPUs that `devices` tells of; `reserve_bytes` of each are leased to nobody."""
+    """Leases the GPUs that `devices` tells of; `reserve_bytes` of each are leased to nobody.
 
-    def __init__(self, bus: LedgerBus, jobs: JobLedger, devices: Devices, *, reserve_bytes: int = 0) -> None:
+    With `beside_strangers` those too on which a process without a lease computes.
+    """
+
+    def __init__(
+        self,
+        bus: LedgerBus,
+        jobs: JobLedger,
+        devices: Devices,
+        *,
+        reserve_bytes: int = 0,
+        beside_strangers: bool = False,
+    ) -> None:
         self._bucket, self._jobs = bus.bucket(GPUS_BUCKET), jobs
-        self._devices, self._reserve_bytes = devices, reserve_bytes
+        self._devices, self._reserve_bytes, self._beside_strangers = devices, reserve_bytes, beside_strangers
 
     async def check(self, want: Want) -> Lease:
         """What a job that began now would get, which it does not take; empty without GPUs. OutOfMemory, GpuBusy."""
@@ -262,12 +281,14 @@ class GpuLedger:
         """The claim of a job on devices of this machine, None if it has none; OutOfMemory if it can never hold them."""
         if not devices:
             return None
-        room = sorted((device.total_bytes - self._reserve_bytes for device in devices), reverse=True)
+        # Of several partitions a process sees the first only.
+        usable = [device for device in devices if want.count == 1 or not device.whole]
+        room = sorted((device.total_bytes - self._reserve_bytes for device in usable), reverse=True)
         if len(room) < want.count or room[want.count - 1] < want.memory_bytes:
+            has = ", ".join(map(_gib, room)) or "no whole GPU"
             raise OutOfMemory(
-                f"{want.title} needs {_gib(want.memory_bytes)} of {want.count} GPUs; this machine has"
-                f" {', '.join(map(_gib, room))} to lease. Lower pack_tokens or sequence_tokens, set recompute or dtype"
-                " bfloat16, or lower processes"
+                f"{want.title} needs {_gib(want.memory_bytes)} of {want.count} GPUs; this machine has {has} to lease."
+                " Lower pack_tokens or sequence_tokens, set recompute or dtype bfloat16, or lower processes"
             )
         return Claim(
             holder=holder,
@@ -275,7 +296,7 @@ class GpuLedger:
             memory_bytes=want.memory_bytes,
             count=want.count,
             is_shared=want.is_shared,
-            among=tuple(device.id for device in devices),
+            among=tuple(device.id for device in usable),
             since_s=time.time(),
         )
 
@@ -283,7 +304,10 @@ class GpuLedger:
         if ahead_of(claim, standing.claims):
             return ()
         holding = [one for one in standing.claims if one.devices]
-        return place(claim, holding, self._left(standing))
+        left = self._left(standing)
+        if not self._beside_strangers:
+            left = {id: size for id, size in left.items() if id not in standing.strangers}
+        return place(claim, holding, left)
 
     def _left(self, standing: Standing) -> dict[str, int]:
         holding = [one for one in standing.claims if one.devices]
@@ -302,6 +326,8 @@ class GpuLedger:
                 f" since {max(time.time() - one.since_s, 0) / 60:.0f} min"
                 for one in here
             ]
+            if (pids := standing.strangers.get(device.id)) and not self._beside_strangers:
+                who.append(f"process {pids[0]} computes there without a lease")
             size = f"{_gib(max(left[device.id], 0))} of {_gib(device.total_bytes)} free"
             told.append(f"{device.id[:12]} ({device.name}): {', '.join((size, *who))}")
         ahead = ahead_of(claim, standing.claims)
@@ -331,7 +357,8 @@ class GpuLedger:
 
     async def _standing(self, devices: tuple[Device, ...], claims: Sequence[Claim]) -> Standing:
         def processes() -> dict[str, Sequence[int]]:
-            return {one.holder: holders.pids_of(one.holder) for one in claims if one.devices}
+            names = (holders.PLANS, *(one.holder for one in claims if one.devices))
+            return {name: holders.pids_of(name) for name in names}
 
         return Standing(devices=devices, claims=tuple(claims), processes=await asyncio.to_thread(processes))
 

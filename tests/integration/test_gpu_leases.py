@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -32,7 +33,7 @@ class Rig:
     """Jobs and GPUs on one bus; `devices` is what this machine has."""
 
     def __init__(self, bus: LedgerBus) -> None:
-        self.jobs = JobLedger(bus)
+        self.bus, self.jobs = bus, JobLedger(bus)
         self.devices = FakeDevices(gpu(f"GPU-{uuid4().hex}"))
         self.gpus = GpuLedger(bus, self.jobs, self.devices)
 
@@ -81,8 +82,12 @@ def process() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 def working(context: JobContext, started: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
     """A process that works under an attempt's lease."""
-    holder = f"{context.job_id}.{context.fence}"
-    started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", holder]))
+    return waiting(f"{context.job_id}.{context.fence}", started)
+
+
+def waiting(last_argument: str, started: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    """A process that does nothing."""
+    started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", last_argument]))
     return started[-1]
 
 
@@ -132,6 +137,37 @@ async def test_a_refusal_names_the_holder_and_the_remedy(rig: Rig) -> None:
         with pytest.raises(GpuBusy):
             await rig.gpus.check(WANT)
     assert (await rig.gpus.check(WANT)).devices == (rig.devices.now[0].id,)
+
+
+async def test_a_gpu_on_which_somebody_computes_without_a_lease_is_not_given(
+    rig: Rig, process: list[subprocess.Popen[bytes]]
+) -> None:
+    """R-117: it may serve an evaluation; not for any budget, unless whoever runs the platform says so."""
+    stranger = waiting("no lease", process)
+    free = rig.devices.now[0]
+    rig.devices.now = (replace(free, used_bytes=1, processes={stranger.pid: 1, 2**22 + 1: 1}),)
+    with pytest.raises(GpuBusy, match=f"process {stranger.pid} computes there without a lease"):
+        async with rig.gpus.held(await rig.attempt(), WANT):
+            pass
+    asked = GpuLedger(rig.bus, rig.jobs, rig.devices, beside_strangers=True)
+    assert (await asked.check(WANT)).devices == (free.id,)
+    stranger.kill()
+    stranger.wait()
+    rig.devices.now = (free,)
+    async with rig.gpus.held(context := await rig.attempt(), WANT) as lease:
+        own = working(context, process)
+        rig.devices.now = (replace(free, used_bytes=30, processes={own.pid: 30}),)
+        assert (await rig.gpus.check(replace(WANT, memory_bytes=30))).devices == lease.devices
+        own.kill()
+        own.wait()
+
+
+async def test_several_partitions_are_no_place_for_one_training(rig: Rig) -> None:
+    """A process sees the first partition only; alone it is a device like any other."""
+    rig.devices.now = tuple(gpu(f"MIG-{uuid4().hex}", whole="GPU-0") for _ in range(2))
+    assert len((await rig.gpus.check(WANT)).devices) == 1
+    with pytest.raises(OutOfMemory, match="no whole GPU"):
+        await rig.gpus.check(replace(WANT, count=2))
 
 
 async def test_what_no_device_can_hold_is_refused_whether_one_waits_or_not(rig: Rig) -> None:

@@ -78,7 +78,29 @@ def test_devices_and_their_processes_are_read_from_the_drivers_program(smi: Fake
     assert NvidiaSmi(str(smi.program), visible="GPU-0").read() == (devices[0],)
 
 
-def test_a_partitioned_gpu_and_a_missing_program_are_no_devices(smi: FakeNvidiaSmi) -> None:
-    (smi.program.parent / "gpus.csv").write_text("GPU-0, NVIDIA H200, [N/A], [Insufficient Permissions]\n")
+def test_of_a_partitioned_gpu_its_partitions_are_devices(smi: FakeNvidiaSmi) -> None:
+    """Each with its own memory and processes, also where only one is visible, beside a whole GPU."""
+    whole = gpu(total=4 * limits.GIB)
+    parts = [gpu(f"MIG-{n}", total=16 * limits.GIB, used=n * limits.GIB, whole="GPU-1", p7=limits.GIB) for n in (0, 1)]
+    smi.tell(whole, *parts)
+    assert NvidiaSmi(str(smi.program)).read() == (whole, *parts)
+    assert NvidiaSmi(str(smi.program), visible="GPU-1").read() == tuple(parts)
+    assert NvidiaSmi(str(smi.program), visible="MIG-1").read() == (parts[1],)
+
+
+def test_what_shares_the_memory_of_a_partition_is_left_out(
+    smi: FakeNvidiaSmi, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two compute instances of one GPU instance; what cannot be read is said and is no device."""
+    smi.tell(gpu("MIG-0", whole="GPU-1"), gpu("MIG-1", whole="GPU-1"), gpu("MIG-2", whole="GPU-1"))
+    tree = smi.program.parent / "all.xml"
+    tree.write_text(tree.read_text().replace("<gpu_instance_id>8<", "<gpu_instance_id>7<"))
+    assert [one.id for one in NvidiaSmi(str(smi.program)).read()] == ["MIG-2"]
+    tree.write_text("none of it")
+    assert NvidiaSmi(str(smi.program)).read() == () and "partitions of GPUs are not known" in caplog.text
+
+
+def test_what_tells_no_sizes_and_a_missing_program_are_no_devices(smi: FakeNvidiaSmi) -> None:
+    (smi.program.parent / "gpus.csv").write_text("GPU-0, NVIDIA H200, [N/A], [Insufficient Permissions], Disabled\n")
     assert NvidiaSmi(str(smi.program)).read() == ()
     assert NvidiaSmi("/nowhere/nvidia-smi").read() == ()
