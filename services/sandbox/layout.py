@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from services.sandbox.code_file import shared_code
 from services.sandbox.config import UIDS_PER_SLOT, SandboxConfig
 from services.sandbox.doctor import Isolation
 from services.sandbox.interpreter import Interpreter, executables, find_interpreter, judge_digest
@@ -78,6 +79,7 @@ def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int, pr
         tmp_bytes=tmp_bytes,
         tmp_inodes=TMP_INODES,
         preload=profile.preload,
+        code=shared_code(),
         packages=profile.folder,
         executables=programs,
     )

@@ -79,6 +79,7 @@ def _limits(given: tuple[tuple[str, float], ...]) -> Limits:
     return Limits.from_request(dict(given))
 
 
+@functools.lru_cache(maxsize=_CACHED_LIMITS)
 def from_limits(limits: Limits) -> pb.Limits:
     """The bounds as a message, every field set."""
     return pb.Limits(**{name: getattr(limits, name) for name in _LIMITS})

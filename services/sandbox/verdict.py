@@ -162,26 +162,28 @@ def escaped(text: str) -> str:
     return plain[:DETAIL_MAX_CHARS]
 
 
+_STREAMS: Final = ("stdout", "stderr")
+
+
 def to_wire(record: Record) -> dict[str, Any]:
-    """The record as JSON for the supervisor's socket; bytes as latin-1 text."""
-    return {
-        **vars(record),
-        "limits": vars(record.limits),
-        "earlier": [vars(attempt) for attempt in record.earlier],
-        "stdout": record.stdout.decode("latin-1"),
-        "stderr": record.stderr.decode("latin-1"),
-    }
+    """What differs from an empty record, as JSON for the supervisor's socket; bytes as latin-1 text. Who asked knows
+    the limits."""
+    fields = {name: value for name, value in vars(record).items() if value}
+    del fields["limits"]
+    for name in _STREAMS:
+        if name in fields:
+            fields[name] = fields[name].decode("latin-1")
+    if record.earlier:
+        fields["earlier"] = [vars(attempt) for attempt in record.earlier]
+    return {**fields, "exit_status": record.exit_status}
 
 
-def from_wire(fields: dict[str, Any]) -> Record:
-    """The inverse of `to_wire`."""
-    return Record(
-        **{
-            **fields,
-            "verdict": Verdict(fields["verdict"]),
-            "limits": Limits(**fields["limits"]),
-            "earlier": [Attempt(**{**run, "verdict": Verdict(run["verdict"])}) for run in fields["earlier"]],
-            "stdout": fields["stdout"].encode("latin-1"),
-            "stderr": fields["stderr"].encode("latin-1"),
-        }
-    )
+def from_wire(fields: dict[str, Any], limits: Limits) -> Record:
+    """The inverse of `to_wire`, of a run within `limits`."""
+    found = dict(fields)
+    found["verdict"], found["limits"] = Verdict(fields["verdict"]), limits
+    found["earlier"] = [Attempt(**{**run, "verdict": Verdict(run["verdict"])}) for run in fields.get("earlier", ())]
+    for name in _STREAMS:
+        if name in fields:
+            found[name] = fields[name].encode("latin-1")
+    return Record(**found)

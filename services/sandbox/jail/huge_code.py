@@ -1,8 +1,10 @@
-"""The interpreter's code in huge pages, which all children share without one fault.
+"""The interpreter's code in huge pages, one copy for all processes of the service.
 
 A child that runs mapped code takes a fault for every sixteen pages of it, and gives up a mapping for each page when it
-ends. Code that was copied once into huge pages costs a fork one entry for 2 MiB. The copy is read-only and takes the
-place of the original at once; where the kernel has no huge page to give, the original stays.
+ends. The service therefore keeps the code once in a memory file of huge pages (`code_file`), and supervisors and
+zygotes map that in the place of their library's own pages; what they fork inherits it. A fault then brings 2 MiB, and
+candidate, judge, zygote and supervisor, which take turns on one core, find each other's code in its cache. Where the
+kernel has no huge page to give, all stay with the library's pages.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from services.sandbox.kernel import libc
 from services.sandbox.kernel.numbers import numbers
 
 HUGE_BYTES: Final = 2 << 20
-_READ, _WRITE, _EXECUTE = 1, 2, 4
-_PRIVATE, _ANONYMOUS = 0x02, 0x20
+_READ, _EXECUTE = 1, 4
+_SHARED, _PRIVATE, _HERE, _ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 _MAY_MOVE, _FIXED = 1, 2
 _WANT_HUGE, _COLLAPSE = 14, 25
-"""Of mprotect, mmap, mremap and madvise. Not from the module `mmap`: its library would be mapped in every child."""
+"""Of mmap, mremap and madvise. Not from the module `mmap`: its library would be mapped in every child."""
 
 
 class Span(NamedTuple):
@@ -26,14 +28,6 @@ class Span(NamedTuple):
 
     start: int
     end: int
-
-
-def move_code() -> None:
-    """Replaces what of the interpreter's library fills whole huge pages; for a process with one thread. OSError where
-    the kernel refuses: then nothing is changed."""
-    span = code_span()
-    if span.start < span.end:
-        _replace(span)
 
 
 def code_span() -> Span:
@@ -53,16 +47,21 @@ def code_span() -> Span:
     return Span(-(-stretch.start // HUGE_BYTES) * HUGE_BYTES, stretch.end // HUGE_BYTES * HUGE_BYTES)
 
 
-def _replace(span: Span) -> None:
-    """Copies `span` into huge pages and puts them into its place in one step."""
-    size, call = span.end - span.start, numbers()
-    place = libc.syscall(call["mmap"], None, size + HUGE_BYTES, _READ | _WRITE, _PRIVATE | _ANONYMOUS, -1, 0)
-    copy = -(-place // HUGE_BYTES) * HUGE_BYTES
+def use_code(descriptor: int) -> None:
+    """Puts the code in the memory file behind `descriptor` into the place of this process's own, in one step.
+
+    OSError, and nothing is changed, where the kernel refuses or the file holds other code, as after an upgrade.
+    """
+    span, call = code_span(), numbers()
+    size = span.end - span.start
+    room = libc.syscall(call["mmap"], None, size + HUGE_BYTES, 0, _PRIVATE | _ANONYMOUS, -1, 0)
+    place = -(-room // HUGE_BYTES) * HUGE_BYTES
     try:
-        libc.syscall(call["madvise"], copy, size, _WANT_HUGE)
-        ctypes.memmove(copy, span.start, size)
-        libc.syscall(call["madvise"], copy, size, _COLLAPSE)
-        libc.syscall(call["mprotect"], copy, size, _READ | _EXECUTE)
-        libc.syscall(call["mremap"], copy, size, size, _MAY_MOVE | _FIXED, span.start)
+        libc.syscall(call["mmap"], place, size, _READ | _EXECUTE, _SHARED | _HERE, descriptor, 0)
+        libc.syscall(call["madvise"], place, size, _WANT_HUGE)
+        libc.syscall(call["madvise"], place, size, _COLLAPSE)
+        if not libc.is_equal(place, span.start, size):
+            raise OSError("the memory file holds other code than this interpreter's")
+        libc.syscall(call["mremap"], place, size, size, _MAY_MOVE | _FIXED, span.start)
     finally:
-        libc.syscall(call["munmap"], place, size + HUGE_BYTES)
+        libc.syscall(call["munmap"], room, size + HUGE_BYTES)

@@ -14,8 +14,8 @@ from services.sandbox.kernel import landlock, libc
 STACK_BYTES: Final = 8 * 1024 * 1024
 DESCRIPTORS: Final = 256
 _ALL_CAPABILITIES: Final = 64
-_KEPT_CAPABILITIES: Final = (1 << 6) | (1 << 7) | (1 << 21)
-"""SETGID, SETUID and SYS_ADMIN within the jail's own user namespace: what sealing a child needs."""
+_KEPT_CAPABILITIES: Final = (1 << 7) | (1 << 21)
+"""SETUID and SYS_ADMIN within the jail's own user namespace: what sealing a child needs."""
 
 
 def drop_bounding_set() -> None:
@@ -49,8 +49,12 @@ def prepare_ruleset(spec: JailSpec) -> int:
 
 
 def seal_zygote(spec: JailSpec) -> None:
-    """What a zygote with namespaces gives up for itself and all children, so that none pays for it again: capabilities
-    but those that `seal` needs, files, calls, being traced. Its broom must run: behind Landlock nobody mounts."""
+    """What a zygote with namespaces gives up for itself and all children, so that none pays for it again: its group,
+    capabilities but those that `seal` needs, files, calls, being traced. Its broom must run: behind Landlock nobody
+    mounts."""
+    if spec.own_uids:
+        os.setresgid(INNER_UID, INNER_UID, INNER_UID)
+        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     drop_bounding_set()
     set_constant_limits()
     libc.capset(_KEPT_CAPABILITIES)
@@ -64,14 +68,13 @@ def seal_zygote(spec: JailSpec) -> None:
 
 
 def seal(spec: JailSpec, ruleset: int) -> None:
-    """Own session, own uid, no capability, not traceable; without namespaces Landlock and the filter too.
+    """Own process group, own uid, no capability, not traceable; without namespaces Landlock and the filter too.
 
     With namespaces the zygote's own seal is inherited, and its death ends the child's. Whoever leaves uid 0 loses every
     capability by that.
     """
-    os.setsid()
+    os.setpgid(0, 0)
     if spec.own_uids:
-        os.setresgid(INNER_UID, INNER_UID, INNER_UID)
         os.setresuid(INNER_UID, INNER_UID, INNER_UID)
     else:
         libc.drop_capabilities()

@@ -11,6 +11,8 @@ BROOM: Final = 4
 """Descriptor of the broom's socket to the supervisor."""
 INNER_UID: Final = 1000
 """User and group id of candidates inside the user namespace."""
+CODE: Final = 5
+"""Descriptor of the memory file with the interpreter's code, where there is one."""
 FDS_OF_CHILD: Final = 4
 
 
@@ -37,6 +39,8 @@ class JailSpec(NamedTuple):
     """Files that /tmp can hold."""
     preload: tuple[str, ...]
     """Modules imported before any child is forked."""
+    code: int = -1
+    """Descriptor, in the supervisor, of the memory file with the interpreter's code; -1 without one."""
     packages: str = ""
     """Folder of third-party packages, inside the binds; empty for none."""
     executables: tuple[str, ...] = ()

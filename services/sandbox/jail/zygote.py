@@ -23,8 +23,8 @@ from typing import Final, NoReturn
 from services.sandbox.jail import rootfs, seal
 from services.sandbox.jail.broom import sweep_for_ever
 from services.sandbox.jail.hot_pages import find_hot_pages, pin
-from services.sandbox.jail.huge_code import move_code
-from services.sandbox.jail.spec import BROOM, CONTROL, FDS_OF_CHILD, JailSpec
+from services.sandbox.jail.huge_code import use_code
+from services.sandbox.jail.spec import BROOM, CODE, CONTROL, FDS_OF_CHILD, JailSpec
 from services.sandbox.kernel import libc
 from services.sandbox.kernel.numbers import numbers
 
@@ -53,6 +53,7 @@ def main() -> None:
     spec = JailSpec.from_json(sys.argv[1])
     numbers()
     control = _socket.socket(fileno=CONTROL)
+    os.setsid()
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     role, rehearsal = map(importlib.import_module, _ROLES[spec.role])
@@ -66,7 +67,8 @@ def main() -> None:
         rehearsal.rehearse()
     random.seed(0)
     with contextlib.suppress(OSError):
-        move_code()
+        use_code(CODE)
+        os.close(CODE)
     _forget_ourselves()
     hot_pages = _find_hot_pages(spec, role.serve, rehearsal)
     slot_pid_namespace = ruleset = -1
@@ -179,8 +181,9 @@ def _forget_ourselves() -> None:
 
 
 def _fork_for_ever(control: _socket.socket, namespace: int, become_child: Callable[[list[int]], NoReturn]) -> None:
-    """`F` with four descriptors forks a child and answers with its pidfd; `W PID` reaps it and answers with
-    `[wait status, CPU seconds]`; the pid counts in the slot's namespace. Returns when the socket closes."""
+    """`F PID...` with four descriptors reaps children that were ended, forks one, and answers with its pidfd; `W PID`
+    reaps one and answers with `[wait status, CPU seconds]`; pids count in the slot's namespace. Returns when the socket
+    closes."""
     while True:
         message, ancillary, _, _ = control.recvmsg(_MESSAGE_MAX_BYTES, _socket.CMSG_SPACE(4 * FDS_OF_CHILD))
         if not message:
@@ -188,6 +191,8 @@ def _fork_for_ever(control: _socket.socket, namespace: int, become_child: Callab
         if message[:1] == b"W":
             control.send(_reap(int(message[1:])))
             continue
+        for ended in message[1:].split():
+            os.waitpid(int(ended), 0)
         received = list(struct.unpack(f"{FDS_OF_CHILD}i", ancillary[0][2]))
         if namespace >= 0:
             libc.setns(namespace, libc.CLONE_NEWPID)

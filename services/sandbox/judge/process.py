@@ -8,6 +8,7 @@ one caller's stream.
 from __future__ import annotations
 
 import _socket
+import marshal
 import os
 import struct
 import sys
@@ -34,7 +35,7 @@ def serve() -> NoReturn:
     supervisor = Channel(CONTROL, frame_max_bytes=JOB_MAX_BYTES, total_max_bytes=1 << 62)
     while True:
         descriptor = _receive_descriptor(control)
-        job = supervisor.receive()
+        job = marshal.loads(supervisor.receive_bytes())
         if job["limits"]:
             set_job_limits(**job["limits"])
         _judge(job, descriptor, supervisor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import marshal
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ def rehearsal_channel() -> Iterator[int]:
     supervisor, control = _socket.socketpair()
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", theirs.fileno()))]
     supervisor.sendmsg([b"J"], rights)
-    Channel(supervisor.fileno(), frame_max_bytes=0, total_max_bytes=0).send(_JOB)
+    Channel(supervisor.fileno(), frame_max_bytes=0, total_max_bytes=0).send_bytes(marshal.dumps(_JOB))
     supervisor.shutdown(_socket.SHUT_WR)
     try:
         yield control.fileno()

@@ -53,6 +53,11 @@ def syscall(number: int, *arguments: Any) -> int:
     return _check(_libc.syscall(ctypes.c_long(number), *wide), f"syscall {number}")
 
 
+def is_equal(first: int, second: int, size: int) -> bool:
+    """Whether `size` bytes at the two addresses are the same."""
+    return int(_libc.memcmp(*map(ctypes.c_void_p, (first, second)), ctypes.c_size_t(size))) == 0
+
+
 def unshare(flags: int) -> None:
     """Moves the process (for pid: its later children) into new namespaces."""
     _check(_libc.unshare(flags), "unshare")

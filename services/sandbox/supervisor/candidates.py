@@ -64,7 +64,6 @@ class Candidates:
             if self._spare:
                 self._spare.discard()
             self._spare, self._profile, self._tmp_bytes[profile] = None, profile, tmp_bytes
-            self.sweep()
         candidate, self._spare = self._spare or self._prepare(), None
         return candidate
 
@@ -77,9 +76,9 @@ class Candidates:
         """Waits for a candidate that ended or was killed."""
         return candidate.zygote.reap(candidate.child)
 
-    def sweep(self) -> None:
-        """Makes /tmp empty for the next one."""
-        self._zygote().sweep(self._tmp_bytes[self._profile], TMP_INODES)
+    def leave(self, candidate: Prepared) -> None:
+        """Leaves a candidate that was killed to the next fork, which waits for it: how it ended tells nothing."""
+        candidate.zygote.leave(candidate.child)
 
     def close(self) -> None:
         """Ends all of them."""
@@ -93,6 +92,7 @@ class Candidates:
         return self._zygotes[name]
 
     def _prepare(self) -> Prepared:
+        """A new candidate, and an empty /tmp for it: those before it have ended now."""
         zygote = self._zygote()
         stdin = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         (out_read, out_write), (error_read, error_write) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
@@ -105,6 +105,7 @@ class Candidates:
             theirs.close()
             os.close(out_write)
             os.close(error_write)
+        zygote.sweep(self._tmp_bytes[self._profile], TMP_INODES)
         for descriptor in (out_read, error_read):
             os.set_blocking(descriptor, False)
         if self._is_expendable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import marshal
 import os
 import socket
 from typing import Any, Final
@@ -12,7 +13,7 @@ from services.sandbox.jail.spec import JailSpec
 from services.sandbox.job import Job
 from services.sandbox.policy import JUDGE_MEMORY_BYTES
 from services.sandbox.supervisor.zygote import Child, Zygote
-from services.sandbox.wire.frames import Channel, frame_of, with_header
+from services.sandbox.wire.frames import Channel, with_header
 
 RUNS_MAX: Final = 64
 _ANSWER_MAX_BYTES: Final = 1 << 20
@@ -35,7 +36,7 @@ class JudgeProcess:
 
     def begin(self, job: Job, candidate: socket.socket) -> None:
         """Hands over the tests and the channel to the candidate; a judge that is gone is found by who watches it."""
-        message = b"J" + with_header(frame_of(_tests_of(job, is_first=self.runs == 0)))
+        message = b"J" + with_header(marshal.dumps(_tests_of(job, is_first=self.runs == 0)))
         with contextlib.suppress(OSError):
             sent = socket.send_fds(self.end, [message], [candidate.fileno()])
             self.end.sendall(message[sent:])
@@ -88,7 +89,7 @@ class Judges:
 
     def _end(self, judge: JudgeProcess) -> None:
         judge.child.kill()
-        self._zygote.reap(judge.child)
+        self._zygote.leave(judge.child)
         judge.end.close()
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from services.sandbox import job as jobs
 from services.sandbox import verdict
+from services.sandbox.jail.huge_code import use_code
 from services.sandbox.kernel import libc
 from services.sandbox.supervisor.slot import Slot
 from services.sandbox.supervisor.spec import SlotSpec
@@ -43,6 +44,8 @@ def _serve(service: Channel, cancels: socket.socket) -> None:
     spec = SlotSpec.from_wire(service.receive())
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, {spec.core})
+    with contextlib.suppress(OSError):
+        use_code(spec.judge.code)
     try:
         slot = Slot(spec)
     except (JailRefused, ZygoteLost, OSError) as error:
@@ -53,7 +56,7 @@ def _serve(service: Channel, cancels: socket.socket) -> None:
     gc.freeze()
     try:
         while True:
-            service.send(_run(slot, service.receive(), cancels))
+            service.send(_run(slot, service.receive_bytes(), cancels))
             slot.prepare_next()
     except ZygoteLost as error:
         service.send({"lost": str(error)})
@@ -61,10 +64,10 @@ def _serve(service: Channel, cancels: socket.socket) -> None:
         slot.close()
 
 
-def _run(slot: Slot, message: dict[str, Any], cancels: socket.socket) -> dict[str, Any]:
-    """One job; a cancel of an earlier job that came too late is dropped first."""
-    job = jobs.from_wire(message["job"])
-    if message["number"] in _cancelled_numbers(cancels):
+def _run(slot: Slot, message: bytes, cancels: socket.socket) -> dict[str, Any]:
+    """One job behind its number; a cancel of an earlier job that came too late is dropped first."""
+    number, job = int.from_bytes(message[:NUMBER_BYTES], "big"), jobs.from_wire(message[NUMBER_BYTES:])
+    if number in _cancelled_numbers(cancels):
         record = verdict.Record(verdict=verdict.Verdict.INFRA, detail="cancelled", limits=job.limits)
     else:
         record = slot.run(job, cancels.fileno())

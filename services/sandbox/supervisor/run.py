@@ -14,7 +14,7 @@ from services.sandbox.policy import JUDGE_EXTRA_CPU_S
 from services.sandbox.supervisor.meter import Meter, process_cpu_s, waited_s
 from services.sandbox.supervisor.output import Output
 from services.sandbox.supervisor.zygote import Child
-from services.sandbox.verdict import Stop
+from services.sandbox.verdict import Stop, Verdict
 from services.sandbox.wire.frames import Channel, ChannelClosed, FrameTooLarge, MalformedFrame
 
 WATCH_PERIOD_S: Final = 0.05
@@ -53,6 +53,11 @@ class Run:
     def wall_s(self) -> float:
         """Seconds since the run began."""
         return time.monotonic() - self._started_s
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether the judge said so, and no bound was reached before."""
+        return self.stop is None and self.answer.get("verdict") == Verdict.PASSED
 
     def watch(self) -> None:
         """Blocks until the judge spoke, the program ended, or a bound is reached."""

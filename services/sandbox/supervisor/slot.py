@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import marshal
 import os
+import signal
 import socket
 from typing import Final
 
@@ -93,7 +94,7 @@ class Slot:
             wall_s = run.wall_s
             candidate.child.kill()
         run.cpu_s = max(run.cpu_s, self._meter.cpu_s() if self._meter.is_exact else 0.0)
-        judge_s, ending = run.judge_s(), self._candidates.finish(candidate)
+        judge_s, ending = run.judge_s(), self._ending(run, candidate)
         output.drain()
         evidence = self._evidence(job, run, output, ending, candidate)
         candidate.channel.close()
@@ -102,8 +103,14 @@ class Slot:
         record = self._record(job, evidence, output)
         record.wall_s, record.judge_s = wall_s, judge_s
         record.waited_share = min(1.0, run.waited_s / wall_s) if wall_s else 0.0
-        self._candidates.sweep()
         return record, run.judge_died and evidence.stop is None
+
+    def _ending(self, run: Run, candidate: Prepared) -> Ending:
+        """How a candidate ended. One that passed was killed by us, and its control group knows its CPU time."""
+        if run.has_passed and self._meter.is_exact:
+            self._candidates.leave(candidate)
+            return Ending(status=signal.SIGKILL, cpu_s=0.0)
+        return self._candidates.finish(candidate)
 
     def _start(self, job: Job, candidate: Prepared, judge: JudgeProcess | None) -> None:
         """Hands the code to the candidate and the tests to the judge; a side that is gone is found by the watch."""

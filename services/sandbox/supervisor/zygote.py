@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from services.sandbox.jail.spec import BROOM, CONTROL, INNER_UID, JailSpec
+from services.sandbox.jail.spec import BROOM, CODE, CONTROL, INNER_UID, JailSpec
 
 START_TIMEOUT_S: Final = 20.0
 REPLY_TIMEOUT_S: Final = 10.0
@@ -96,6 +96,7 @@ class Zygote:
         self._broom, broom_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.spec = spec
         self._tmp: _Tmp | None = None
+        self._left: list[bytes] = []
         self.pid = _spawn(spec, control_end, broom_end)
         try:
             on_spawn(self.pid)
@@ -115,7 +116,8 @@ class Zygote:
         """A child whose descriptors 0 to 3 are `descriptors`. JailRefused where no process is left, ZygoteLost."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
         try:
-            self._control.sendmsg([b"F"], rights)
+            self._control.sendmsg([b"F%s" % b" ".join(self._left)], rights)
+            self._left = []
             message, ancillary, _, _ = self._control.recvmsg(4096, socket.CMSG_SPACE(4))
         except OSError as error:
             raise ZygoteLost(f"zygote does not answer: {error}") from error
@@ -135,8 +137,13 @@ class Zygote:
             os.close(child.pidfd)
         return Ending(status, cpu_s)
 
+    def leave(self, child: Child) -> None:
+        """Closes the descriptor of a child that was killed; the next fork waits for it first."""
+        os.close(child.pidfd)
+        self._left.append(b"%d" % child.inner_pid)
+
     def sweep(self, size_bytes: int, inodes: int) -> None:
-        """Makes /tmp empty and of this size: a fresh one, unless it is as it was made."""
+        """Makes /tmp empty and of this size, once nobody uses it: a fresh one, unless it is as it was made."""
         if not (self.spec.namespaces and self.spec.tmp_bytes):
             return
         if self._tmp and self._tmp.bounds == (size_bytes, inodes) and _traces(self._tmp.place) == self._tmp.traces:
@@ -206,6 +213,8 @@ def _spawn(spec: JailSpec, control: socket.socket, broom: socket.socket) -> int:
         (os.POSIX_SPAWN_DUP2, high[0], CONTROL),
         (os.POSIX_SPAWN_DUP2, high[1], BROOM),
     ]
+    if spec.code >= 0:
+        actions.append((os.POSIX_SPAWN_DUP2, spec.code, CODE))
     interpreter = os.path.realpath(sys.executable)
     arguments = [interpreter, *FLAGS, "-c", _BOOT, spec.to_json(), _ROOT]
     environment = {**_ENVIRONMENT, **_ONE_THREAD} if spec.packages else _ENVIRONMENT

@@ -56,4 +56,4 @@ def test_detail_is_one_printable_bounded_line() -> None:
 
 def test_record_survives_the_way_to_the_service() -> None:
     record = Record(verdict=Verdict.WRONG, stdout=b"\xff\x00", stderr=b"e", exit_status=None, limits=LIMITS)
-    assert from_wire(to_wire(record)) == record
+    assert from_wire(to_wire(record), record.limits) == record
