@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PINS := -c constraints.txt
+PINS := -c constraints.txt -c constraints-cuda.txt
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS) --build-constraint constraints.txt
-STAMP := pyproject.toml constraints.txt proto/python/pyproject.toml scripts/install_llama.py
+STAMP := pyproject.toml constraints.txt constraints-cuda.txt proto/python/pyproject.toml scripts/install_llama.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-refine test check fmt manifests images images-test proto bench gpu-test contracts up down clean

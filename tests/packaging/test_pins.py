@@ -13,14 +13,13 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from scripts import cuda_pins
+from scripts.images.catalogue import CONTAINERFILE
 from scripts.install_llama import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PINS = {
-    canonicalize_name(name): version
-    for name, _, version in (line.partition("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
-}
+PINS, CUDA_PINS = cuda_pins.pins_of(cuda_pins.PINS), cuda_pins.pins_of(cuda_pins.CUDA_PINS)
 OURS = {"smelt", "smelt-proto"}
 COMPILED_HERE = {"llama-cpp-python"}
 """Built from its pinned source by scripts/install_llama.py."""
@@ -48,13 +47,28 @@ def _closure() -> frozenset[str]:
 
 def test_every_distribution_that_is_reached_is_pinned_and_installed_so() -> None:
     """R-128: a fresh clone gets the very versions that were tested, the dependencies of dependencies included."""
-    # torch brings libraries of a GPU vendor with it, each pinned by torch's own wheel.
-    reached = {name for name in _closure() if not name.startswith(("nvidia-", "cuda-")) and name != "triton"}
+    pins = CUDA_PINS | PINS
+    reached = _closure() - COMPILED_HERE
     assert len(reached) > 50
-    unpinned = sorted(reached - set(PINS) - COMPILED_HERE)
-    assert not unpinned, f"not in constraints.txt: {unpinned}"
-    differ = {name for name in reached - COMPILED_HERE if distribution(name).version.split("+")[0] != PINS[name]}
+    assert not reached - set(pins), f"pinned nowhere: {sorted(reached - set(pins))}"
+    differ = {name for name in reached if distribution(name).version.split("+")[0] != pins[name]}
     assert not differ, f"installed in another version than pinned: {sorted(differ)}"
+
+
+def test_torch_with_cuda_and_without_stand_under_pins_that_agree() -> None:
+    """R-128: the registry's torch finds the triton that it asks for; another torch needs `scripts.cuda_pins` again."""
+    assert {name: CUDA_PINS[name] for name in set(CUDA_PINS) & set(PINS)} == {
+        name: PINS[name] for name in cuda_pins.SHARED
+    }
+    asked = [one for one in map(Requirement, distribution("torch").requires or ()) if one.name in CUDA_PINS]
+    assert [str(one) for one in asked if CUDA_PINS[one.name] not in one.specifier] == []
+    assert {"nvidia-cudnn-cu13", "cuda-toolkit"} <= set(CUDA_PINS)
+
+
+def test_images_and_developers_install_under_both_files_of_pins() -> None:
+    """R-128: pip itself refuses where they disagree."""
+    assert 'ENV PIP_CONSTRAINT="/src/constraints.txt /src/constraints-cuda.txt"' in CONTAINERFILE.read_text()
+    assert "PINS := -c constraints.txt -c constraints-cuda.txt" in (ROOT / "Makefile").read_text()
 
 
 def test_every_pin_is_one_exact_version_of_something_that_is_reached() -> None:
@@ -95,5 +109,5 @@ def test_ci_builds_with_the_pins() -> None:
     makefile = (ROOT / "Makefile").read_text()
     installs = [line for line in makefile.splitlines() if "pip install" in line]
     assert installs and all("$(PINS)" in line or "-r scripts/proto-constraints.txt" in line for line in installs)
-    assert "PINS := -c constraints.txt" in makefile and "--build-constraint constraints.txt" in makefile
+    assert "--build-constraint constraints.txt" in makefile
     assert re.findall(r"^make (\w+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE) == ["install", "check", "test"]
