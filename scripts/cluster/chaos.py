@@ -21,6 +21,7 @@ from smelt.job.v1 import job_pb2
 
 from scripts.cluster.caller import Caller, faults_of
 from scripts.cluster.cluster import Cluster
+from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus import topology
 from smeltkit.config import environment
 from smeltkit.errors import SmeltError
@@ -28,16 +29,19 @@ from smeltkit.jobs import model
 from smeltkit.jobs.sweeper import Sweeper
 from smeltkit.rpc.channel import stream
 from smeltkit.testing.processes import ServiceProcess
+from smeltkit.testing.s3 import S3Server
 
-JOBS, LIMIT = 2, 24
+JOBS, LIMIT = 2, 12
 """Evaluations a round, and problems of each."""
-LATEST_S: Final = 4.0
+LATEST_S: Final = 3.0
 """A fault strikes within this time: about as long as a round without one lasts."""
 END_S: Final = 180.0
+S3_DOWN_S: Final = 20.0
+"""How long the object store stays away."""
 STREAMS, TOKENS = 8, 48
 CLOCKED: Final = ("evaluator", "gateway")
 """Services whose clocks can be stepped."""
-_HEAL_S, _SWEEPERS = 90.0, 2
+_HEAL_S, _SWEEPERS, _RECOVERY_S = 90.0, 2, 10.0
 _STEPPED: Final = Path(__file__).resolve().parent / "stepped_clock.py"
 
 
@@ -48,8 +52,8 @@ class Scene:
     cluster: Cluster
     caller: Caller
     chance: random.Random
-    s3_down_s: float = 20.0
-    """Seconds that the object store stays away."""
+    restarts: int = 0
+    """Times that the object store was started again since it took nothing with room on its disk."""
 
     def pod(self, *services: str) -> ServiceProcess:
         """A pod of one of the services."""
@@ -81,13 +85,15 @@ class Round:
     """Most attempts that a job took."""
     failed: int = 0
     """Jobs that ended with an error that the fault may have."""
+    restarts: int = 0
+    """Times that the object store needed its operator, see `Scene`."""
     wrong: list[str] = field(default_factory=list)
     """What must not be; empty for a good round."""
 
 
 async def play(scene: Scene, fault: Fault, name: str) -> Round:
     """One round; `name` tells its requests from those of all others."""
-    found, began, caller = Round(), time.monotonic(), scene.caller
+    found, began, caller, restarts = Round(), time.monotonic(), scene.caller, scene.restarts
     before = await caller.books()
     requests = {f"{name}-{number}": scene.chance.getrandbits(31) for number in range(JOBS)}
     ids = {request: await caller.start(request, seed=seed, limit=LIMIT) for request, seed in requests.items()}
@@ -109,7 +115,7 @@ async def play(scene: Scene, fault: Fault, name: str) -> Round:
     if books.finished != before.finished + ended or books.dead > dead:
         found.wrong.append(f"{ended} evaluations ended, {books.finished - before.finished} told so, {books.dead} dead")
     found.wrong += [f"copies stay behind: {line}" for line in await healed(caller)]
-    found.seconds = time.monotonic() - began
+    found.seconds, found.restarts = round(time.monotonic() - began, 1), scene.restarts - restarts
     return found
 
 
@@ -185,7 +191,7 @@ def _kill_nats(*, is_leader: bool) -> Strike:
 
 async def _lose_s3(scene: Scene) -> str:
     scene.cluster.s3.kill()
-    await asyncio.sleep(scene.s3_down_s)
+    await asyncio.sleep(S3_DOWN_S)
     await asyncio.to_thread(scene.cluster.s3.start)
     return ""
 
@@ -213,7 +219,20 @@ async def _fill_disk(scene: Scene) -> str:
     await asyncio.to_thread(_fill, ballast)
     await asyncio.sleep(scene.chance.uniform(2.0, 10.0))
     ballast.unlink()
+    if not await asyncio.to_thread(_recovers, scene.cluster.s3):
+        scene.restarts += 1
+        scene.cluster.s3.kill()
+        await asyncio.to_thread(scene.cluster.s3.start)
     return ""
+
+
+def _recovers(s3: S3Server) -> bool:
+    """Whether the store takes writes again, within what an operator would wait before starting it anew."""
+    store, deadline = S3Store(s3.config), time.monotonic() + _RECOVERY_S
+    while not store.takes_writes():
+        if time.monotonic() > deadline:
+            return False
+    return True
 
 
 def _fill(path: Path) -> None:
@@ -254,8 +273,9 @@ async def _race_sweepers(scene: Scene) -> str:
 
     sweeping = [asyncio.create_task(sweep(Sweeper(caller.ledger))) for _ in range(_SWEEPERS)]
     pod.kill()
+    until = time.monotonic() + caller.ledger.bounds.lease_ttl_s + scene.chance.uniform(0.5, 4.0)
     await asyncio.to_thread(pod.start)
-    await asyncio.sleep(caller.ledger.bounds.lease_ttl_s + scene.chance.uniform(0.5, 4.0))
+    await asyncio.sleep(max(until - time.monotonic(), 0))
     stop.set()
     await asyncio.gather(*sweeping)
     return ""
@@ -294,9 +314,9 @@ def clock_settings(pod: Path) -> dict[str, str]:
     return {"STEPPED_CLOCK": str(clock_of(pod)), "PYTHONPATH": ":".join(paths)}
 
 
-async def scene_of(cluster: Cluster, caller: Caller, seed: int, *, s3_down_s: float = 20.0) -> Scene:
+async def scene_of(cluster: Cluster, caller: Caller, seed: int) -> Scene:
     """Where rounds are played: the model is on every replica, and references are judged."""
     await caller.load_everywhere(cluster)
     first = await caller.end(await caller.start("references", seed=0, limit=2), timeout_s=END_S)
     assert first.state == model.SUCCEEDED, first
-    return Scene(cluster=cluster, caller=caller, chance=random.Random(seed), s3_down_s=s3_down_s)
+    return Scene(cluster=cluster, caller=caller, chance=random.Random(seed))
