@@ -11,10 +11,12 @@ import sys
 from collections.abc import Iterator
 
 from scripts.manifests.check import findings, judge_file, unpinned
+from scripts.manifests.compose import docker_compose, docker_errors
 from scripts.manifests.render import ROOT, TREE, Rendering, documented, render_overlay
 from scripts.manifests.tree import POLICIES
 from smeltkit.errors import SmeltError
 
+_COMPOSE = ROOT / "deploy" / "compose" / "compose.yaml"
 _PROMTOOL = ["test", "rules", str(ROOT / "deploy" / "alerts.test.yaml")]
 
 
@@ -48,8 +50,11 @@ def _unreleased(rendering: Rendering) -> list[str]:
 def _beside() -> Iterator[str]:
     for path in sorted(TREE.glob("gitops/*/*.yaml")):
         yield from judge_file(path)
-    for path in sorted((ROOT / "deploy" / "compose").glob("compose.yaml")):
-        yield from judge_file(path)
+    yield from judge_file(_COMPOSE)
+    if (command := docker_compose()) is None:
+        print("docker compose is not installed (Debian 13: docker-compose): it was not asked about compose.yaml")
+    else:
+        yield from docker_errors(command, _COMPOSE)
 
 
 def _alerts_fail() -> bool:

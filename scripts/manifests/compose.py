@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from jsonschema import Draft202012Validator
 
 from scripts.manifests.settings import environment_errors
 from smeltkit import limits
+from smeltkit.config import environment
 
 _FLUSH_S = limits.BUS_CLOSE_TIMEOUT_S + limits.TELEMETRY_FLUSH_S
 
@@ -18,6 +22,24 @@ _FLUSH_S = limits.BUS_CLOSE_TIMEOUT_S + limits.TELEMETRY_FLUSH_S
 def compose_errors(path: Path) -> Iterator[str]:
     """What is wrong with a compose file; the schema lies beside it."""
     return errors_of(yaml.safe_load(path.read_text()), path.parent)
+
+
+def docker_compose() -> list[str] | None:
+    """The command of Docker's own reader of compose files, version 2 or later; None where it is not installed."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]):
+            told = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False).stdout
+            if (major := re.match(r"v?(\d+)\.", told)) and int(major[1]) >= 2:
+                return command
+    return None
+
+
+def docker_errors(command: Sequence[str], path: Path) -> list[str]:
+    """What it says is wrong with a compose file; it is given a word for every secret, and needs no engine."""
+    secrets = {name: "word" for name in re.findall(r"\$\{(\w+)", path.read_text())}
+    asked = [*command, "--file", str(path), "config", "--quiet"]
+    done = subprocess.run(asked, env=environment(secrets), capture_output=True, text=True, check=False)
+    return done.stderr.splitlines() or [f"{command[0]} ended with {done.returncode}"] if done.returncode else []
 
 
 def errors_of(declared: Mapping[str, Any], folder: Path) -> Iterator[str]:
