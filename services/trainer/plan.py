@@ -8,10 +8,11 @@ from pathlib import Path
 from services.trainer import devices
 from services.trainer.adapters.targets import linear_names
 from services.trainer.alerts import never_fires
-from services.trainer.data.dataset import Dataset, read_dataset
-from services.trainer.data.infill import Infill
+from services.trainer.data.dataset import Dataset, open_dataset, read_dataset
 from services.trainer.data.order import Order
+from services.trainer.data.recipe import Recipe
 from services.trainer.data.samples import Encoder
+from services.trainer.data.stored import is_sealed
 from services.trainer.forecast import Pace, forecast
 from services.trainer.memory import checkpoint_bytes, components, state_bytes, trainable_parameters
 from services.trainer.schedule import Schedule
@@ -48,13 +49,14 @@ class Prepared:
 
 
 def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, settings: TrainSettings) -> Prepared:
-    """Reads the data for a bundle's folder; BadDataset for a wrong row. Why it cannot run is in `refusals`."""
-    encoder = Encoder(folder, bundle.contract, ids_of=settings.ids_of)
+    """Reads the data for a bundle's folder, rows or what they were tokenized to; BadDataset for a wrong row.
+
+    Why it cannot run is in `refusals`.
+    """
+    recipe = Recipe.of(bundle.contract, settings)
+    encoder = recipe.encoder(folder)
     config = shaped(folder, bundle.config, settings.shape)
-    length, is_text = settings.sequence_tokens, settings.data_format == "text"
-    infill = Infill(encoder.tokenizer, settings.fim, settings.seed) if settings.fim.share else None
-    is_pretraining = settings.method == "pretrain"
-    found = read_dataset(data, encoder, length, text_only=is_pretraining, is_text=is_text, infill=infill)
+    found = _read(data, encoder, recipe)
     order = Order(
         lengths=found.samples.lengths,
         pack_tokens=settings.pack_size_tokens,
@@ -82,7 +84,9 @@ def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, sett
         config=config,
         settings=settings,
         data=found,
-        heldout=None if heldout is None else read_dataset(heldout, encoder, length, is_text=is_text),
+        heldout=_read(heldout, encoder, Recipe.of(bundle.contract, settings, is_heldout=True))
+        if heldout
+        else None,
         order=order,
         schedule=schedule,
         preview=encoder.preview(found.samples[0])[:PREVIEW_CHARS],
@@ -197,3 +201,12 @@ def _misfits(bundle: Bundle, settings: TrainSettings) -> list[SmeltError]:
         known = ", ".join(linear_names(bundle.config))
         found.append(BadConfig(f"lora.targets: {unknown[0]!r} is no linear layer of this model; it has {known}"))
     return found
+
+
+def _read(path: Path, encoder: Encoder, recipe: Recipe) -> Dataset:
+    if is_sealed(path):
+        return open_dataset(path)
+    infill = recipe.infill(encoder)
+    return read_dataset(
+        path, encoder, recipe.sequence_tokens, text_only=recipe.text_only, is_text=recipe.is_text, infill=infill
+    )

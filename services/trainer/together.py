@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,8 +109,9 @@ def plan_parts(
     for number, part in enumerate(parts):
         own = folder / str(number)
         own.mkdir()
-        prepared, pace = work.prepare_training(store, cache, manifest, part.data, part.settings, own, paces)
-        found.append((part, plan_of(prepared, manifest.size_bytes, pace), prepared))
+        prepared, pace, items = work.prepare_training(store, cache, manifest, part.data, part.settings, own, paces)
+        plan = plan_of(prepared, manifest.size_bytes, pace)
+        found.append((part, replace(plan, items={**plan.items, **items}), prepared))
     return joint_plan(found, manifest.size_bytes)
 
 
@@ -131,12 +132,13 @@ def train_parts(
     `store_parts`."""
     work.check_torch()
     runs = []
-    for number, part in enumerate(parts):
-        own = folder / str(number)
-        own.mkdir(exist_ok=True)
-        named = {"name": part.name, "exports": {**exports, "name": part.name}}
-        runs.append({**named, **work.run_spec(store, manifest, part.data, part.settings, own)})
     with cache.materialize(manifest) as base:
+        for number, part in enumerate(parts):
+            own = folder / str(number)
+            own.mkdir(exist_ok=True)
+            named = {"name": part.name, "exports": {**exports, "name": part.name}}
+            run = work.run_spec(store, cache, manifest, base, part.data, part.settings, own, phases)
+            runs.append({**named, **run})
         spec = {**work.base_spec(manifest, base, paces, lease), "runs": runs}
         (folder / "spec.json").write_text(json.dumps(spec))
         outcome = follow("together_process", folder, phases, told, [part.settings for part in parts], lease=lease)

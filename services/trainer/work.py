@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from services.trainer.data.kept import Kept, keep_samples
+from services.trainer.data.recipe import Recipe
+from services.trainer.data.tokenize import Tell
 from services.trainer.follow import Phases, Told, follow
 from services.trainer.forecast import Pace
 from services.trainer.memory import CONTEXT_BYTES
@@ -43,8 +46,9 @@ def plan_training(
     paces: Paces | None,
 ) -> Plan:
     """The plan of training a stored base on stored data, read into the empty `folder`; without `paces` no time."""
-    prepared, pace = prepare_training(store, cache, manifest, data, settings, folder, paces)
-    return plan_of(prepared, manifest.size_bytes, pace)
+    prepared, pace, items = prepare_training(store, cache, manifest, data, settings, folder, paces)
+    plan = plan_of(prepared, manifest.size_bytes, pace)
+    return replace(plan, items={**plan.items, **items})
 
 
 def prepare_training(
@@ -55,12 +59,17 @@ def prepare_training(
     settings: TrainSettings,
     folder: Path,
     paces: Paces | None,
-) -> tuple[Prepared, Pace | None]:
-    """The data of a training, read into `folder` and put in order, and its pace where that is asked for and known."""
-    files = _fetch(store, data, folder)
+) -> tuple[Prepared, Pace | None, dict[str, str]]:
+    """The data of a training, tokenized in `folder` and put in order, its pace where that is asked for and known, and
+    what a plan says of tokenizing."""
     with cache.materialize(manifest) as base:
-        prepared = prepare(base, Bundle.from_manifest(manifest), files[0], files[1], settings)
-        return prepared, paces.of(prepared) if paces and not prepared.refusals else None
+        kept = _tokenized(store, cache, manifest, base, data, settings, folder, lambda rows: None)
+        paths = [one.path for one in kept]
+        heldout = paths[1] if len(paths) > 1 else None
+        prepared = prepare(base, Bundle.from_manifest(manifest), paths[0], heldout, settings)
+        processes = max(one.processes for one in kept)
+        told = f"now, and kept for the run; processes: {processes}" if processes else "before, and kept since"
+        return prepared, paces.of(prepared) if paces and not prepared.refusals else None, {"tokenized": told}
 
 
 def train(
@@ -87,7 +96,7 @@ def train(
         spec = {
             **base_spec(manifest, base, paces, lease),
             "exports": exports,
-            **run_spec(store, manifest, data, settings, folder),
+            **run_spec(store, cache, manifest, base, data, settings, folder, phases),
         }
         (folder / "spec.json").write_text(json.dumps(spec))
         outcome = follow("train_process", folder, phases, told, (settings,), lease=lease)
@@ -124,14 +133,22 @@ def base_spec(manifest: Manifest, base: Path, paces: Paces, lease: Lease) -> dic
 
 
 def run_spec(
-    store: Store, manifest: Manifest, data: tuple[str, ...], settings: TrainSettings, folder: Path
+    store: Store,
+    cache: NodeCache,
+    manifest: Manifest,
+    base: Path,
+    data: tuple[str, ...],
+    settings: TrainSettings,
+    folder: Path,
+    phases: Phases,
 ) -> dict[str, Any]:
-    """What a training process is told of one run, its data fetched into `folder`."""
-    files, parameters = _fetch(store, data, folder), plain(settings)
+    """What a training process is told of one run, its data tokenized in `folder`."""
+    tell, parameters = phases.phase("tokenize", 0, "rows"), plain(settings)
+    paths = [str(one.path) for one in _tokenized(store, cache, manifest, base, data, settings, folder, tell)]
     return {
         "settings": _all(settings),
-        "data": str(files[0]),
-        "heldout": str(files[1] or ""),
+        "data": paths[0],
+        "heldout": "".join(paths[1:]),
         "run_digest": digest_bytes(canonical_json([manifest.digest, *data, parameters, code_revision()])),
     }
 
@@ -176,11 +193,21 @@ def _all(settings: TrainSettings) -> dict[str, Any]:
     return value
 
 
-def _fetch(store: Store, digests: tuple[str, ...], folder: Path) -> tuple[Path, Path | None]:
-    """Training data and, if named, held-out data as files of `folder`."""
-    paths: list[Path] = []
-    for name, digest in zip(("data.jsonl", "heldout.jsonl"), digests, strict=False):
-        paths.append(folder / name)
-        if not paths[-1].exists():
-            store.fetch(digest, paths[-1])
-    return paths[0], paths[1] if len(paths) > 1 else None
+def _tokenized(
+    store: Store,
+    cache: NodeCache,
+    manifest: Manifest,
+    base: Path,
+    data: tuple[str, ...],
+    settings: TrainSettings,
+    folder: Path,
+    tell: Tell,
+) -> list[Kept]:
+    """Training data and, if named, held-out data as samples in `folder`."""
+    contract = Bundle.from_manifest(manifest).contract
+    return [
+        keep_samples(
+            store, cache, digest, base, Recipe.of(contract, settings, is_heldout=name == "heldout"), folder, name, tell
+        )
+        for name, digest in zip(("data", "heldout"), data, strict=False)
+    ]

@@ -113,6 +113,7 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     assert not plan.refusals and plan.memory_bytes > 0 and plan.time_s > 0 and not plan.cached_digest
     assert facts["first sample"].startswith("0<< + 1 is 1, and so on.<|")
     assert facts["GPU"].startswith("1 of its own, 0.")
+    assert facts["tokenized"] == "now, and kept for the run; processes: 1"
     request = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
     async with importing.bus.listen("smelt.evt.trainer.>", hear):
         done = await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job)
@@ -141,6 +142,8 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     again = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
     job = (await call(stub.StartTrain, again, timeout_s=60)).job
     assert job.is_cached and job.result_digest == digest
+    plan = (await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec), timeout_s=60)).plan
+    assert {item.name: item.value for item in plan.items}["tokenized"] == "before, and kept since"
 
 
 async def test_a_training_waits_for_a_gpu_in_use_or_is_refused(

@@ -6,7 +6,7 @@ Parquet is told by its first bytes, whatever the file is called. It needs pyarro
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,16 +24,20 @@ Row = tuple[int, Mapping[str, Any]]
 """Number of a row, from 1, and what it holds."""
 
 
-def rows_of(path: Path, *, is_text: bool = False) -> Iterator[Row]:
+Wanted = Callable[[int], bool]
+"""Number of a row to whether it is wanted."""
+
+
+def rows_of(path: Path, *, is_text: bool = False, wanted: Wanted = lambda number: True) -> Iterator[Row]:
     """The rows of a file; BadDataset names the one that is wrong, NotBuilt says what Parquet needs.
 
-    With `is_text` the file is one document in UTF-8.
+    With `is_text` the file is one document in UTF-8. Rows that are not wanted are counted, and not looked into.
     """
     if is_text:
-        return iter([(1, {"text": _text(path)})])
+        return iter([(1, {"text": _text(path)})] if wanted(1) else [])
     with path.open("rb") as file:
         is_parquet = file.read(len(_PARQUET)) == _PARQUET
-    return _of_parquet(path) if is_parquet else _of_lines(path)
+    return _of_parquet(path, wanted) if is_parquet else _of_lines(path, wanted)
 
 
 def _text(path: Path) -> str:
@@ -50,7 +54,7 @@ def _text(path: Path) -> str:
         raise BadDataset(f"{path.name} is no UTF-8 text: {error}") from error
 
 
-def _of_lines(path: Path) -> Iterator[Row]:
+def _of_lines(path: Path, wanted: Wanted) -> Iterator[Row]:
     with path.open("rb") as file:
         number = 0
         while line := file.readline(limits.DATASET_ROW_MAX_BYTES + 1):
@@ -60,7 +64,7 @@ def _of_lines(path: Path) -> Iterator[Row]:
                     f"{path.name} row {number} exceeds {limits.DATASET_ROW_MAX_BYTES} bytes, or the file"
                     f" {limits.DATASET_ROWS_MAX} rows"
                 )
-            if not line.strip():
+            if not wanted(number) or not line.strip():
                 continue
             try:
                 row = json.loads(line)
@@ -73,7 +77,7 @@ def _of_lines(path: Path) -> Iterator[Row]:
             yield number, row
 
 
-def _of_parquet(path: Path) -> Iterator[Row]:
+def _of_parquet(path: Path, wanted: Wanted) -> Iterator[Row]:
     """Rows of the one column that a row can hold, a batch in memory at a time; other columns are not read."""
     if find_spec("pyarrow") is None:
         raise NotBuilt(
@@ -91,8 +95,10 @@ def _of_parquet(path: Path) -> Iterator[Row]:
                 raise BadDataset(f"{path.name} has {file.metadata.num_rows} rows, at most {limits.DATASET_ROWS_MAX}")
             number = 0
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=found):
-                for value in batch.column(0).to_pylist():
+                column = batch.column(0)
+                for place in range(len(column)):
                     number += 1
-                    yield number, {found[0]: value}
+                    if wanted(number):
+                        yield number, {found[0]: column[place].as_py()}
     except (arrow.ArrowException, OSError) as error:
         raise BadDataset(f"{path.name} is broken Parquet: {error}") from error

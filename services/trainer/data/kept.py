@@ -1,0 +1,71 @@
+"""Tokenized data on this machine: made once, shared by plans, runs and those that go on, and dropped for want of room.
+
+It lies in the node's cache, under the digests of data and recipe, so whatever changes an id or a target makes another
+file. A copy that is not what was written is never trained on: it is made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from services.trainer.data.recipe import Recipe
+from services.trainer.data.stored import open_sealed
+from services.trainer.data.tokenize import Tell, processes_for, tokenize
+from smeltkit.blobs.cache import NodeCache
+from smeltkit.blobs.store import Store
+from smeltkit.errors import DigestMismatch
+
+_log = logging.getLogger(__name__)
+ROOM: Final = 3
+"""Bytes of tokenized data for one of data, about: what is made free before it is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Tokenized data in a run's folder."""
+
+    path: Path
+    processes: int
+    """Processes that tokenized it; 0 if it was there."""
+
+
+def keep_samples(
+    store: Store, cache: NodeCache, digest: str, base: Path, recipe: Recipe, folder: Path, name: str, tell: Tell
+) -> Kept:
+    """The samples of stored data as FOLDER/NAME.samples, from the cache or made by several processes; every shard is
+    what was written.
+
+    Errors of `read_dataset`, UnknownBlob, DiskFull. `tell` hears of rows that are done.
+    """
+    target, shards, made = folder / f"{name}.samples", folder / f"{name}.shards", 0
+
+    def build(path: Path) -> None:
+        nonlocal made
+        raw = folder / f"{name}.jsonl"
+        if not raw.exists():
+            store.fetch(digest, raw)
+        made = processes_for(raw.stat().st_size)
+        tokenize(raw, digest, base, recipe, shards, path, processes=made, tell=tell)
+        shutil.rmtree(shards)
+        raw.unlink()
+
+    key, room_bytes = f"samples:{digest}:{recipe.digest(base)}", ROOM * (store.size(digest) or 0)
+    for is_last in (False, True):
+        with cache.derived(key, build, size_bytes=room_bytes) as file:
+            try:
+                open_sealed(file)
+            except DigestMismatch as error:
+                if is_last:
+                    raise
+                _log.warning("tokenized %s is made again: %s", digest[:19], error)
+                os.utime(file)  # breaks the cache's seal
+                continue
+            target.unlink(missing_ok=True)
+            os.link(file, target)
+            break
+    return Kept(path=target, processes=made)
