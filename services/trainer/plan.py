@@ -84,9 +84,7 @@ def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, sett
         config=config,
         settings=settings,
         data=found,
-        heldout=_read(heldout, encoder, Recipe.of(bundle.contract, settings, is_heldout=True))
-        if heldout
-        else None,
+        heldout=_read(heldout, encoder, Recipe.of(bundle.contract, settings, is_heldout=True)) if heldout else None,
         order=order,
         schedule=schedule,
         preview=encoder.preview(found.samples[0])[:PREVIEW_CHARS],
