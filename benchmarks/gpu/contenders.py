@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.gpu.shapes import SHAPES
 from services.trainer.adapters.lora import attach
+from services.trainer.context_parallel import own_part
 from services.trainer.optimizer import Optimizer
 from services.trainer.ranks import ALONE, Ranks
 from services.trainer.settings import AdamSettings, LoraSettings
@@ -70,7 +71,7 @@ def ours(
     optimizer = Optimizer(decoder.named_parameters(), settings)
 
     def step(*tokens: Tensor) -> float:
-        packs = [full_pack(each) for each in tokens]
+        packs = [own_part(full_pack(each), ranks) for each in tokens]
         return train_step(decoder, optimizer, packs, learning_rate=LEARNING_RATE, clip_norm=1.0, ranks=ranks).loss
 
     return step

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from services.trainer import checkpoint, watch
+from services.trainer.context_parallel import own_part
 from services.trainer.data.order import Order
 from services.trainer.data.samples import Sample
 from services.trainer.forecast import Cost
@@ -139,7 +140,8 @@ class Run:
         numbers = self._order.at(self.step)
         mine = self._ranks.share(numbers)
         packs = [pack_of([self._samples[number] for number in pack], self._device) for pack in mine]
-        packs += [idle_pack(self._device)] * (-(-len(numbers) // self._ranks.count) - len(mine))
+        packs += [idle_pack(self._device)] * (-(-len(numbers) // self._ranks.replicas) - len(mine))
+        packs = [own_part(pack, self._ranks) for pack in packs]
         rate = self.schedule.rate(self.step)
         frozen = watch.frozen_print(self.decoder) if self.step == 0 else {}
         begin = time.monotonic()
@@ -179,7 +181,7 @@ class Run:
     def _try_longest(self) -> None:
         """Takes the fullest pack through the model and back, so that memory runs out now or never."""
         fullest = self._order.fullest(self.schedule.total_steps)
-        pack = pack_of([self._samples[number] for number in fullest], self._device)
+        pack = own_part(pack_of([self._samples[number] for number in fullest], self._device), self._ranks)
         state = random_state()
         self.decoder.loss(pack.batch, pack.targets).backward()
         set_random_state(state)
@@ -241,7 +243,7 @@ def _random_name(name: str, rank: int) -> str:
 
 def idle_pack(device: torch.device | str) -> Pack:
     """What a process takes through the model that has nothing to do in a step while others have: nothing is learnt."""
-    return Pack(batch=Packed.of([[0]], device), targets=torch.tensor([IGNORED], device=device), counted=0)
+    return Pack(batch=Packed.of([[0]], device), targets=torch.tensor([IGNORED], device=device), counted=0, is_idle=True)
 
 
 def pack_of(samples: Sequence[Sample], device: torch.device | str) -> Pack:

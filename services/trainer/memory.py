@@ -6,6 +6,7 @@ from typing import Final
 
 from services.trainer.adapters.targets import linear_tensors
 from services.trainer.settings import TrainSettings
+from services.trainer.splits import own_part
 from smeltkit import limits
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.nf4_layout import stored_bytes
@@ -53,8 +54,12 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     values and the MLP's three products; with recomputation only its input. Adapters are float32 whatever the base is.
     A base that is quantized is loaded as it is stored first. Of several processes it is the memory of each: what is
     stored is spread over them; two layers at a time are whole, or all, embedding and head always. It is loaded whole.
+    Where they compute layers together, all of that is of one's own part of the model; where they share packs, one's
+    tokens are its part of a pack, but for keys and values, which are gathered.
     """
-    value_bytes = 4 if settings.dtype == "float32" else 2
+    value_bytes, shards = 4 if settings.dtype == "float32" else 2, settings.shards
+    whole_bytes, config = config.parameters * value_bytes, own_part(config, settings)
+    tokens = -(-settings.pack_size_tokens // settings.parallel.context)
     trained = trainable_parameters(config, settings)
     trained_bytes = 4 if settings.is_adapted else value_bytes
     gradients = trained * trained_bytes
@@ -65,27 +70,28 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     live = per_token * config.layers + (kept if settings.recompute else 0)
     base, adapters = _weights_bytes(config, settings, value_bytes), trained * 4 if settings.is_adapted else 0
     is_whole = settings.is_adapted and (settings.method == "qlora" or not settings.regather)
-    has_rounds = settings.packs_per_step > settings.processes
+    has_rounds = settings.packs_per_step > settings.replicas
     spread = {
         "weights": adapters + (0 if is_whole else base),
         "gradients": gradients if has_rounds else min(head, gradients),
         **({"masters": 0, "optimizer": 0} if settings.optimizer.offload else state_bytes(config, settings)),
     }
-    needs = {name: -(-size_bytes // settings.processes) for name, size_bytes in spread.items()}
+    needs = {name: -(-size_bytes // shards) for name, size_bytes in spread.items()}
     needs["weights"] += base if is_whole else 0
-    if settings.processes > 1:
+    if shards > 1:
         outside = value_bytes * sum(s.elements for s in config.tensors() if not s.name.startswith("layers."))
         outside = 0 if is_whole else outside
         layers = 2 if settings.regather else config.layers
         needs["gathered"] = outside + (layers * (spread["weights"] - outside) + gradients) // config.layers
+    gathered = 0 if settings.parallel.context == 1 else 2 * size["kv"] * (1 if settings.recompute else config.layers)
     needs |= {
-        "activations": live * settings.pack_size_tokens * value_bytes,
-        "logits": min(LOGITS_BYTES, settings.pack_size_tokens * config.vocab_size * value_bytes),
+        "activations": (live * tokens + gathered * settings.pack_size_tokens) * value_bytes,
+        "logits": min(LOGITS_BYTES, tokens * config.vocab_size * value_bytes),
     }
     stored = needs["weights"] + needs["masters"] + needs["optimizer"]
-    updating = stored + (4 * trained if needs["masters"] else gradients) // settings.processes
+    updating = stored + (4 * trained if needs["masters"] else gradients) // shards
     needs["updating"] = max(updating - sum(needs.values()), 0)
-    return {**needs, "loading": max(config.parameters * value_bytes - sum(needs.values()), 0)}
+    return {**needs, "loading": max(whole_bytes - sum(needs.values()), 0)}
 
 
 def state_bytes(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:

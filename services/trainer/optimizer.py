@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from services.trainer.int8_adamw import MOMENTS, Int8AdamW, is_quantized
+from services.trainer.ranks import Ranks
 from services.trainer.rounded_adamw import RoundedAdamW
 from services.trainer.settings import AdamSettings
-from services.trainer.sharding import held
+from services.trainer.sharding import held, is_told
 from smeltkit.errors import SettingsDiffer
 
 _KINDS: Final = {"bfloat16": RoundedAdamW, "int8": Int8AdamW}
@@ -67,6 +68,10 @@ class Optimizer:
     def grads(self) -> list[Tensor]:
         """What this process holds of the gradients that there are."""
         return [held(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
+
+    def told_grads(self, ranks: Ranks) -> list[Tensor]:
+        """Those of `grads` that this process counts, so that over all processes each value counts once."""
+        return [held(p.grad) for p in self._parameters if p.grad is not None and is_told(p, ranks)]
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:

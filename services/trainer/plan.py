@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.trainer import devices
+from services.trainer import devices, splits
 from services.trainer.adapters.targets import linear_names
 from services.trainer.alerts import never_fires
 from services.trainer.data.dataset import Dataset, open_dataset, read_dataset
@@ -88,7 +88,12 @@ def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, sett
         order=order,
         schedule=schedule,
         preview=encoder.preview(found.samples[0])[:PREVIEW_CHARS],
-        refusals=(*refusals, *never_fires(settings.alerts, schedule), *_misfits(bundle, settings)),
+        refusals=(
+            *refusals,
+            *never_fires(settings.alerts, schedule),
+            *_misfits(bundle, settings),
+            *splits.refusals(config, settings),
+        ),
     )
 
 
@@ -154,7 +159,12 @@ def _of_processes(settings: TrainSettings) -> dict[str, str]:
     """What the figures of a plan mean where several processes share the training."""
     if settings.processes == 1:
         return {}
-    return {"processes": f"{settings.processes}; memory is that of each, time leaves out what they tell each other"}
+    told = "memory is that of each, time leaves out what they tell each other"
+    if settings.replicas == settings.processes:
+        return {"processes": f"{settings.processes}; {told}"}
+    tensor, context = settings.parallel.tensor, settings.parallel.context
+    arranged = f"{settings.replicas} for packs x {context} for the tokens of each x {tensor} for layers"
+    return {"processes": f"{settings.processes}, {arranged}; {told}"}
 
 
 def _of_host(config: ModelConfig, settings: TrainSettings) -> dict[str, str]:

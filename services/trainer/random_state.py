@@ -23,7 +23,8 @@ def random_state() -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """Puts generators into the state that `random_state` gave; one that is not here is passed over, as is its state."""
-    torch.set_rng_state(state["cpu"])
+    """Puts generators into the state that `random_state` gave; what is told of but one side is passed over."""
+    if "cpu" in state:
+        torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -1,7 +1,8 @@
 """The processes that share one training: which of them this is, and what they tell each other.
 
-Each holds a part of weights, gradients and optimizer state (`sharding`) and takes its packs of every step. All of them
-decide alike, since what a decision rests on is summed over all of them first, and the sum is the same number for each.
+Each holds a part of weights, gradients and optimizer state (`sharding`) and takes its packs of every step, or a part of
+each. All of them decide alike, since what a decision rests on is summed over all of them first, and the sum is the same
+number for each.
 """
 
 from __future__ import annotations
@@ -32,15 +33,34 @@ class Ranks:
     rank: int = 0
     count: int = 1
     device: str = "cpu"
+    tensor: int = 1
+    """Processes that compute each layer together, neighbours by rank; they see the same tokens."""
+    context: int = 1
+    """Such groups, one after the other, that share the tokens of a pack."""
 
     @property
     def is_first(self) -> bool:
         """Whether it is the one that writes files and tells of steps."""
         return self.rank == 0
 
+    @property
+    def is_teller(self) -> bool:
+        """Whether it is the one of those with the same tokens that counts them."""
+        return self.rank % self.tensor == 0
+
+    @property
+    def replicas(self) -> int:
+        """Groups of processes that each take packs of their own."""
+        return self.count // (self.tensor * self.context)
+
+    @property
+    def part(self) -> int:
+        """Which of the `context` parts of a pack is this process's."""
+        return self.rank // self.tensor % self.context
+
     def share(self, packs: Sequence[T]) -> Sequence[T]:
-        """The packs of a step that this process takes."""
-        return packs[self.rank :: self.count]
+        """The packs of a step that this process takes, or takes a part of."""
+        return packs[self.rank // (self.tensor * self.context) :: self.replicas]
 
     def summed(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place."""

@@ -147,6 +147,21 @@ class SpikeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelSettings:
+    """How the processes of a training share its work: `tensor` of them each layer, `context` such groups the tokens of
+    a pack, and what is left of their number the packs of a step."""
+
+    tensor: int = 1
+    """Processes that compute each layer together, each with its heads, its part of the MLP and of the vocabulary."""
+    context: int = 1
+    """Processes, or groups of `tensor` processes, that share the tokens of each pack."""
+
+    def __post_init__(self) -> None:
+        within("parallel.tensor", self.tensor, 1, limits.TRAIN_PROCESSES_MAX)
+        within("parallel.context", self.context, 1, limits.TRAIN_PROCESSES_MAX)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Everything about a training but its model and its data."""
 
@@ -174,6 +189,8 @@ class TrainSettings:
     processes: int = 1
     """Processes that share the training, each on a GPU of its own (or some cores, where there is no GPU): weights,
     gradients and optimizer state are spread over them, and each takes its packs of a step; 1 to 64."""
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    """Whether some of them share layers, or the tokens of a pack, instead."""
     regather: bool = True
     """Whether several processes give a layer's weights away between forward and backward pass, to save memory; if
     not, frozen weights are whole in each of them. Those in NF4 are in any case."""
@@ -234,13 +251,7 @@ class TrainSettings:
             raise BadConfig(
                 f"pack_tokens={self.pack_tokens} holds no sample of sequence_tokens={self.sequence_tokens}; raise it"
             )
-        if self.processes == 1 and not self.regather:
-            raise UnsupportedOption("regather has no effect with processes=1; remove it")
-        if self.packs_per_step % self.processes:
-            raise BadConfig(
-                f"packs_per_step={self.packs_per_step} cannot be shared evenly by processes={self.processes}; make it"
-                f" {-(-self.packs_per_step // self.processes) * self.processes}"
-            )
+        self._check_processes()
         if self.init != "base" and self.method != "pretrain":
             raise UnsupportedOption(f"init={self.init!r} has no effect with method {self.method}; choose pretrain")
         if self.init == "base" and self.shape != ShapeSettings():
@@ -254,13 +265,51 @@ class TrainSettings:
             raise UnsupportedOption(
                 "optimizer.offload moves float32 copies, which state=bfloat16 has none of; choose one"
             )
+        if self.schedule == "constant" and self.final_share != TrainSettings.final_share:
+            raise UnsupportedOption("final_share has no effect with schedule constant; remove it")
+
+    def _check_processes(self) -> None:
+        """How the processes share the work, and what that leaves without effect."""
+        tensor, context = self.parallel.tensor, self.parallel.context
+        if self.processes % (tensor * context):
+            raise BadConfig(
+                f"processes={self.processes} cannot be arranged by parallel.tensor={tensor} and parallel.context="
+                f"{context}; make it a multiple of {tensor * context}"
+            )
+        if self.packs_per_step % self.replicas:
+            among_them = "processes" if self.replicas == self.processes else "processes / (tensor * context)"
+            raise BadConfig(
+                f"packs_per_step={self.packs_per_step} cannot be shared evenly by {among_them}={self.replicas}; make it"
+                f" {-(-self.packs_per_step // self.replicas) * self.replicas}"
+            )
+        if self.shards == 1 and not self.regather:
+            layers = f" and parallel.tensor={tensor}" if tensor > 1 else ""
+            raise UnsupportedOption(f"regather has no effect with processes={self.processes}{layers}; remove it")
+        if self.pack_size_tokens < 2 * context:
+            raise BadConfig(
+                f"parallel.context={context} needs packs of {2 * context} tokens at least, not {self.pack_size_tokens};"
+                f" lower it to {self.pack_size_tokens // 2}"
+            )
+        if tensor > 1 and (self.method == "qlora" or self.lora.dora):
+            raise UnsupportedOption(
+                f"parallel.tensor={tensor} splits neither weights in NF4 nor DoRA; choose lora without dora, or set"
+                " it to 1 and use parallel.context"
+            )
         if self.processes > 1 and (self.optimizer.offload or self.optimizer.state == "int8"):
             raise UnsupportedOption(
                 f"processes={self.processes} spread the optimizer's state already; remove optimizer.offload and state"
                 " int8, or set processes to 1"
             )
-        if self.schedule == "constant" and self.final_share != TrainSettings.final_share:
-            raise UnsupportedOption("final_share has no effect with schedule constant; remove it")
+
+    @property
+    def replicas(self) -> int:
+        """Groups of processes that each take packs of their own; within one they share layers or tokens."""
+        return self.processes // (self.parallel.tensor * self.parallel.context)
+
+    @property
+    def shards(self) -> int:
+        """Processes over which the same part of the model is spread: all of them, unless they share layers."""
+        return self.processes // self.parallel.tensor
 
     @property
     def pack_size_tokens(self) -> int:

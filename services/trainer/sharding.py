@@ -2,14 +2,15 @@
 
 Each layer is gathered when it is needed, forward and backward, and given away again after each. Gradients are summed
 into the part that a process holds, unscaled, because every loss is a share of the whole step's already. Frozen weights
-are spread like others; those in NF4, an eighth of the memory, are whole in every process.
+are spread like others; those in NF4, an eighth of the memory, are whole in every process. Of layers that several
+processes compute together it is each one's part that is spread, over those that hold the same one.
 
 Torch's modules for this take seconds to load, so a training of one process does without them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.distributed as dist
@@ -19,18 +20,42 @@ from services.trainer.ranks import Ranks
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_nf4 import Nf4Linear
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+_TENSOR: Final = "tensor"
+"""Dimension of a mesh along which layers are split; the last one."""
+
 
 def shard(decoder: Decoder, ranks: Ranks, *, regathers: bool = True) -> None:
     """Spreads the parameters of `decoder`, the same in every process, over all that joined; nothing for one alone.
 
-    Unless it `regathers`, a layer stays whole from the forward to the backward pass, and what is frozen always.
+    Unless it `regathers`, a layer stays whole from the forward to the backward pass, and what is frozen always. What
+    `ranks` says of layers and packs that are shared is done as well: see `tensor_parallel` and `context_parallel`.
     """
     if not dist.is_initialized():
         return
     from torch.distributed.device_mesh import init_device_mesh
+
+    shards = ranks.count // ranks.tensor
+    mesh = init_device_mesh(ranks.device, (shards, ranks.tensor), mesh_dim_names=("shards", _TENSOR))
+    if ranks.tensor > 1:
+        from services.trainer.tensor_parallel import split
+
+        split(decoder, mesh[_TENSOR])
+    if ranks.context > 1:
+        from services.trainer.context_parallel import attend_across
+
+        shape = (ranks.replicas, ranks.context, ranks.tensor)
+        names = ("replicas", "context", _TENSOR)
+        attend_across(decoder, init_device_mesh(ranks.device, shape, mesh_dim_names=names).get_group("context"))
+    if shards > 1 or ranks.count == 1:
+        _spread(decoder, mesh["shards"], regathers)
+
+
+def _spread(decoder: Decoder, mesh: DeviceMesh, regathers: bool) -> None:
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(ranks.device, (ranks.count,))
     kept = [module for module in decoder.modules() if isinstance(module, Nf4Linear)] if regathers else [decoder]
     ignored = {value for module in kept for value in module.parameters() if not value.requires_grad}
     for module in (*decoder.layers, decoder):
@@ -45,6 +70,13 @@ def shard(decoder: Decoder, ranks: Ranks, *, regathers: bool = True) -> None:
 def is_spread(value: Tensor) -> bool:
     """Whether a parameter or gradient is a DTensor."""
     return hasattr(value, "device_mesh")
+
+
+def is_told(value: Any, ranks: Ranks) -> bool:
+    """Whether this process counts what it holds of a parameter, in sums in which each value counts once."""
+    names = value.device_mesh.mesh_dim_names if is_spread(value) else None
+    is_part = bool(names) and names[-1] == _TENSOR and not value.placements[-1].is_replicate()
+    return is_part or ranks.is_teller
 
 
 @torch.no_grad()

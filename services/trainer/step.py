@@ -29,7 +29,9 @@ class Pack:
     targets: Tensor
     """Next token of each token [T], IGNORED where there is none or it is not to be learnt."""
     counted: int
-    """Targets that count, at least one."""
+    """Targets that count; at least one in all processes that share the pack."""
+    is_idle: bool = False
+    """Whether it only keeps a process in step with others that have something to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +75,9 @@ def train_step(
     """
     device = packs[0].targets.device
     tokens, counted, first_counted = ranks.totals(
-        sum(len(pack.batch) for pack in packs if pack.counted),
-        sum(pack.counted for pack in packs),
-        packs[0].counted,
+        ranks.is_teller * sum(len(pack.batch) for pack in packs if not pack.is_idle),
+        ranks.is_teller * sum(pack.counted for pack in packs),
+        ranks.is_teller * packs[0].counted,
         device=device,
     )
     total = torch.zeros((), device=device, dtype=torch.float32)
@@ -85,9 +87,9 @@ def train_step(
         part.backward()
         total += part.detach()
         if number == 1 < len(packs):
-            first = norm_of(optimizer.grads, ranks) * (counted / first_counted)
+            first = norm_of(optimizer.told_grads(ranks), ranks) * (counted / first_counted)
     grads = optimizer.grads
-    norm, total = norm_of(grads, ranks), ranks.summed(total)
+    norm, total = norm_of(optimizer.told_grads(ranks), ranks), ranks.summed(total * ranks.is_teller)
     loss, grad_norm, first_norm = total.item(), norm.item(), None if first is None else first.item()
     check_numbers(loss, grad_norm)
     allowed = bound(loss, grad_norm)

@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def train(folder: Path, spec: dict[str, Any], rank: int = 0) -> dict[str, Any]:
     pace = paces.of(prepared) if rank == 0 else None
     said = forecast(pace, prepared.tokens, settings.processes) if pace else None
     device = prepare_device(spec["threads"], rank, settings.processes, spec.get("gpu_bytes", 0))
-    with joined(rank, settings.processes, device, folder / RENDEZVOUS_FILE) as ranks:
+    with joined(rank, settings.processes, device, folder / RENDEZVOUS_FILE) as met:
+        ranks = replace(met, **asdict(settings.parallel))
         rate = matrix_flops(device, getattr(torch, settings.dtype))
         torch.manual_seed(settings.seed)
         peak = PeakMemory(device)

@@ -104,7 +104,9 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, kernels: Kernels, make_linear: MakeLinear, attention: Attention) -> None:
         super().__init__()
-        self._config, self._kernels, self._attention = config, kernels, attention
+        self._config, self._kernels = config, kernels
+        self.attention = attention
+        """What looks from each token at those before it; may be replaced."""
         size = config.dimensions()
         if config.fused_projections:
             self.qkv = make_linear(size["hidden"], size["qkv"], config.attention_bias)
@@ -123,7 +125,7 @@ class SelfAttention(nn.Module):
         if self._config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = self._kernels.rotate(q, cos, sin), self._kernels.rotate(k, cos, sin)
-        out: Tensor = self.o(self._attention(q, k, v, batch).flatten(-2))
+        out: Tensor = self.o(self.attention(q, k, v, batch).flatten(-2))
         return out
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:

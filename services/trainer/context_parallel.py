@@ -1,0 +1,103 @@
+"""A pack whose tokens several processes share, and attention from each one's tokens over the keys of all.
+
+A pack is cut into twice as many pieces as there are processes. Each takes one from the front and its counterpart from
+the back, so that in one long sample all look at as many keys. Keys and values of all are gathered before attention, and
+the gradients that each has for them summed and given back, as Llama 3 was trained (arXiv:2407.21783, 3.3.2). All else
+is computed on a process's own tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from services.trainer.ranks import Ranks
+from services.trainer.step import Pack
+from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder_packing import Packed, Piece, attend_from
+from smeltkit.ml.decoder_targets import IGNORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedPart(Packed):
+    """Two pieces of a pack: `ids` and `positions` are theirs, `starts` and `lengths` those of the whole pack.
+
+    The pack is filled up by a sample of its own until it can be cut evenly.
+    """
+
+    pieces: tuple[Piece, ...]
+    tokens: int
+    """Those that are not filled in."""
+
+    def __len__(self) -> int:
+        return self.tokens
+
+
+def own_part(pack: Pack, ranks: Ranks) -> Pack:
+    """What one of the processes that share a pack takes of it; all of it where none does."""
+    if ranks.context == 1:
+        return pack
+    batch, cuts = pack.batch, 2 * ranks.context
+    tokens, device = len(batch), batch.ids.device
+    fill = -tokens % cuts
+    size, lengths = (tokens + fill) // cuts, (*batch.lengths, *((fill,) if fill else ()))
+    begins = [number * size for number in (ranks.part, cuts - 1 - ranks.part)]
+
+    def mine(values: Tensor, filling: Tensor) -> Tensor:
+        filled = torch.cat((values, filling.to(values)))
+        return torch.cat([filled[begin : begin + size] for begin in begins])
+
+    targets = mine(pack.targets, torch.full((fill,), IGNORED))
+    part = PackedPart(
+        ids=mine(batch.ids, torch.zeros(fill)),
+        positions=mine(batch.positions, torch.arange(fill)),
+        starts=batch.starts,
+        lengths=lengths,
+        pieces=tuple(Piece.of(begin, begin + size, lengths, device) for begin in begins),
+        tokens=sum(min(max(tokens - begin, 0), size) for begin in begins),
+    )
+    return Pack(batch=part, targets=targets, counted=int((targets != IGNORED).sum()), is_idle=pack.is_idle)
+
+
+def attend_across(decoder: Decoder, group: dist.ProcessGroup) -> None:
+    """Lets the layers of `decoder` take a PackedPart, whose other parts are in the other processes of `group`."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, batch: Packed) -> Tensor:
+        assert isinstance(batch, PackedPart), "a whole pack in a decoder that takes parts"
+        keys, values = _gathered(torch.cat((k, v), dim=-1), group).chunk(2, dim=-1)
+        own = zip(q.chunk(len(batch.pieces)), batch.pieces, strict=True)
+        return torch.cat([attend_from(part, keys, values, piece) for part, piece in own])
+
+    for layer in decoder.layers:
+        layer.attn.attention = attention
+
+
+def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The rows of all processes in the order of the pack, of x [2 n, ...] with the two pieces of this one."""
+    return cast(Tensor, _Gathered.apply(x, group))  # type: ignore[no-untyped-call]
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """See `_gathered`."""
+        ctx.group, count = group, dist.get_world_size(group)
+        found = x.new_empty(count * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(found, x.contiguous(), group=group)
+        front, back = found.unflatten(0, (count, 2, -1)).unbind(1)
+        return torch.cat((front, back.flip(0))).flatten(0, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        """The gradients of all processes for this one's rows, summed."""
+        count = dist.get_world_size(ctx.group)
+        front, back = upstream.unflatten(0, (2, count, -1))
+        apart = torch.stack((front, back.flip(0)), dim=1).flatten(0, 2)
+        own = upstream.new_empty(len(upstream) // count, *upstream.shape[1:])
+        dist.reduce_scatter_tensor(own, apart, group=ctx.group)
+        return own, None
