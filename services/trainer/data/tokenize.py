@@ -10,6 +10,7 @@ how many there are, and of several wrong rows the first is told.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -28,13 +29,15 @@ from services.trainer.data.stored import SampleFile, facts_of, join
 from smeltkit import limits
 from smeltkit.config import environment
 from smeltkit.error_families import InvalidInput
-from smeltkit.errors import InternalError, NotBuilt, ProcessLost, all_errors
+from smeltkit.errors import DiskFull, InternalError, NotBuilt, ProcessLost, all_errors
 
 Tell = Callable[[int], None]
 """Hears how many rows are done."""
 SHARD_ROWS: Final = 4096
 _ALONE: Final = {"RAYON_NUM_THREADS": "1"}
 """The tokenizer's own threads: each process is one of several already."""
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""Also what a process ends with."""
 
 
 def processes_for(size_bytes: int) -> int:
@@ -56,18 +59,28 @@ def tokenize(
 ) -> None:
     """Writes the samples of a file of that digest to `target`, sealed, with shards in `folder` on the way.
 
-    Errors of `read_dataset`. `tell` hears of rows that are done, and stops the work if it raises; shards that an
-    earlier call left in `folder` are not made again.
+    Errors of `read_dataset`, DiskFull. `tell` hears of rows that are done, and stops the work if it raises; shards that
+    an earlier call left in `folder` are not made again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob("*.error"):
         left.unlink()
     spec = {"path": str(path), "base": str(base), "recipe": recipe.to_dict(), "of": processes, "rows": shard_rows}
     (folder / "spec.json").write_text(json.dumps(spec))
-    if processes == 1:
-        make_shards(folder, 0, tell)
-    else:
-        _run(folder, processes, lambda: tell(len(list(folder.glob("*.samples"))) * shard_rows))
+    try:
+        if processes == 1:
+            make_shards(folder, 0, tell)
+        else:
+            _run(folder, processes, lambda: tell(len(list(folder.glob("*.samples"))) * shard_rows))
+        _join(folder, target, path, recipe, digest)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFull(f"no space is left to tokenize {path.name}; free some and try again") from error
+
+
+def _join(folder: Path, target: Path, path: Path, recipe: Recipe, digest: str) -> None:
+    """One file of all shards; the error of the first wrong row in its place."""
     for first in sorted(folder.glob("*.error"), key=_number)[:1]:
         told = json.loads(first.read_text())
         raise all_errors()[told["reason"]](told["message"])
@@ -127,6 +140,8 @@ def _run(folder: Path, count: int, poll: Callable[[], None]) -> None:
         while None in (codes := [process.poll() for process in processes]) and not any(codes):
             poll()
             time.sleep(limits.TRAIN_POLL_S)
+    if any(code in _FULL for code in codes):
+        raise OSError(errno.ENOSPC, "no space left for shards")
     if any(codes):
         tail = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
         kind = ProcessLost if any(code is not None and code < 0 for code in codes) else InternalError
@@ -138,4 +153,9 @@ def _number(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    make_shards(Path(sys.argv[1]), int(sys.argv[2]))
+    try:
+        make_shards(Path(sys.argv[1]), int(sys.argv[2]))
+    except OSError as full:
+        if full.errno in _FULL:
+            sys.exit(full.errno)
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from services.trainer.data import kept
 from services.trainer.data.dataset import Dataset, open_dataset, read_dataset
 from services.trainer.data.kept import Kept, keep_samples
 from services.trainer.data.recipe import Recipe
-from services.trainer.data.stored import is_sealed, open_sealed
+from services.trainer.data.stored import SampleFile, is_sealed, open_sealed
 from services.trainer.data.tokenize import make_shards, tokenize
 from services.trainer.settings import parse_settings
 from smeltkit.blobs.cache import NodeCache
@@ -118,6 +119,17 @@ def test_work_that_was_stopped_goes_on_with_the_next_shard(tmp_path: Path, monke
     make_shards(tmp_path / "shards", 0)
     assert all((tmp_path / "shards" / name).stat().st_mtime_ns == time_ns for name, time_ns in made.items())
     assert _is_same(_tokenized(path, recipe, tmp_path, processes=1), _directly(path, recipe))
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _write(tmp_path / "data.jsonl", [_chat(n) for n in range(9)])
+
+    def fail(self: SampleFile, sample: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(SampleFile, "add", fail)
+    with pytest.raises(DiskFull, match="no space is left to tokenize data.jsonl; free some"):
+        _tokenized(path, _recipe(), tmp_path, processes=1)
 
 
 class Rig:
