@@ -169,37 +169,43 @@ def build_wheel(folder: Path, options: tuple[str, ...]) -> None:
 
 
 def build_portable(folder: Path, kinds: list[str]) -> None:
-    """A wheel without libraries in `folder`, and all libraries in `folder`/lib. Needs cmake, ninja and a compiler."""
-    libraries = folder / "lib"
-    libraries.mkdir(parents=True)
+    """A wheel without libraries in `folder`, and all libraries in `folder`/lib. Needs cmake, ninja and a compiler.
+
+    What an earlier run left there is kept as far as nothing that it depends on changed, whatever CPU it was built on.
+    """
+    libraries, record = folder / "lib", folder / "built.json"
+    libraries.mkdir(parents=True, exist_ok=True)
+    key = build_key(PORTABLE, features=frozenset())
+    built = json.loads(record.read_text()) if record.exists() else {}
+    missing = [kind for kind in kinds if built.get(kind) != key]
+    if not missing:
+        return
     with tempfile.TemporaryDirectory() as scratch:
         source = fetched_source(Path(scratch))
-        for number, kind in enumerate(kinds):
-            build = Path(scratch, kind)
-            switches = [f"-DGGML_{name}={'ON' if name in KINDS[kind] else 'OFF'}" for name in _SWITCHES]
-            settings = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={HERE / 'llama/options.cmake'}"
-            run(
-                "cmake",
-                "-S",
-                str(source / "vendor/llama.cpp"),
-                "-B",
-                str(build),
-                *PORTABLE,
-                *OPTIONS,
-                *switches,
-                settings,
-            )
-            run("cmake", "--build", str(build), "--target", *(["llama"] if number == 0 else []), "ggml-cpu")
-            if number == 0:
-                for name in ("llama", "ggml", "ggml-base"):
-                    found = build / "bin" / f"lib{name}.so"
-                    soname = f"{found.name}.{found.resolve().name.split('.so.')[1].split('.')[0]}"
-                    shutil.copy(found.resolve(), libraries / soname)
-                    (libraries / found.name).symlink_to(soname)
-            shutil.copy((build / "bin/libggml-cpu.so").resolve(), libraries / f"libggml-cpu-{kind}.so")
-            shutil.rmtree(build)
         os.environ["CMAKE_ARGS"] = "-DLLAMA_BUILD=OFF"
         pip("wheel", "--no-deps", "--wheel-dir", str(folder), *pinned("--build-constraint"), str(source))
+        for kind in missing:
+            build_kind(libraries, kind, source, Path(scratch, kind), is_first=key not in built.values())
+            built[kind] = key
+            record.write_text(json.dumps(built, indent=1))
+
+
+def build_kind(libraries: Path, kind: str, source: Path, build: Path, *, is_first: bool) -> None:
+    """The library for one kind of CPU; with the first, what all kinds share."""
+    switches = [f"-DGGML_{name}={'ON' if name in KINDS[kind] else 'OFF'}" for name in _SWITCHES]
+    settings = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={HERE / 'llama/options.cmake'}"
+    where = ("-S", str(source / "vendor/llama.cpp"), "-B", str(build))
+    run("cmake", *where, *PORTABLE, *OPTIONS, *switches, settings)
+    run("cmake", "--build", str(build), "--target", *(["llama"] if is_first else []), "ggml-cpu")
+    if is_first:
+        for name in ("llama", "ggml", "ggml-base"):
+            found = build / "bin" / f"lib{name}.so"
+            soname = f"{found.name}.{found.resolve().name.split('.so.')[1].split('.')[0]}"
+            shutil.copy(found.resolve(), libraries / soname)
+            (libraries / found.name).unlink(missing_ok=True)
+            (libraries / found.name).symlink_to(soname)
+    shutil.copy((build / "bin/libggml-cpu.so").resolve(), libraries / f"libggml-cpu-{kind}.so")
+    shutil.rmtree(build)
 
 
 def fetched_source(scratch: Path) -> Path:
@@ -224,14 +230,14 @@ def pinned(option: str) -> tuple[str, ...]:
     return (option, str(constraints)) if constraints.exists() else ()
 
 
-def build_key(options: tuple[str, ...]) -> str:
-    """Everything that a wheel depends on, as JSON text."""
+def build_key(options: tuple[str, ...], *, features: frozenset[str] | None = None) -> str:
+    """Everything that a build depends on, as JSON text; `features` of the CPU are this one's unless given."""
     ours = "".join(path.read_text() for path in sorted((HERE / "llama").glob("*.[ch]*")))
     return json.dumps(
         {
             "version": VERSION,
             "options": [*OPTIONS, *options],
-            "cpu": sorted(cpu_features()),
+            "cpu": sorted(cpu_features() if features is None else features),
             "compiler": compiler_version(),
             "python": platform.python_version(),
             "machine": platform.machine(),

@@ -23,6 +23,8 @@ KINDS = {
 }
 """Emulated processors: what must be used there, and what must not."""
 HERE = "this machine"
+OUR_KERNELS = "with and without our kernels"
+"""What the proof says where it computed by them too."""
 NOT_HERE = "does not run on this CPU"
 """What the proof says of a library that the CPU cannot run."""
 _PROOF = ROOT / "scripts" / "llama" / "prove_decode.py"
@@ -32,11 +34,12 @@ from services.inference.llama import system_info
 system_info()
 runpy.run_path({str(_PROOF)!r}, run_name="__main__")
 """
+_NEEDED_BY_OURS = "AVX512_VNNI"
 _TIMEOUT_S = 300
 
 
 def rows(root: Path) -> list[dict[str, Any]]:
-    """A row a processor and library for the image mounted at `root`: the features used, and what is wrong."""
+    """A row a processor and library for the image mounted at `root`: what is used, and what is wrong."""
     if shutil.which("qemu-x86_64") is None:
         raise BadConfig("qemu-x86_64 is not installed; install it (Debian: apt-get install qemu-user)")
     python = str(root / "usr/bin/python3")
@@ -63,13 +66,16 @@ def _row(
         capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
     )  # fmt: skip
     if library != "chosen" and NOT_HERE in done.stderr:
-        return {"cpu": cpu, "library": library, "uses": NOT_HERE, "wrong": []}
+        return {"cpu": cpu, "library": library, "uses": NOT_HERE, "our_kernels": False, "wrong": []}
     told = re.search(r"it uses (.*)", done.stdout)
     used = set(told[1].split(", ")) if told else set()
     wrong = [] if done.returncode == 0 else [done.stderr.strip()[-300:] or f"ended with {done.returncode}"]
     wrong += [f"{feature} is not used" for feature in sorted(wanted - used) if told]
     wrong += [f"{feature} is used" for feature in sorted(unwanted & used)]
-    return {"cpu": cpu, "library": library, "uses": ", ".join(sorted(used)), "wrong": wrong}
+    has_ours = OUR_KERNELS in done.stdout
+    if told and has_ours != (_NEEDED_BY_OURS in used):
+        wrong.append(f"our kernels compute: {has_ours}; they are for CPUs with {_NEEDED_BY_OURS}")
+    return {"cpu": cpu, "library": library, "uses": ", ".join(sorted(used)), "our_kernels": has_ours, "wrong": wrong}
 
 
 def _library_path(root: Path) -> str:

@@ -85,6 +85,9 @@ def _run_together(
             outcome["engine"] = containers["inference"].python(
                 "from services.inference.llama import system_info; print(system_info())"
             )
+            outcome["has_row_kernels"] = containers["inference"].python(
+                "from services.inference.llama import has_row_kernels; print(has_row_kernels())"
+            )
         rows = []
         for name in reversed(containers):
             code, took_s = containers[name].stop(GRACE_S)

@@ -81,6 +81,30 @@ def test_another_cpu_or_compiler_makes_another_key(monkeypatch: pytest.MonkeyPat
     assert install_llama.build_key(install_llama.NATIVE) != before
 
 
+def test_a_portable_build_goes_on_where_one_ended_and_begins_anew_with_another_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No library is kept when anything changed that it depends on."""
+    made: list[tuple[str, bool]] = []
+
+    def build_kind(libraries: Path, kind: str, source: Path, build: Path, *, is_first: bool) -> None:
+        if kind == "zen4" and not made[1:]:
+            raise SystemExit("out of memory")
+        made.append((kind, is_first))
+
+    monkeypatch.setattr(install_llama, "build_kind", build_kind)
+    monkeypatch.setattr(install_llama, "fetched_source", lambda scratch: scratch)
+    monkeypatch.setattr(install_llama, "pip", lambda *arguments: None)
+    monkeypatch.setenv("CMAKE_ARGS", "")
+    with pytest.raises(SystemExit, match="memory"):
+        install_llama.build_portable(tmp_path, ["x64", "zen4", "haswell"])
+    install_llama.build_portable(tmp_path, ["x64", "haswell", "zen4"])
+    assert made == [("x64", True), ("haswell", False), ("zen4", False)]
+    monkeypatch.setattr(install_llama, "compiler_version", lambda: "cc 99.0")
+    install_llama.build_portable(tmp_path, ["x64"])
+    assert made[3:] == [("x64", True)]
+
+
 @pytest.mark.parametrize("status", [1, 2, 23])
 def test_any_status_of_pip_and_of_the_build_but_0_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int
