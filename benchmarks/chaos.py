@@ -5,8 +5,8 @@
 Without names every fault of `scripts.cluster.chaos`, those with the fewest rounds first, each on a cluster of its own.
 Each round is saved as it ends (`chaos_rounds.jsonl`), and another run goes on from there: round 7 of a fault and a seed
 is the same whenever it is played. Several runs at once share the faults among them. A wrong round ends its cluster, so
-that it spoils no other. `--afresh` forgets the rounds of the faults before; while FILE exists no cluster runs. The full
-disk needs root, to mount a small file system in memory.
+that it spoils no other, and leaves its logs in `build/chaos`. `--afresh` forgets the rounds of the faults before; while
+FILE exists no cluster runs. The full disk needs root, to mount a small file system in memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from smeltkit.revision import code_revision
 
 NAME = "chaos"
 ROUNDS = results.FOLDER / "chaos_rounds.jsonl"
+KEPT = results.FOLDER.parents[1] / "build" / "chaos"
 CODE = ("smeltkit", "services", "gateway")
 DISK = "192m"
 _LOCKS = Path(tempfile.gettempdir())
@@ -108,8 +110,21 @@ async def _rounds(cluster: Cluster, fault: Fault, plan: Plan) -> None:
             line = {"fault": fault.name, "seed": plan.seed, "round": number, "code": code_revision(CODE)}
             _save(line | asdict(found))
             print(f"{fault.name} {number}: {found}", flush=True)
+            if found.wrong or found.restarts:
+                _keep_logs(cluster, f"{fault.name.replace(' ', '-')}-{number}")
             if found.wrong:
                 return
+
+
+def _keep_logs(cluster: Cluster, name: str) -> None:
+    """What every process of the cluster wrote, for whoever looks for the cause."""
+    target = KEPT / name
+    shutil.rmtree(target, ignore_errors=True)
+    for root in (cluster.folder, cluster.s3.folder):
+        for path in [*root.glob("*/log"), *root.glob("*.log"), *root.glob("*/*.log")]:
+            kept = target / path.relative_to(root)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, kept)
 
 
 def saved(fault: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ and the same request again is the same job.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,10 +22,11 @@ from smelt.job.v1 import job_pb2
 
 from scripts.cluster.caller import Caller, faults_of
 from scripts.cluster.cluster import Cluster
+from smeltkit import limits
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus import topology
 from smeltkit.config import environment
-from smeltkit.errors import SmeltError
+from smeltkit.errors import SmeltError, StoreUnavailable
 from smeltkit.jobs import model
 from smeltkit.jobs.sweeper import Sweeper
 from smeltkit.rpc.channel import stream
@@ -35,13 +37,15 @@ JOBS, LIMIT = 2, 12
 """Evaluations a round, and problems of each."""
 LATEST_S: Final = 3.0
 """A fault strikes within this time: about as long as a round without one lasts."""
-END_S: Final = 180.0
+END_S: Final = limits.JOB_ATTEMPTS_MAX * (limits.EVALUATION_OUTAGE_MAX_S + 60) + sum(limits.JOB_BACKOFF_S)
+"""What the platform allows a job whose store answers by errors alone: the patience of each attempt and the last call of
+it, and the pauses between them. Whatever takes longer is taken to run for ever."""
 S3_DOWN_S: Final = 20.0
 """How long the object store stays away."""
 STREAMS, TOKENS = 8, 48
 CLOCKED: Final = ("evaluator", "gateway")
 """Services whose clocks can be stepped."""
-_HEAL_S, _SWEEPERS, _RECOVERY_S = 90.0, 2, 10.0
+_HEAL_S, _RECOVERY_S, _SWEEPERS, _WRITES = 90.0, 10.0, 2, 32
 _STEPPED: Final = Path(__file__).resolve().parent / "stepped_clock.py"
 
 
@@ -227,12 +231,17 @@ async def _fill_disk(scene: Scene) -> str:
 
 
 def _recovers(s3: S3Server) -> bool:
-    """Whether the store takes writes again, within what an operator would wait before starting it anew."""
+    """Whether the store takes writes again, wherever it puts them, within what an operator would wait for that."""
     store, deadline = S3Store(s3.config), time.monotonic() + _RECOVERY_S
-    while not store.takes_writes():
-        if time.monotonic() > deadline:
-            return False
-    return True
+    while True:
+        try:
+            for _ in range(_WRITES):
+                store.put_bytes(os.urandom(64))
+        except StoreUnavailable:
+            if time.monotonic() > deadline:
+                return False
+        else:
+            return True
 
 
 def _fill(path: Path) -> None:
