@@ -16,7 +16,7 @@ from services.evaluator.config import EvaluatorConfig
 from services.importer.config import ImporterConfig
 from services.inference.config import InferenceConfig
 from services.sandbox.config import SandboxConfig
-from services.trainer.config import ProofConfig, TrainerConfig
+from services.trainer.config import NodeConfig, ProofConfig, TrainerConfig
 from smeltkit.config import BackupConfig, PlatformConfig
 from smeltkit.rpc.server import RpcConfig
 from smeltkit.telemetry.setup import TelemetryConfig
@@ -32,6 +32,7 @@ SECTIONS: tuple[tuple[str, str, type[Any]], ...] = (
     ("Importer", "SMELT_IMPORTER_", ImporterConfig),
     ("Trainer", "SMELT_TRAINER_", TrainerConfig),
     ("Trainer: proof of a node's device", "SMELT_PROOF_", ProofConfig),
+    ("Trainer: another machine of a training", "SMELT_NODE_", NodeConfig),
     ("Inference", "SMELT_INFERENCE_", InferenceConfig),
     ("Evaluator", "SMELT_EVALUATOR_", EvaluatorConfig),
     ("Sandbox", "SMELT_SANDBOX_", SandboxConfig),

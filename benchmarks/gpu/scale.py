@@ -23,6 +23,7 @@ import torch
 from benchmarks import results
 from benchmarks.gpu import contenders
 from benchmarks.gpu.shapes import TOKENS
+from services.trainer.places import Place
 from services.trainer.ranks import joined
 
 GPUS: Final = 2
@@ -38,7 +39,8 @@ def measure(case: str, rank: int, count: int, regathers: bool, rendezvous: str) 
     """What one of `count` processes measures: losses of the first steps, then the median time of a step."""
     torch.cuda.set_device(rank)
     facts = CASES[case]
-    with joined(rank, count, "cuda", Path(rendezvous)) as ranks:
+    here = Place(rank=rank, count=count, local_rank=rank, local_count=count)
+    with joined(here, "cuda", meeting=f"file://{rendezvous}") as ranks:
         step = contenders.ours(facts["shape"], facts["method"], ranks=ranks, regathers=regathers)
         generators = [torch.Generator("cuda").manual_seed(2 + number) for number in range(GPUS)]
 

@@ -89,7 +89,7 @@ async def want_of(
     return Want(
         title=title,
         memory_bytes=terms.memory_bytes or needed,
-        count=settings[0].processes,
+        count=settings[0].processes // settings[0].nodes,
         is_shared=terms.memory_bytes > 0,
         waits=terms.waits,
     )

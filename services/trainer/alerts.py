@@ -1,8 +1,8 @@
 """Alerts: what in a run's numbers somebody should look at, told while the run goes on.
 
-Every step is judged, in the process that makes it. Two things only others can see: that no step comes any more, and how
-the run ended. An alert goes off once its condition has held for as many steps in a row as it says, and again only after
-it was over in between. A metric that is no finite number sets off any alert on it.
+Every step is judged, in the process that makes it. Three things only others can see: that no step comes any more, that
+a process was lost, and how the run ended. An alert goes off once its condition has held for as many steps in a row as
+it says, and again only after it was over in between. A metric that is no finite number sets off any alert on it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from smeltkit.errors import BadConfig, TrainingDiverged
 
 DIVERGED: Final = "diverged"
 """What is told of a run that ended because its numbers were no course any more."""
+LOST: Final = "lost"
+"""What is told of a run whose processes began again at a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,11 @@ def of_outcome(step: int, outcome: Mapping[str, Any]) -> list[Alert]:
     if outcome.get("reason") != TrainingDiverged.reason():
         return []
     return [Alert(step=step, metric="loss", when=DIVERGED, measured=None, message=f"step {step}: {outcome['message']}")]
+
+
+def of_restart(step: int, message: str) -> Alert:
+    """The alert of a group of processes that was started again."""
+    return Alert(step=step, metric="process", when=LOST, measured=None, message=f"step {step}: {message}")
 
 
 def never_fires(settings: Sequence[AlertSettings], schedule: Schedule) -> list[BadConfig]:

@@ -1,31 +1,38 @@
 """Checkpoints: everything that a later process needs to go on as if nothing had happened, whole or not at all.
 
-    step-00000050/state.safetensors     trainable parameters, optimizer state, state of the random generators
-    step-00000050/progress.json         step, settings and inputs by digest, losses so far, digest of the state
+    step-00000050/part-0.bin        what the first process holds of trainable parameters and optimizer state
+    step-00000050/.metadata         which part of which tensor is where, with its digest
+    step-00000050/progress.json     last of all: step, settings and inputs by digest, losses so far, digest of .metadata
 
-A checkpoint is written under another name, read back by digest, and renamed last. A resumed run reads it and writes
-checkpoints of its own beside it, never into it.
+The state is copied and the run goes on while a thread writes it under another name; it is read back by digest and
+renamed last. Each process reads the parts that it needs, of however many processes wrote them. A resumed run reads a
+checkpoint and writes others of its own beside it, never into it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from services.trainer.checkpoint_files import METADATA_FILE, PartsReader, PartsWriter
+from services.trainer.ranks import ALONE, Ranks
+from services.trainer.sharding import held
 from smeltkit.errors import DigestMismatch, SettingsDiffer, TrainingDiverged
-from smeltkit.ids import digest_file
-from smeltkit.ml.decoder_weights import to_numpy, to_torch, type_name
-from smeltkit.ml.safetensors_io import SafetensorsFolder, read_header, write_safetensors
+from smeltkit.ids import digest_bytes
 
-STATE_FILE: Final = "state.safetensors"
 PROGRESS_FILE: Final = "progress.json"
 RANDOM: Final = "random."
 """What the names of generators' states among the tensors begin with."""
@@ -49,31 +56,93 @@ class Progress:
     """Latest losses, the newest last: what a stuck run is told by."""
 
 
-def save(folder: Path, progress: Progress, tensors: Mapping[str, Tensor], *, keep: int) -> Path:
-    """Writes the checkpoint of `progress` below `folder` and removes all but the newest `keep`; its folder.
+class Checkpoints:
+    """The checkpoints of a run below `folder`, of which the newest `keep` stay; each of `ranks` has one of these."""
 
-    TrainingDiverged for a value that is not finite: such a checkpoint is never written.
-    """
-    for name, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise TrainingDiverged(f"{name} holds values that are not finite; the checkpoint was not written")
-    target, fresh = folder / f"step-{progress.step:08d}", folder / f".step-{progress.step:08d}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    state = fresh / STATE_FILE
-    write_safetensors(state, ((name, _type(value), to_numpy(value.cpu())) for name, value in tensors.items()))
-    _sync(state)
-    with state.open("rb") as file:
-        digest, _ = digest_file(file)
-    (fresh / PROGRESS_FILE).write_text(json.dumps({**asdict(progress), "state_digest": digest}, sort_keys=True))
-    _sync(fresh / PROGRESS_FILE)
-    read(fresh)
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
-    _sync(folder)
-    for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
+    def __init__(self, folder: Path, *, keep: int, ranks: Ranks = ALONE) -> None:
+        self._folder, self._keep, self._ranks = folder, keep, ranks
+        self._copies: dict[str, Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def start(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        """Takes a copy of what this process holds of the state; it is written while the run goes on.
+
+        TrainingDiverged, in all processes, for a value that is not finite: such a checkpoint is never written. Waits
+        for the one before, and raises what was wrong with it.
+        """
+        self.wait()
+        broken = next((name for name, value in tensors.items() if not _is_finite(held(value))), "")
+        if self._ranks.any(bool(broken)):
+            where = broken or "what another process has of the state"
+            raise TrainingDiverged(f"{where} holds values that are not finite; the checkpoint was not written")
+        self._pending = self._thread.submit(self._write, progress, self._copied(tensors))
+
+    def wait(self) -> None:
+        """Returns once the checkpoint under way is there, for all processes; its error, if it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except CheckpointException as failed:
+            raise next(error for error, _ in failed.failures.values()) from failed
+
+    @torch.no_grad()
+    def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state in memory of the host that is used again for the next one."""
+        for name, value in tensors.items():
+            if name not in self._copies:
+                self._copies[name] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            held(self._copies[name]).copy_(held(value), non_blocking=True)
+        if any(value.is_cuda for value in tensors.values()):
+            torch.cuda.current_stream().synchronize()
+        return {name: self._copies[name] for name in tensors}
+
+    def _write(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
+        fresh = self._folder / f".{_name(progress.step)}.new"
+        if self._ranks.is_first:
+            shutil.rmtree(fresh, ignore_errors=True)
+        writer = PartsWriter(fresh, lambda: self._commit(fresh, progress))
+        dcp.save(tensors, storage_writer=writer, process_group=self._ranks.background, no_dist=self._ranks.count == 1)
+
+    def _commit(self, fresh: Path, progress: Progress) -> None:
+        """Gives a checkpoint that is all there its name, and removes those that are too old."""
+        target = self._folder / _name(progress.step)
+        told = {**asdict(progress), "metadata_digest": _metadata(fresh)[0]}
+        (fresh / PROGRESS_FILE).write_text(json.dumps(told, sort_keys=True))
+        for path in (fresh / PROGRESS_FILE, fresh):
+            _sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+        _sync(self._folder)
+        for old in _all(self._folder)[: -self._keep]:
+            shutil.rmtree(old)
+
+
+class Stored:
+    """A checkpoint that was written whole."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads what says where it stands; DigestMismatch unless that is, byte for byte, what was written."""
+        told: dict[str, Any] = json.loads((folder / PROGRESS_FILE).read_text())
+        self._folder = folder
+        digest, data = _metadata(folder)
+        if digest != told.pop("metadata_digest"):
+            raise DigestMismatch(
+                f"{folder.name}: {METADATA_FILE} is not what was written; remove it to go on from an older one"
+            )
+        self.progress = Progress(**{**told, "losses": tuple(told["losses"])})
+        found: Mapping[str, TensorStorageMetadata] = pickle.loads(data).state_dict_metadata
+        self.forms = {name: (one.size, one.properties.dtype) for name, one in found.items()}
+        """Shape and type of each tensor, whole."""
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Fills the named tensors, of those that are spread what this process holds; DigestMismatch as `Stored`."""
+        try:
+            dcp.load(tensors, storage_reader=PartsReader(self._folder), no_dist=True)
+        except CheckpointException as failed:
+            raise next(error for error, _ in failed.failures.values()) from failed
 
 
 def latest(folder: Path) -> Path | None:
@@ -82,18 +151,13 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def read(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
-    """The checkpoint in `folder`; DigestMismatch unless its state is, byte for byte, the one that was written."""
-    value: dict[str, Any] = json.loads((folder / PROGRESS_FILE).read_text())
-    with (folder / STATE_FILE).open("rb") as file:
-        digest, _ = digest_file(file)
-    if digest != value.pop("state_digest"):
-        raise DigestMismatch(
-            f"{folder.name}: {STATE_FILE} is not what was written; remove it to go on from an older one"
-        )
-    source = SafetensorsFolder(folder=folder, tensors=read_header(folder / STATE_FILE))
-    tensors = {name: to_torch(source.read(name), info.dtype) for name, info in source.tensors.items()}
-    return Progress(**{**value, "losses": tuple(value["losses"])}), tensors
+def read(folder: Path, prefix: str = "") -> tuple[Progress, dict[str, Tensor]]:
+    """The checkpoint in `folder`, its tensors whole; of those only whose names begin with `prefix`."""
+    stored = Stored(folder)
+    forms = {name: form for name, form in stored.forms.items() if name.startswith(prefix)}
+    tensors = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in forms.items()}
+    stored.load(tensors)
+    return stored.progress, tensors
 
 
 def check_same_run(progress: Progress, run_digest: str) -> None:
@@ -105,12 +169,21 @@ def check_same_run(progress: Progress, run_digest: str) -> None:
         )
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
-def _type(value: Tensor) -> str:
-    return "U8" if value.dtype == torch.uint8 else type_name(value.dtype)
+def _is_finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def _metadata(folder: Path) -> tuple[str, bytes]:
+    data = (folder / METADATA_FILE).read_bytes()
+    return digest_bytes(data), data
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.trainer.groups import LOOPBACK
 from smeltkit import limits
 from smeltkit.errors import BadConfig
 
@@ -25,10 +26,15 @@ class TrainerConfig:
     """Threads of a training; 0 to leave it to torch."""
     nvidia_smi: str = "nvidia-smi"
     """Program that tells of this machine's GPUs; without it they are used and not guarded."""
-    gpu_reserve_bytes: int = 512 * limits.MIB
     gpu_beside_strangers: bool = False
     """Whether trainings may take a GPU on which a process without a lease computes, such as one that serves models."""
+    gpu_reserve_bytes: int = 512 * limits.MIB
     """Bytes of each GPU that no training may lease."""
+
+    nodes: int = 1
+    """Machines that may share a training, this one among them, 1 to 64; the others run `services.trainer.node`."""
+    address: str = LOOPBACK
+    """host:port of this machine at which they meet; the port must be free, and with more machines a certain one."""
 
     tensorboard_dir: str = ""
     """Folder below which trainings that ask for it write event files of TensorBoard; empty for none."""
@@ -45,10 +51,31 @@ class TrainerConfig:
             raise BadConfig(f"inference_address={self.inference_address!r} must be host:port")
         if not 1 <= self.slots <= 64 or not 0 <= self.threads <= 1024:
             raise BadConfig(f"slots={self.slots} must be 1 to 64 and threads={self.threads} 0 to 1024")
+        if not 1 <= self.nodes <= limits.TRAIN_NODES_MAX:
+            raise BadConfig(f"nodes={self.nodes} must be 1 to {limits.TRAIN_NODES_MAX}")
+        port = self.address.rpartition(":")[2]
+        if not port.isdigit() or (self.nodes > 1 and not int(port)):
+            raise BadConfig(f"address={self.address!r} must be host:port, and with nodes={self.nodes} a certain port")
         if self.gpu_reserve_bytes < 0:
             raise BadConfig(f"gpu_reserve_bytes={self.gpu_reserve_bytes} must be 0 or more")
         if self.cache_bytes < limits.MIB:
             raise BadConfig(f"cache_bytes={self.cache_bytes} must be at least {limits.MIB}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig:
+    """Prefix `SMELT_NODE_`: a machine that takes part in trainings that another one has."""
+
+    runs_dir: Path
+    """Folder of the runs, `runs` in the trainer's cache, on storage that all machines of a training share."""
+    address: str = ""
+    """Host name or address of this machine at which the others reach it; empty for its full host name."""
+    wait_s: float = 86400.0
+    """Seconds to wait for a training that wants this machine, above 0."""
+
+    def __post_init__(self) -> None:
+        if self.wait_s <= 0:
+            raise BadConfig(f"wait_s={self.wait_s:g} must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,13 @@ def devices_here() -> tuple[int, str]:
     return (gpus, "GPUs") if gpus else (len(os.sched_getaffinity(0)), "processors")
 
 
-def refusals(processes: int) -> list[BadConfig]:
-    """Why so many processes cannot run here."""
+def refusals(processes: int, nodes: int = 1) -> list[BadConfig]:
+    """Why so many processes cannot run here, or on as many machines like this one."""
     count, kind = devices_here()
-    return [BadConfig(too_many(processes, count, kind))] if processes > count else []
+    return [BadConfig(too_many(processes, count, kind, nodes))] if processes > nodes * count else []
 
 
-def too_many(processes: int, count: int, kind: str) -> str:
-    """What is wrong with more processes than devices."""
-    return f"processes={processes} need a device each, but this machine has {count} {kind}; lower it to {count}"
+def too_many(processes: int, count: int, kind: str, nodes: int = 1) -> str:
+    """What is wrong with more processes than devices, of which each machine has `count`."""
+    have = "this machine has" if nodes == 1 else f"{nodes} machines like this one have"
+    return f"processes={processes} need a device each, but {have} {nodes * count} {kind}; lower it to {nodes * count}"

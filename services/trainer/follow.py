@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from services.trainer.alerts import Alert, Silence, of_outcome
+from services.trainer.alerts import Alert, Silence, of_outcome, of_restart
+from services.trainer.groups import LOOPBACK, RESTARTS_FILE
 from services.trainer.launch import TrainingProcesses
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import TrainSettings
@@ -72,6 +73,11 @@ class Followed:
         self._notice(self._silence.judge(self._newest.get("step", 0), time.monotonic()))
         self._tell(self._newest.get("step", 0))
 
+    def restarted(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Takes in that all processes were started again, which whoever follows hears of as an alert."""
+        step = self._newest.get("step", 0)
+        self._notice([of_restart(step, line["message"]) for line in lines])
+
     def end(self, outcome: Mapping[str, Any]) -> None:
         """Takes in how the training ended."""
         for each in outcome.get("runs", [outcome]):
@@ -115,22 +121,27 @@ class Followed:
 
 
 def follow(
-    module: str, folder: Path, phases: Phases, told: Told, settings: Sequence[TrainSettings], *, lease: Lease
-) -> dict[str, Any]:
+    module: str, folder: Path, phases: Phases, told: Told, settings: Sequence[TrainSettings], *, lease: Lease,
+    address: str = LOOPBACK,
+) -> dict[str, Any]:  # fmt: skip
     """Runs a training, by the name of its module, on the GPUs of `lease` to its end; what it left as outcome.
 
-    `settings` are those of the training, or of each of several adapters. The outcome's `alerts` are those that only
-    who follows can notice: that no step came any more, or that the run diverged.
+    `settings` are those of the training, or of each of several adapters; its machines, if there are others, meet at
+    `address`. The outcome's `alerts` are those that only who follows can notice: that its processes were started again,
+    that no step came any more, or that the run diverged.
     """
-    tail, followed = Tail(folder / METRICS_FILE), Followed(settings, phases, told)
-    training = TrainingProcesses(module, folder, settings[0].processes, lease)
+    tail, restarts = Tail(folder / METRICS_FILE), Tail(folder / RESTARTS_FILE)
+    followed, first = Followed(settings, phases, told), settings[0]
+    training = TrainingProcesses(module, folder, first.processes, lease, nodes=first.nodes, address=address)
     try:
         while training.are_running():
             time.sleep(limits.TRAIN_POLL_S)
+            followed.restarted(restarts.read())
             followed.hear(tail.read())
     finally:
         training.stop()
     outcome = training.outcome()
+    followed.restarted(restarts.read())
     followed.hear(tail.read())
     followed.end(outcome)
     return {**outcome, "alerts": followed.noticed}

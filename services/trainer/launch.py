@@ -1,25 +1,26 @@
-"""The processes of one training on this machine, started and ended together.
+"""The processes of one training, started and ended together.
 
-The error of any of them is that of the training; a process that was killed takes the others with it, and what is lost
-is what was done since the last checkpoint.
+One alone is started as it is; of several, torch's agent (`node`) starts those of this machine, and all again where one
+is lost. The error of any of them is that of the training; what is lost is what was done since the last checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from services.trainer.groups import LOOPBACK, RESTARTS_FILE, Group, end_group
 from smeltkit import limits
 from smeltkit.config import environment
-from smeltkit.errors import InternalError, ProcessLost
+from smeltkit.errors import InternalError, ProcessLost, SmeltError
 from smeltkit.gpus.ledger import Lease
 
 LOG_FILE: Final = "log.txt"
-RENDEZVOUS_FILE: Final = "rendezvous"
 
 
 def outcome_file(folder: Path, rank: int) -> Path:
@@ -27,70 +28,82 @@ def outcome_file(folder: Path, rank: int) -> Path:
     return folder / (f"outcome-{rank}.json" if rank else "outcome.json")
 
 
-class TrainingProcesses:
-    """Runs a module of the trainer on a folder, `count` times: `python -m services.trainer.MODULE FOLDER RANK`.
+def error_of(error: SmeltError) -> dict[str, Any]:
+    """An error as part of an outcome."""
+    return {"reason": error.reason(), "message": error.message}
 
-    They see the GPUs of `lease` and no others, and bear the name of its holder as their last argument.
+
+def write_outcome(path: Path, outcome: Mapping[str, Any]) -> None:
+    """Leaves how a process ended, whole or not at all."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(json.dumps(outcome))
+    os.replace(fresh, path)
+
+
+def write_error(folder: Path, error: SmeltError) -> None:
+    """Leaves an error as outcome of a training whose processes cannot tell it themselves."""
+    write_outcome(folder / "outcome-group.json", error_of(error))
+
+
+def errors_told(folder: Path) -> list[dict[str, Any]]:
+    """Outcomes of a training's processes that are errors."""
+    return [told for told in _outcomes(folder) if "reason" in told]
+
+
+class TrainingProcesses:
+    """Runs a module of the trainer on a folder in `count` processes: `python -m services.trainer.MODULE FOLDER`.
+
+    They see the GPUs of `lease` and no others, and bear the name of its holder as their last argument. Those of
+    several `nodes` meet at `address`, see `groups`.
     """
 
-    def __init__(self, module: str, folder: Path, count: int, lease: Lease | None = None) -> None:
+    def __init__(
+        self, module: str, folder: Path, count: int, lease: Lease | None = None, *,
+        nodes: int = 1, address: str = LOOPBACK, restarts: int = limits.TRAIN_RESTARTS_MAX,
+    ) -> None:  # fmt: skip
         self._folder = folder
-        for rank in range(count):
-            outcome_file(folder, rank).unlink(missing_ok=True)
-        (folder / RENDEZVOUS_FILE).unlink(missing_ok=True)
-        command = [sys.executable, "-m", f"services.trainer.{module}", str(folder)]
+        for path in (*folder.glob("outcome*.json"), folder / RESTARTS_FILE):
+            path.unlink(missing_ok=True)
+        run = f"services.trainer.{module}"
+        if count > 1:
+            group = Group(module=run, nodes=nodes, processes=count // nodes, address=address, restarts=restarts)
+            group.write(folder)
+            run = "services.trainer.node"
         holder = [lease.holder] if lease and lease.holder else []
+        command = [sys.executable, "-m", run, str(folder), *holder]
         names = environment(lease.environment if lease else {})
         with (folder / LOG_FILE).open("ab") as log:
-            self._processes = [
-                subprocess.Popen(
-                    [*command, str(rank), *holder], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=names
-                )
-                for rank in range(count)
-            ]
-        self._codes: list[int | None] = []
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=names)
 
     @property
-    def pids(self) -> list[int]:
-        """Process ids, by rank."""
-        return [process.pid for process in self._processes]
+    def pid(self) -> int:
+        """Of the process, or of the agent of several."""
+        return self._process.pid
 
     def are_running(self) -> bool:
-        """Whether there is still something to wait for: not once all have ended, or one of them badly."""
-        self._codes = [process.poll() for process in self._processes]
-        return None in self._codes and not any(self._codes)
+        """Whether there is still something to wait for."""
+        return self._process.poll() is None
 
     def stop(self) -> None:
-        """Asks what still runs to save and end, then ends it; at once where one is lost and the others wait for it."""
-        is_broken = any(self._codes)
-        for process in self._processes:
-            process.kill() if is_broken else process.terminate()
-        deadline_s = time.monotonic() + limits.JOB_CANCEL_GRACE_S / 3
-        for process in self._processes:
-            try:
-                process.wait(max(deadline_s - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        """Asks what still runs to save and end, then ends it."""
+        self._process.terminate()
+        try:
+            self._process.wait(limits.JOB_CANCEL_GRACE_S / 3)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        end_group(self._folder)
 
     def outcome(self) -> dict[str, Any]:
         """What the training told at its end; ProcessLost if one of its processes was killed."""
-        found = [
-            json.loads(path.read_text())
-            for rank in range(len(self._processes))
-            if (path := outcome_file(self._folder, rank)).is_file()
-        ]
-        for each in found:
-            if "reason" in each:
-                return dict(each)
-        killed = [(rank, -code) for rank, code in enumerate(self._codes) if code is not None and code < 0]
-        if killed:
-            raise ProcessLost(
-                f"process {killed[0][0]} of {len(self._processes)} of the training was killed by signal {killed[0][1]};"
-                " the job goes on from its last checkpoint"
-            )
+        found, code = [*errors_told(self._folder), *_outcomes(self._folder)], self._process.returncode
+        if not found and code < 0:
+            raise ProcessLost(f"the training was killed by signal {-code}; the job goes on from its last checkpoint")
         if not found:
             tail = (self._folder / LOG_FILE).read_text(errors="replace").strip().splitlines()[-1:]
-            raise InternalError(f"the training ended with {self._codes}: {' '.join(tail)[:300]}")
-        outcome: dict[str, Any] = found[0]
-        return outcome
+            raise InternalError(f"the training ended with {code}: {' '.join(tail)[:300]}")
+        return found[0]
+
+
+def _outcomes(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("outcome*.json"))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from services.trainer.random_state import random_state, set_random_state
 from services.trainer.ranks import ALONE, Ranks
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
-from services.trainer.sharding import held, part_of, whole
+from services.trainer.sharding import held, is_spread, spread_as
 from services.trainer.spikes import SpikeGuard
 from services.trainer.step import Pack, StepResult, train_step
 from smeltkit.errors import TrainingDiverged
@@ -81,6 +81,7 @@ class Run:
         self.decoder, self.schedule = decoder, schedule
         self._samples, self._order, self._settings = samples, order, settings
         self._folder, self._run_digest, self._peak, self._ranks = folder, run_digest, peak, ranks
+        self._checkpoints = checkpoint.Checkpoints(folder, keep=settings.keep_checkpoints, ranks=ranks)
         self._device = decoder.embed.weight.device
         self._optimizer = Optimizer(decoder.named_parameters(), settings.optimizer)
         self._guard = SpikeGuard(settings.spikes)
@@ -92,8 +93,11 @@ class Run:
 
     def run(self, tell: Callable[[StepReport], None]) -> None:
         """Trains to the end; `tell` hears of every step and may raise to stop. Errors of `step` and `watch`."""
-        for report in self.steps():
-            tell(report)
+        try:
+            for report in self.steps():
+                tell(report)
+        finally:
+            self.wait_for_saving()
 
     def steps(self) -> Iterator[StepReport]:
         """Trains as it is asked for the next step; what is due after a step is done when the next is asked for."""
@@ -108,7 +112,8 @@ class Run:
                 self._go_back()
             yield report
             if self.step % self._settings.checkpoint_steps == 0 or self.step == self.schedule.total_steps:
-                self.save()
+                self.start_saving()
+        self.wait_for_saving()
         self.decoder.eval()
 
     @property
@@ -122,7 +127,12 @@ class Run:
         return Cost(time_s=self._time_s, memory_bytes=self._peak.bytes, tokens=self._tokens)
 
     def save(self) -> None:
-        """Writes a checkpoint of the present state, whole, whoever holds it; all ranks return once it is there."""
+        """Writes a checkpoint of the present state and returns once it is there, whole, whoever holds its parts."""
+        self.start_saving()
+        self.wait_for_saving()
+
+    def start_saving(self) -> None:
+        """Begins to write a checkpoint of the present state, see `Checkpoints.start`; the next step may change it."""
         progress = checkpoint.Progress(
             step=self.step,
             run_digest=self._run_digest,
@@ -131,10 +141,11 @@ class Run:
             spikes=self._guard.state(),
             losses=tuple(self._losses),
         )
-        tensors = self._tensors()
-        if self._ranks.is_first:
-            checkpoint.save(self._folder, progress, tensors, keep=self._settings.keep_checkpoints)
-        self._ranks.wait()
+        self._checkpoints.start(progress, self._tensors())
+
+    def wait_for_saving(self) -> None:
+        """Returns once the checkpoint under way is there; its error if it could not be written."""
+        self._checkpoints.wait()
 
     def _step(self) -> StepReport:
         numbers = self._order.at(self.step)
@@ -187,14 +198,15 @@ class Run:
         set_random_state(state)
         self.decoder.zero_grad(set_to_none=True)
 
+    @torch.no_grad()
     def _tensors(self) -> dict[str, Tensor]:
+        """The state, of what is spread this process's part; random states are its own."""
         spread = dict(zip(self._optimizer.names, self._optimizer.parameters, strict=True))
         state = self._optimizer.state()
-        random = {name: self._ranks.gathered(value) for name, value in random_state().items()}
         return {
-            **{f"weights.{name}": whole(held(value), value) for name, value in spread.items()},
-            **{f"optimizer.{key}": whole(value, spread[key.rpartition(".")[0]]) for key, value in state.items()},
-            **{_random_name(name, rank): value for name, found in random.items() for rank, value in enumerate(found)},
+            **{f"weights.{name}": value.detach() for name, value in spread.items()},
+            **{f"optimizer.{key}": spread_as(value, spread[key.rpartition(".")[0]]) for key, value in state.items()},
+            **{_random_name(name, self._ranks.rank): value for name, value in random_state().items()},
         }
 
     def _resume(self) -> None:
@@ -208,6 +220,7 @@ class Run:
 
     def _go_back(self) -> None:
         """Takes the weights, optimizer and random state of the newest checkpoint; data and schedule go on from here."""
+        self.wait_for_saving()
         found = checkpoint.latest(self._folder)
         if found is None:
             raise TrainingDiverged(
@@ -220,20 +233,26 @@ class Run:
 
     @torch.no_grad()
     def _restore(self, found: Path) -> checkpoint.Progress:
-        progress, tensors = checkpoint.read(found)
-        checkpoint.check_same_run(progress, self._run_digest)
+        stored = checkpoint.Stored(found)
+        checkpoint.check_same_run(stored.progress, self._run_digest)
         spread = dict(zip(self._optimizer.names, self._optimizer.parameters, strict=True))
-        for name, value in spread.items():
-            held(value).copy_(part_of(tensors[f"weights.{name}"], value))
+        weights = {f"weights.{name}": value.detach() for name, value in spread.items()}
         prefix = "optimizer."
-        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        self._optimizer.load_state(
-            {key: part_of(value, spread[name]) if (name := key.rpartition(".")[0]) in spread else value
-             for key, value in state.items()}
-        )  # fmt: skip
-        mine = {name: _random_name(name, self._ranks.rank) for name in GENERATORS}
-        set_random_state({name: tensors[key] for name, key in mine.items() if key in tensors})
-        return progress
+        state = {name: self._empty(spread, name.removeprefix(prefix), *form)
+                 for name, form in stored.forms.items() if name.startswith(prefix)}  # fmt: skip
+        mine = {_random_name(name, self._ranks.rank): name for name in GENERATORS}
+        random = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in stored.forms.items() if name in mine}
+        stored.load(weights | state | random)
+        self._optimizer.load_state({name.removeprefix(prefix): held(value) for name, value in state.items()})
+        set_random_state({mine[name]: value for name, value in random.items()})
+        return stored.progress
+
+    def _empty(self, spread: Mapping[str, Tensor], key: str, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """What the optimizer's `key`, which is about one of the parameters, is to be read into."""
+        like = spread.get(key.rpartition(".")[0])
+        if like is None or not is_spread(like) or not size:
+            return torch.empty(tuple(size), dtype=dtype)
+        return spread_as(torch.empty_like(held(like), dtype=dtype), like)
 
 
 def _random_name(name: str, rank: int) -> str:

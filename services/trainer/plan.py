@@ -201,7 +201,7 @@ def _misfits(bundle: Bundle, settings: TrainSettings) -> list[SmeltError]:
     if settings.sequence_tokens > bundle.config.context_tokens:
         context = bundle.config.context_tokens
         found.append(BadConfig(f"sequence_tokens={settings.sequence_tokens} exceeds the base's context of {context}"))
-    found += devices.refusals(settings.processes)
+    found += devices.refusals(settings.processes, settings.nodes)
     if settings.optimizer.offload and devices.devices_here()[1] != "GPUs":
         found.append(UnsupportedOption("optimizer.offload has no effect without a GPU; remove it"))
     unknown = [name for name in settings.lora.targets if name not in linear_names(bundle.config)]

@@ -11,19 +11,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Final, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from services.trainer.places import Place
 from smeltkit import limits
 from smeltkit.config import default_environment
 
 T = TypeVar("T")
 _LOOPBACK: Final = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-"""All processes are on this machine; what they say to find each other stays on it."""
+"""Where all processes are on this machine, what they say to find each other stays on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class Ranks:
     """Processes that compute each layer together, neighbours by rank; they see the same tokens."""
     context: int = 1
     """Such groups, one after the other, that share the tokens of a pack."""
+    background: dist.ProcessGroup | None = None
+    """All of them once more, for what is told beside the steps."""
 
     @property
     def is_first(self) -> bool:
@@ -78,38 +80,26 @@ class Ranks:
         """Whether the flag is set in any process."""
         return any(self.totals(int(flag), device=self.device))
 
-    def wait(self) -> None:
-        """Returns once all processes have come here."""
-        self.any(False)
-
-    def gathered(self, value: Tensor) -> list[Tensor]:
-        """The value of every process, by rank, on the CPU; shapes and types must be the same."""
-        if self.count == 1:
-            return [value.cpu()]
-        mine = value.to(self.device)
-        found = [torch.empty_like(mine) for _ in range(self.count)]
-        dist.all_gather(found, mine)
-        return [each.cpu() for each in found]
-
 
 ALONE: Final = Ranks()
 
 
 @contextmanager
-def joined(rank: int, count: int, device: str, rendezvous: Path) -> Iterator[Ranks]:
-    """The place of a process, once all `count` of them have met over the file `rendezvous`, new to each run."""
-    if count == 1:
+def joined(here: Place, device: str, *, meeting: str = "env://") -> Iterator[Ranks]:
+    """A process among those of its training, once all have met: where the environment says, as torchrun sets it."""
+    if here.count == 1:
         yield ALONE
         return
-    default_environment(_LOOPBACK)
+    if here.is_alone_here:
+        default_environment(_LOOPBACK)
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
-        init_method=f"file://{rendezvous}",
-        rank=rank,
-        world_size=count,
+        init_method=meeting,
+        rank=here.rank,
+        world_size=here.count,
         timeout=timedelta(seconds=limits.TRAIN_EXCHANGE_TIMEOUT_S),
     )
     try:
-        yield Ranks(rank=rank, count=count, device=device)
+        yield Ranks(rank=here.rank, count=here.count, device=device, background=dist.new_group(backend="gloo"))
     finally:
         dist.destroy_process_group()

@@ -189,6 +189,8 @@ class TrainSettings:
     processes: int = 1
     """Processes that share the training, each on a GPU of its own (or some cores, where there is no GPU): weights,
     gradients and optimizer state are spread over them, and each takes its packs of a step; 1 to 64."""
+    nodes: int = 1
+    """Machines that have as many of the processes each; 1 to 64."""
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
     """Whether some of them share layers, or the tokens of a pack, instead."""
     regather: bool = True
@@ -237,7 +239,8 @@ class TrainSettings:
                  "pack_tokens": (0, 1 << 24), "seed": (0, 2**63 - 1), "packs_per_step": (1, 65536),
                  "warmup_steps": (0, 10**9), "min_tokens": (0, 10**15),
                  "checkpoint_steps": (1, 10**9), "keep_checkpoints": (1, 1000), "stuck_steps": (2, 1000),
-                 "horizon_steps": (0, 10**9), "processes": (1, limits.TRAIN_PROCESSES_MAX)}  # fmt: skip
+                 "horizon_steps": (0, 10**9), "processes": (1, limits.TRAIN_PROCESSES_MAX),
+                 "nodes": (1, limits.TRAIN_NODES_MAX)}  # fmt: skip
         for name, (low, high) in whole.items():
             within(name, getattr(self, name), low, high)
         within("learning_rate", self.learning_rate, 1e-12, 1.0)
@@ -271,6 +274,8 @@ class TrainSettings:
     def _check_processes(self) -> None:
         """How the processes share the work, and what that leaves without effect."""
         tensor, context = self.parallel.tensor, self.parallel.context
+        if self.processes % self.nodes:
+            raise BadConfig(f"processes={self.processes} must be a multiple of nodes={self.nodes}")
         if self.processes % (tensor * context):
             raise BadConfig(
                 f"processes={self.processes} cannot be arranged by parallel.tensor={tensor} and parallel.context="

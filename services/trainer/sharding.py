@@ -86,24 +86,10 @@ def held(value: Any) -> Tensor:
     return part
 
 
-def whole(part: Tensor, like: Any) -> Tensor:
-    """The whole of what is spread as `like` is, on the CPU of the first process; to be called in all of them.
-
-    What is not spread, all scalars among it, is returned as it is.
-    """
+def spread_as(part: Tensor, like: Any) -> Tensor:
+    """The tensor of which this process holds `part`, spread as `like` is; what is not spread, or a scalar, as it is."""
     if not is_spread(like) or not part.dim():
         return part
     from torch.distributed.tensor import DTensor
 
-    spread = DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
-    full = spread.full_tensor()
-    return full.cpu() if like.device_mesh.get_rank() == 0 else full.new_empty(0)
-
-
-def part_of(value: Tensor, like: Any) -> Tensor:
-    """What this process holds of `value` once it is spread as `like` is: the way back from `whole`."""
-    if not is_spread(like) or not value.dim():
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).to_local()
+    return DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())

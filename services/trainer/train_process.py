@@ -1,4 +1,4 @@
-"""One training, in a process of its own or in several: `python -m services.trainer.train_process FOLDER RANK`.
+"""One training, in a process of its own or in several: `python -m services.trainer.train_process FOLDER`.
 
     FOLDER/spec.json        what to do: settings, base and data by path, digest of the run
     FOLDER/checkpoints/     from which a later process goes on
@@ -6,13 +6,16 @@
     FOLDER/bundle/          the trained weights with the base's other files
     FOLDER/outcome.json     last of all: what was reached, or the error by its reason; `launch` names those of others
 
-Of several processes, as many as the settings say, the one of rank 0 writes all files. SIGTERM, to all of them, ends the
-training after the step under way, with a checkpoint. Its memory and its crashes are not the service's.
+Of several processes, as many as the settings say and torchrun or `node` has started, the one of rank 0 writes all files
+but its part of the checkpoints. SIGTERM, to any of them, ends the training after the step under way, with a checkpoint.
+Its memory and its crashes are not the service's; without whoever started it, it ends.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import signal
 import sys
@@ -24,7 +27,7 @@ from typing import Any
 
 import torch
 
-from services.trainer import checkpoint
+from services.trainer import checkpoint, launch
 from services.trainer.adapters.lora import attach, merged_state
 from services.trainer.adapters.peft_folder import save_adapter
 from services.trainer.device import device_name, matrix_flops, prepare_device
@@ -32,16 +35,17 @@ from services.trainer.forecast import forecast
 from services.trainer.fresh import fresh_decoder
 from services.trainer.heldout import compare, row_losses
 from services.trainer.journal import Journal, open_journal
-from services.trainer.launch import RENDEZVOUS_FILE, outcome_file
+from services.trainer.launch import error_of, outcome_file
 from services.trainer.loop import Run, StepReport
 from services.trainer.paces import Paces
 from services.trainer.peak import PeakMemory
+from services.trainer.places import ALONE_HERE, Place, place
 from services.trainer.plan import Prepared, prepare
 from services.trainer.ranks import ALONE, Ranks, joined
 from services.trainer.settings import TrainSettings, parse_settings
 from services.trainer.shape import CONFIG_FILE, shaped_config
 from services.trainer.sharding import shard
-from smeltkit.errors import JobCancelled, OutOfMemory, SmeltError
+from smeltkit.errors import DiskFull, JobCancelled, OutOfMemory, SmeltError
 from smeltkit.ml.bundle import Bundle, files_of
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_nf4 import dequantization, quantize_linears
@@ -52,10 +56,10 @@ from smeltkit.ml.lineage import Lineage
 _NOT_COPIED = ("contract.json", "lineage.json")
 
 
-def main(folder: Path, rank: int = 0) -> int:
+def main(folder: Path) -> int:
     """0 with an outcome, 1 with an error in its place."""
-    spec = json.loads((folder / "spec.json").read_text())
-    return write_outcome(folder, lambda: train(folder, spec, rank), rank)
+    spec, here = json.loads((folder / "spec.json").read_text()), place()
+    return write_outcome(folder, lambda: train(folder, spec, here), here.rank)
 
 
 def write_outcome(folder: Path, work: Callable[[], dict[str, Any]], rank: int = 0) -> int:
@@ -67,19 +71,19 @@ def write_outcome(folder: Path, work: Callable[[], dict[str, Any]], rank: int = 
     except (MemoryError, torch.OutOfMemoryError):
         remedy = "lower pack_tokens or sequence_tokens, or set recompute or dtype bfloat16"
         outcome = error_of(OutOfMemory(f"the training ran out of memory; {remedy}"))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        outcome = error_of(DiskFull(f"no space is left for the files of the training in {folder}; free some"))
     if rank == 0 or "reason" in outcome:
-        outcome_file(folder, rank).write_text(json.dumps(outcome))
+        launch.write_outcome(outcome_file(folder, rank), outcome)
     return int("reason" in outcome)
 
 
-def error_of(error: SmeltError) -> dict[str, Any]:
-    """An error as part of an outcome."""
-    return {"reason": error.reason(), "message": error.message}
-
-
-def train(folder: Path, spec: dict[str, Any], rank: int = 0) -> dict[str, Any]:
+def train(folder: Path, spec: dict[str, Any], here: Place = ALONE_HERE) -> dict[str, Any]:
     """Trains as the spec says, as one of its processes; the outcome as plain values, of other ranks none."""
     settings = parse_settings(json.dumps(spec["settings"]))
+    here.check(settings.processes)
     base = Path(spec["base"])
     bundle = Bundle.from_folder(base, lineage=Lineage.from_dict(spec["lineage"]), licence=spec["licence"])
     heldout = Path(spec["heldout"]) if spec["heldout"] else None
@@ -87,10 +91,10 @@ def train(folder: Path, spec: dict[str, Any], rank: int = 0) -> dict[str, Any]:
     for refusal in prepared.refusals:
         raise refusal
     paces = Paces(Path(spec["paces"]), spec["threads"])
-    pace = paces.of(prepared) if rank == 0 else None
+    pace = paces.of(prepared) if here.rank == 0 else None
     said = forecast(pace, prepared.tokens, settings.processes) if pace else None
-    device = prepare_device(spec["threads"], rank, settings.processes, spec.get("gpu_bytes", 0))
-    with joined(rank, settings.processes, device, folder / RENDEZVOUS_FILE) as met:
+    device = prepare_device(spec["threads"], here.local_rank, here.local_count, spec.get("gpu_bytes", 0))
+    with joined(here, device) as met:
         ranks = replace(met, **asdict(settings.parallel))
         rate = matrix_flops(device, getattr(torch, settings.dtype))
         torch.manual_seed(settings.seed)
@@ -124,9 +128,12 @@ def adapt(decoder: Decoder, settings: TrainSettings) -> None:
 def _run_to_end(run: Run, ranks: Ranks, journal: Journal | None) -> None:
     """Trains; JobCancelled after the step, and the checkpoint, in which any of the processes got SIGTERM."""
     stops: list[int] = []
+    parent = os.getppid()
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
 
     def tell(report: StepReport) -> None:
+        if os.getppid() != parent:
+            raise SystemExit("whoever started this training is gone; another may be at work in its folder")
         if journal is not None:
             journal.write(report)
         if ranks.any(bool(stops)):
@@ -148,7 +155,7 @@ def _trained(folder: Path, base: Path, prepared: Prepared, device: str) -> Decod
     adapt(decoder, prepared.settings)
     newest = checkpoint.latest(folder / "checkpoints")
     assert newest is not None, "a run ends with a checkpoint"
-    _, tensors = checkpoint.read(newest)
+    _, tensors = checkpoint.read(newest, "weights.")
     for name, value in decoder.named_parameters():
         if value.requires_grad:
             value.copy_(tensors[f"weights.{name}"])
@@ -221,4 +228,4 @@ def _write_bundle(folder: Path, base: Path, prepared: Prepared, decoder: Decoder
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1])))

@@ -14,7 +14,7 @@ from services.trainer import exports, records, together, work
 from services.trainer.admission import Admission, admit
 from services.trainer.settings import TrainSettings
 from services.trainer.worker import TOGETHER, Tools, announce, parts_of, settings_of, title_of, train_key
-from smeltkit.errors import BadRequest
+from smeltkit.errors import BadConfig, BadRequest, SmeltError
 from smeltkit.gpus.ledger import Standing
 from smeltkit.ids import check_digest, check_name
 from smeltkit.jobs.ledger import JobLedger
@@ -87,7 +87,12 @@ class Trainer:
         tools = self._tools
         config = await asyncio.to_thread(work.config_of, tools.cache, manifest, settings[0])
         found = await admit(tools.gpus, config, settings, spec.gpu, title_of(spec))
-        unable = [why for one in settings for why in exports.refusals(one.export, tools.config.destinations)]
+        unable: list[SmeltError] = [
+            BadConfig(f"nodes={one.nodes}, but trainings here share {tools.config.nodes} machines at most; lower it")
+            for one in settings
+            if one.nodes > tools.config.nodes
+        ]
+        unable += [why for one in settings for why in exports.refusals(one.export, tools.config.destinations)]
         return replace(found, refusals=(*found.refusals, *unable))
 
     async def _pinned(self, spec: trainer_pb2.TrainSpec) -> trainer_pb2.TrainSpec:

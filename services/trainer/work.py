@@ -85,11 +85,12 @@ def train(
     told: Told,
     lease: Lease,
     exports: Mapping[str, Any],
+    address: str,
 ) -> dict[str, Any]:
     """Trains in `folder` on the GPUs of `lease`, going on from the checkpoints there; the outcome, see `store_trained`.
 
-    `told` hears of steps and alerts; `exports` is what `open_exports` is told. The training process's own error is
-    raised again; NotBuilt where torch is not installed.
+    `told` hears of steps and alerts; `exports` is what `open_exports` is told; other machines come to `address`. The
+    training process's own error is raised again; NotBuilt where torch is not installed.
     """
     check_torch()
     with cache.materialize(manifest) as base:
@@ -99,7 +100,7 @@ def train(
             **run_spec(store, cache, manifest, base, data, settings, folder, phases),
         }
         (folder / "spec.json").write_text(json.dumps(spec))
-        outcome = follow("train_process", folder, phases, told, (settings,), lease=lease)
+        outcome = follow("train_process", folder, phases, told, (settings,), lease=lease, address=address)
     raise_error(outcome)
     return outcome
 

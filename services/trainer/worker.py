@@ -93,7 +93,7 @@ class Handlers:
                     outcome = await threads.run(
                         context, work.train, tools.store, tools.cache, manifest, data, settings, folder, reporter,
                         paces=tools.paces, told=StepEvents(tools.bus, context.job_id), lease=lease,
-                        exports=self._exports(context, spec.name),
+                        exports=self._exports(context, spec.name), address=tools.config.address,
                     )  # fmt: skip
                 made = await threads.run(
                     context, work.store_trained, tools.store, manifest, data, settings, folder, outcome, reporter

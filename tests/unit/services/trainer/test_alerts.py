@@ -206,6 +206,16 @@ def test_a_run_that_diverges_sets_off_an_alert_with_its_error() -> None:
     assert [alert["when"] for alert in followed.noticed] == ["diverged"]
 
 
+def test_processes_that_begin_again_set_off_an_alert_each_time() -> None:
+    """R-010: the run goes on, and whoever follows it knows what it lost."""
+    heard = Heard()
+    followed = Followed([TrainSettings()], heard, heard)
+    followed.hear([line(5)])
+    followed.restarted([{"message": "one was killed"}])
+    assert heard.alerts == [("", "step 5: one was killed")]
+    assert [(alert["metric"], alert["when"]) for alert in followed.noticed] == [("process", "lost")]
+
+
 def test_lines_are_read_once_and_anew_where_the_file_became_shorter(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     tail = Tail(path)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_files import steps_of, wait_for_end, write_spec
+from training_files import children_of, steps_of, wait_for_end, write_spec
 from training_runs import STEPS, make_run, some_samples
 
 from services.trainer import checkpoint
 from services.trainer.device import prepare_device
+from services.trainer.groups import RESTARTS_FILE
 from services.trainer.launch import TrainingProcesses
 from services.trainer.loop import pack_of
 from services.trainer.optimizer import Optimizer
@@ -96,3 +100,24 @@ def test_two_gpus_train_as_one_does(tmp_path: Path, method: str) -> None:
     assert {p.name for p in (tmp_path / "1" / "bundle").iterdir()} == {
         p.name for p in (tmp_path / "2" / "bundle").iterdir()
     }
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+def test_two_gpus_begin_again_at_the_last_checkpoint_when_one_process_is_killed(tmp_path: Path) -> None:
+    """R-056, R-067: the one that waits for the other in NCCL is ended too; then the losses of one GPU, but for
+    rounding."""
+    write_spec(tmp_path, "1")
+    (outcome,) = _trained(tmp_path, "1")
+    one = [step["loss"] for step in steps_of(tmp_path / "1")]
+    write_spec(tmp_path, "2", processes=2)
+    training = TrainingProcesses("train_process", tmp_path / "2", 2)
+    metrics = tmp_path / "2" / "metrics.jsonl"
+    while not metrics.is_file() or len(steps_of(tmp_path / "2")) < len(one) // 2:
+        assert training.are_running(), (tmp_path / "2" / "log.txt").read_text()
+        time.sleep(0.01)
+    os.kill(children_of(training.pid)[1], signal.SIGKILL)
+    wait_for_end(training)
+    outcome = training.outcome()
+    assert "reason" not in outcome, outcome
+    assert len((tmp_path / "2" / RESTARTS_FILE).read_text().splitlines()) == 1
+    assert [step["loss"] for step in steps_of(tmp_path / "2")] == pytest.approx(one, rel=1e-4)

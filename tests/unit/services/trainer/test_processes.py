@@ -1,72 +1,31 @@
-"""Trainings that several processes share: the numbers of one process, whole checkpoints, a process that is killed."""
+"""Trainings that several processes share: what each takes and holds, what is refused, what a plan tells."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from training_files import prepared_from, steps_of, wait_for_end, write_spec
+from training_files import prepared_from
 from training_runs import STEPS, make_run
 
 from benchmarks.gpu.contenders import RANK
 from benchmarks.gpu.scale import CASES
 from benchmarks.gpu.shapes import SHAPES, TOKENS
-from services.trainer import checkpoint, devices
-from services.trainer.launch import TrainingProcesses
+from services.trainer import devices
 from services.trainer.memory import checkpoint_bytes, components
 from services.trainer.plan import plan_of
 from services.trainer.ranks import Ranks
 from services.trainer.settings import LoraSettings, TrainSettings
 from services.trainer.sharding import held, is_spread
-from services.trainer.train_process import train
-from smeltkit.errors import BadConfig, ProcessLost
+from smeltkit.errors import BadConfig
 from smeltkit.ml.arch import ModelConfig
-from smeltkit.ml.bundle import files_of
 from smeltkit.testing.tiny_models import tiny_config
 
 RESULTS = Path(__file__).parents[4] / "benchmarks" / "results"
-
-
-def test_two_processes_train_as_one_does_and_one_goes_on_when_one_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """R-067, R-056: the same losses, samples and weights over a whole epoch by two; the kill is a typed error that may
-    be tried again, and what two have stored is whole, so that one can go on alone with what is left."""
-    monkeypatch.setattr("torch.use_deterministic_algorithms", lambda flag: None)
-    expected = train(tmp_path / "1", write_spec(tmp_path, "1", epochs=3))
-    steps = len(steps_of(tmp_path / "1"))
-    write_spec(tmp_path, "2", epochs=3, processes=2)
-    folder = tmp_path / "2"
-    training = TrainingProcesses("train_process", folder, 2)
-    while not (folder / "metrics.jsonl").is_file() or len(steps_of(folder)) < steps // 3:
-        assert training.are_running()
-        time.sleep(0.02)
-    os.kill(training.pids[1], signal.SIGKILL)
-    wait_for_end(training)
-    with pytest.raises(ProcessLost, match="process 1 of 2 of the training was killed by signal 9") as lost:
-        training.outcome()
-    assert lost.value.retryable
-    assert len(steps_of(folder)) < steps
-    found = train(folder, write_spec(tmp_path, "alone", epochs=3))
-    one, two = steps_of(tmp_path / "1"), steps_of(folder)
-    assert len(two) == steps
-    assert [step["sample_ids"] for step in one] == [step["sample_ids"] for step in two]
-    for key in ("loss", "grad_norm", "counted", "tokens"):
-        assert [step[key] for step in two] == pytest.approx([step[key] for step in one], rel=1e-5), key
-    assert found["cost"]["tokens"] == expected["cost"]["tokens"]
-    states = [checkpoint.read(tmp_path / name / "checkpoints" / f"step-{steps:08d}")[1] for name in "12"]
-    assert states[1].keys() == states[0].keys()
-    for name, value in states[0].items():
-        if not name.startswith(checkpoint.RANDOM):
-            torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
-    assert [path.name for path in files_of(folder / "bundle")] == [p.name for p in files_of(tmp_path / "1" / "bundle")]
 
 
 @pytest.fixture

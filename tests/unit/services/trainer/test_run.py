@@ -6,14 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
 from training_runs import STEPS, make_run
 
-from services.trainer import checkpoint, watch
+from services.trainer import checkpoint, checkpoint_files, watch
 from services.trainer.loop import Run, StepReport
 from services.trainer.optimizer import Optimizer
 from services.trainer.settings import AdamSettings
@@ -86,14 +89,14 @@ def test_the_generator_of_a_gpu_goes_on_where_the_checkpoint_left_it(
 
 
 def test_a_run_killed_at_any_step_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """R-056, R-057: kill -9 at a random moment; at most one interval is repeated, and nothing differs."""
+    """R-056, R-057: kill -9 at a random moment; what is repeated is one interval and the steps while it was written."""
     expected = [(r.step, r.loss, r.sample_ids) for r in _trail(make_run(tmp_path / "whole", "lora"))]
     command = [sys.executable, str(HERE / "training_runs.py"), str(tmp_path / "killed"), "lora"]
     environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{Path.cwd()}"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("3 "):
+        if line.startswith("5 "):
             time.sleep(float(torch.rand(1)) * 0.05)
             break
     process.send_signal(signal.SIGKILL)
@@ -102,6 +105,34 @@ def test_a_run_killed_at_any_step_goes_on_as_if_it_had_not_been(tmp_path: Path) 
     assert 2 <= resumed.step <= STEPS
     start = resumed.step
     assert [(r.step, r.loss, r.sample_ids) for r in _trail(resumed)] == expected[start:]
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R-057: it holds the state of its own step, whatever happened since, and is not there before it is whole."""
+    _trail(make_run(tmp_path / "other", "full", keep=4))
+    gate, write = threading.Event(), checkpoint.dcp.save
+    monkeypatch.setattr(checkpoint.dcp, "save", lambda *given, **named: gate.wait() and write(*given, **named))
+    steps = make_run(tmp_path / "this", "full", keep=4).steps()
+    assert [next(steps).step for _ in range(4)] == [1, 2, 3, 4]
+    assert checkpoint.latest(tmp_path / "this") is None
+    gate.set()
+    assert [report.step for report in steps] == [5, 6, 7, 8]
+    for name in ("step-00000002", "step-00000008"):
+        one, other = (checkpoint.read(tmp_path / folder / name)[1] for folder in ("this", "other"))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_what_went_wrong_in_writing_a_checkpoint_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R-059: a full disk, and a disk that does not keep what it is given; neither leaves a checkpoint."""
+    broken: dict[type[BaseException], Callable[[BinaryIO, memoryview], object]] = {
+        OSError: lambda file, data: os.write(os.open("/dev/full", os.O_WRONLY), b"x"),
+        DigestMismatch: lambda file, data: file.write(bytes(len(data))),
+    }
+    for number, (error, append) in enumerate(broken.items()):
+        monkeypatch.setattr(checkpoint_files, "_append", append)
+        with pytest.raises(error):
+            _trail(make_run(tmp_path / str(number), "lora"))
+        assert checkpoint.latest(tmp_path / str(number)) is None
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -117,12 +148,16 @@ def test_a_checkpoint_that_is_not_what_was_written_is_refused(tmp_path: Path) ->
     _trail(make_run(tmp_path, "lora"))
     with pytest.raises(SettingsDiffer, match="another run"):
         make_run(tmp_path, "lora", run_digest="sha256:" + "1" * 64)
-    path = tmp_path / "step-00000008" / checkpoint.STATE_FILE
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(DigestMismatch):
-        make_run(tmp_path, "lora")
+    for path in (tmp_path / "step-00000008").iterdir():
+        if path.name != checkpoint.PROGRESS_FILE:
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+            with pytest.raises(DigestMismatch, match=path.name):
+                make_run(tmp_path, "lora")
+            data[-1] ^= 1
+            path.write_bytes(data)
+    assert make_run(tmp_path, "lora").step == STEPS
 
 
 def test_no_checkpoint_holds_a_value_that_is_not_finite(tmp_path: Path) -> None:

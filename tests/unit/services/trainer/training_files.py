@@ -59,3 +59,8 @@ def wait_for_end(training: TrainingProcesses) -> None:
 def steps_of(folder: Path) -> list[dict[str, Any]]:
     """Every step that a training told of."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -27,15 +27,16 @@ STEPS = 8
 DIGEST = "sha256:" + "0" * 64
 
 
-def make_run(folder: Path, method: str, *, run_digest: str = DIGEST, device: str = "cpu") -> Run:
+def make_run(folder: Path, method: str, *, run_digest: str = DIGEST, device: str = "cpu", keep: int = 2) -> Run:
     """A run of eight steps over two epochs, with a checkpoint after every second step; spread over who has joined."""
     torch.set_num_threads(1)
     torch.manual_seed(3)
     decoder = Decoder(ModelConfig.from_hf(tiny_config("qwen2")), kernels=kernels_for(device)).to(device)
     lora = LoraSettings() if method == "full" else LoraSettings(rank=4, dropout=0.2)
     settings = TrainSettings(
-        method=method, lora=lora, epochs=2, sequence_tokens=64, packs_per_step=2, checkpoint_steps=2, stuck_steps=20
-    )
+        method=method, lora=lora, epochs=2, sequence_tokens=64, packs_per_step=2, checkpoint_steps=2, stuck_steps=20,
+        keep_checkpoints=keep,
+    )  # fmt: skip
     if method == "qlora":
         quantize_linears(decoder)
     if method != "full":
