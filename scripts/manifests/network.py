@@ -108,7 +108,7 @@ def headless(tree: Tree) -> Iterator[str]:
             yield f"Service {name}: selects no pod"
         for load in chosen:
             declared = {port["name"] for port in load.main.get("ports", ())}
-            for port in spec["ports"]:
+            for port in spec.get("ports", ()):
                 if port.get("targetPort") not in declared:
                     yield f"Service {name}: port {port.get('targetPort')} is not declared by {load}"
 

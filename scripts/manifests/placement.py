@@ -74,7 +74,7 @@ def gpu_pods(tree: Tree) -> Iterator[str]:
         if "smelt.dev/gpu-pool" not in _node_keys(load):
             yield f"{load}: no required node affinity to smelt.dev/gpu-pool; a toleration alone draws it nowhere"
         rollout = load.document["spec"].get("strategy", {}).get("rollingUpdate", {})
-        if rollout != {"maxSurge": 0, "maxUnavailable": 1}:
+        if not load.is_job and rollout != {"maxSurge": 0, "maxUnavailable": 1}:
             yield f"{load}: a rollout must not need a spare GPU: maxSurge 0, maxUnavailable 1"
 
 
@@ -97,6 +97,41 @@ def proof(tree: Tree) -> Iterator[str]:
         for image in {first["image"], load.main["image"]}:
             if ("/trainer-cuda" in image) != has_gpu:
                 yield f"{load}: the image is {image}; with a GPU, and only so, it is trainer-cuda"
+
+
+@policy
+def training_nodes(tree: Tree) -> Iterator[str]:
+    """Further machines of a training are as many as the trainer says, are like its own, and see its runs."""
+    trainer = next((load for load in tree.services if load.name == "trainer"), None)
+    nodes = next((load for load in tree.workloads if load.name == "training-nodes"), None)
+    if trainer is None:
+        return
+    environment = tree.environment(trainer)
+    wanted = int(environment.get("SMELT_TRAINER_NODES", 1)) - 1
+    if nodes is None:
+        if wanted:
+            yield f"{trainer}: SMELT_TRAINER_NODES is {wanted + 1}, and nothing brings {wanted} more"
+        return
+    counts = {name: nodes.spec.get(name) for name in ("completions", "parallelism")}
+    if set(counts.values()) != {wanted} or nodes.spec.get("completionMode") != "Indexed":
+        yield f"{nodes}: must be Indexed, completions and parallelism one less than SMELT_TRAINER_NODES={wanted + 1}"
+    if nodes.main["image"] != trainer.main["image"] or _gpus(nodes, "limits") != _gpus(trainer, "limits"):
+        yield f"{nodes}: image and GPUs must be those of {trainer}"
+    proofs = [[*load.pod.get("initContainers", ()), {}][0].get("command") for load in (nodes, trainer)]
+    if proofs[0] != proofs[1]:
+        yield f"{nodes}: its device must be proved first, as that of {trainer} is"
+    places = [_claimed(trainer, environment["SMELT_TRAINER_CACHE_DIR"])]
+    places += [_claimed(nodes, tree.environment(nodes)["SMELT_NODE_RUNS_DIR"].removesuffix("/runs"))]
+    claim = tree.find("PersistentVolumeClaim", places[0], trainer.namespace)
+    if places[0] != places[1] or claim is None or claim["spec"]["accessModes"] != ["ReadWriteMany"]:
+        yield f"{nodes}: the cache of {trainer} must be one claim, ReadWriteMany, at one path in both"
+    service = tree.find("Service", nodes.pod.get("subdomain", ""), nodes.namespace)
+    if (
+        service is None
+        or service["spec"].get("clusterIP") != "None"
+        or not selects({"matchLabels": service["spec"]["selector"]}, nodes.labels)
+    ):
+        yield f"{nodes}: its subdomain must be a headless Service that selects its pods; else they have no names"
 
 
 @policy
@@ -249,6 +284,13 @@ def _nats_config(tree: Tree) -> Mapping[str, str]:
             found: Mapping[str, str] = document["data"]
             return found
     return {}
+
+
+def _claimed(load: Workload, path: str) -> str:
+    """The claim that is mounted at `path`; empty if none is."""
+    names = {mount["name"] for mount in load.main.get("volumeMounts", ()) if mount["mountPath"] == path}
+    claims = [volume.get("persistentVolumeClaim", {}) for volume in load.pod["volumes"] if volume["name"] in names]
+    return str(claims[0].get("claimName", "")) if claims else ""
 
 
 def _gpus(load: Workload, side: str) -> dict[str, Any]:

@@ -149,8 +149,12 @@ def jobs_end(tree: Tree) -> Iterator[str]:
         if not load.is_job:
             continue
         notes = load.document["metadata"].get("annotations", {})
-        if "backoffLimit" not in load.document["spec"]:
+        if "backoffLimit" not in load.spec:
             yield f"{load}: backoffLimit must be set"
+        if load.document["kind"] == "CronJob":
+            if load.document["spec"].get("suspend") is not True:
+                yield f"{load}: it is a template and must be suspended; nothing here is started by the clock"
+            continue
         if notes.get("argocd.argoproj.io/hook") != "Sync" or "kustomize.toolkit.fluxcd.io/force" not in notes:
             yield f"{load}: a job cannot be changed in place; annotate it as a hook of Argo CD and as forced for Flux"
         if int(notes.get("argocd.argoproj.io/sync-wave", 0)) > 0:

@@ -173,7 +173,7 @@ def cache_fits(tree: Tree) -> Iterator[str]:
         if volume is None:
             yield f"{load}: {own}DIR={environment[f'{own}DIR']} is no mounted volume"
             continue
-        size = _size(volume)
+        size = _size(tree, volume, load.namespace)
         if int(environment.get(f"{own}BYTES", 20 * limits.GIB)) > size:
             yield f"{load}: {own}BYTES exceeds the volume {name} of {size:.0f} bytes"
 
@@ -183,10 +183,15 @@ def _fields(service: str) -> set[str]:
     return {field.name for field in dataclasses.fields(_CLASSES[f"SMELT_{service.upper()}_"])}
 
 
-def _size(volume: Mapping[str, Any]) -> float:
-    if "ephemeral" in volume:
-        return amount(volume["ephemeral"]["volumeClaimTemplate"]["spec"]["resources"]["requests"]["storage"])
-    return amount(volume["emptyDir"]["sizeLimit"])
+def _size(tree: Tree, volume: Mapping[str, Any], namespace: str) -> float:
+    """Bytes of a volume; of a claim that is not in the tree, none."""
+    if "emptyDir" in volume:
+        return amount(volume["emptyDir"]["sizeLimit"])
+    if "persistentVolumeClaim" in volume:
+        claim = tree.find("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"], namespace)
+    else:
+        claim = volume["ephemeral"]["volumeClaimTemplate"]
+    return amount(claim["spec"]["resources"]["requests"]["storage"]) if claim else 0.0
 
 
 @cache

@@ -22,7 +22,7 @@ Secret = Callable[[str, str], str]
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A Deployment, StatefulSet or Job, with what all three have in common."""
+    """A Deployment, StatefulSet or Job, or the template of Jobs, with what all of them have in common."""
 
     document: Document
 
@@ -39,18 +39,24 @@ class Workload:
     @property
     def is_job(self) -> bool:
         """Whether it runs once and ends."""
-        return bool(self.document["kind"] == "Job")
+        return bool(self.document["kind"] in ("Job", "CronJob"))
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """What is wanted of it; of a template, of each Job."""
+        found: Mapping[str, Any] = self.document["spec"]
+        return found["jobTemplate"]["spec"] if self.document["kind"] == "CronJob" else found
 
     @property
     def labels(self) -> Mapping[str, str]:
         """Labels of its pods."""
-        found: Mapping[str, str] = self.document["spec"]["template"]["metadata"].get("labels", {})
+        found: Mapping[str, str] = self.spec["template"]["metadata"].get("labels", {})
         return found
 
     @property
     def pod(self) -> Mapping[str, Any]:
         """The specification of its pods."""
-        found: Mapping[str, Any] = self.document["spec"]["template"]["spec"]
+        found: Mapping[str, Any] = self.spec["template"]["spec"]
         return found
 
     @property
@@ -83,7 +89,7 @@ class Tree:
     @cached_property
     def workloads(self) -> list[Workload]:
         """Everything that makes pods."""
-        return [Workload(document=document) for document in self.of("Deployment", "StatefulSet", "Job")]
+        return [Workload(document=document) for document in self.of("Deployment", "StatefulSet", "Job", "CronJob")]
 
     @property
     def services(self) -> list[Workload]:

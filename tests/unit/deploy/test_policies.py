@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 
 from scripts.manifests.check import findings
-from scripts.manifests.render import Rendering, render_overlay
+from scripts.manifests.render import Rendering, catalogue, render_components, render_overlay
 from scripts.manifests.tree import POLICIES
 
 Documents = list[Any]
@@ -257,23 +258,52 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
 ]
 
 
-def test_what_is_deployed_breaks_no_policy() -> None:
-    assert list(findings(production())) == []
+OF_MACHINES: list[tuple[str, str, Mistake]] = [
+    ("jobs-end", "must be suspended", lambda d: get(d, "CronJob", "training-nodes")["spec"].update(suspend=False)),
+    ("training-nodes", "one less than", lambda d: settings(d, "trainer").update(SMELT_TRAINER_NODES="3")),
+    ("training-nodes", "nothing brings 1 more", lambda d: remove(d, "CronJob", "training-nodes")),
+    ("training-nodes", "image and GPUs", lambda d: nodes(d)["containers"][0].update(image="smelt/trainer:0.1.0")),
+    ("training-nodes", "proved first", lambda d: nodes(d).pop("initContainers")),
+    ("training-nodes", "ReadWriteMany", lambda d: nodes(d)["volumes"].pop(1)),
+    ("training-nodes", "no names", lambda d: nodes(d).pop("subdomain")),
+    ("settings", "SMELT_NODE_WAIT_S?", lambda d: nodes(d)["containers"][0]["env"][1].update(name="SMELT_NODE_WAIT")),
+    ("reachable", "in at 29400", lambda d: get(d, "NetworkPolicy", "training")["spec"]["ingress"][0]["ports"].pop(0)),
+    ("cache-fits", "exceeds", lambda d: settings(d, "trainer").update(SMELT_TRAINER_CACHE_BYTES=str(1 << 40))),
+]  # fmt: skip
+
+
+@cache
+def machines() -> Rendering:
+    return render_components("several-machines", catalogue().combinations["several-machines"])
+
+
+def nodes(documents: Documents) -> Any:
+    """Pods of the Jobs that bring further machines to a training."""
+    return get(documents, "CronJob", "training-nodes")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("rendering", [production, machines])
+def test_what_is_deployed_breaks_no_policy(rendering: Callable[[], Rendering]) -> None:
+    assert list(findings(rendering())) == []
 
 
 @pytest.mark.parametrize(
-    ("policy", "words", "mistake"), MISTAKES, ids=[f"{name}: {words}" for name, words, _ in MISTAKES]
+    ("rendering", "policy", "words", "mistake"),
+    [*((production, *each) for each in MISTAKES), *((machines, *each) for each in OF_MACHINES)],
+    ids=[f"{name}: {words}" for name, words, _ in (*MISTAKES, *OF_MACHINES)],
 )
-def test_a_seeded_mistake_is_caught_by_its_policy(policy: str, words: str, mistake: Mistake) -> None:
+def test_a_seeded_mistake_is_caught_by_its_policy(
+    rendering: Callable[[], Rendering], policy: str, words: str, mistake: Mistake
+) -> None:
     """The finding stands under the policy's name and says what is wrong."""
-    originals = list(production().documents)
+    originals = list(rendering().documents)
     documents: Documents = copy.deepcopy(originals)
     mistake(documents)
     # Judgements are remembered an object: what was not spoilt is not judged again.
     spoilt = [originals[originals.index(item)] if item in originals else item for item in documents]
-    found = list(findings(Rendering(name="spoilt", documents=tuple(spoilt), is_pinned=True)))
+    found = list(findings(replace(rendering(), name="spoilt", documents=tuple(spoilt))))
     assert any(line.startswith(f"{policy}: ") and words in line for line in found), found
 
 
 def test_every_policy_has_a_mistake_that_it_catches() -> None:
-    assert set(POLICIES) | {"schema"} == {name for name, _, _ in MISTAKES}
+    assert set(POLICIES) | {"schema"} == {name for name, _, _ in (*MISTAKES, *OF_MACHINES)}
