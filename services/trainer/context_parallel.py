@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from services.trainer.collectives import gathered, scattered
 from services.trainer.ranks import Ranks
 from services.trainer.step import Pack
-from smeltkit.ml.decoder import Decoder
+from smeltkit.ml.decoder import Decoder, SelfAttention
 from smeltkit.ml.decoder_packing import Packed, Piece, attend_from
 from smeltkit.ml.decoder_targets import IGNORED
 
@@ -68,36 +69,31 @@ def attend_across(decoder: Decoder, group: dist.ProcessGroup) -> None:
 
     def attention(q: Tensor, k: Tensor, v: Tensor, batch: Packed) -> Tensor:
         assert isinstance(batch, PackedPart), "a whole pack in a decoder that takes parts"
-        keys, values = _gathered(torch.cat((k, v), dim=-1), group).chunk(2, dim=-1)
+        keys, values = _in_order(torch.cat((k, v), dim=-1), group).chunk(2, dim=-1)
         own = zip(q.chunk(len(batch.pieces)), batch.pieces, strict=True)
         return torch.cat([attend_from(part, keys, values, piece) for part, piece in own])
 
-    for layer in decoder.layers:
-        layer.attn.attention = attention
+    for module in decoder.modules():
+        if isinstance(module, SelfAttention):
+            module.attention = attention
 
 
-def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _in_order(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The rows of all processes in the order of the pack, of x [2 n, ...] with the two pieces of this one."""
-    return cast(Tensor, _Gathered.apply(x, group))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _InOrder.apply(x, group))  # type: ignore[no-untyped-call]
 
 
-class _Gathered(torch.autograd.Function):
+class _InOrder(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        """See `_gathered`."""
-        ctx.group, count = group, dist.get_world_size(group)
-        found = x.new_empty(count * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(found, x.contiguous(), group=group)
-        front, back = found.unflatten(0, (count, 2, -1)).unbind(1)
+        """See `_in_order`."""
+        ctx.group = group
+        front, back = gathered(x, group).unflatten(0, (-1, 2, len(x) // 2)).unbind(1)
         return torch.cat((front, back.flip(0))).flatten(0, 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         """The gradients of all processes for this one's rows, summed."""
-        count = dist.get_world_size(ctx.group)
-        front, back = upstream.unflatten(0, (2, count, -1))
-        apart = torch.stack((front, back.flip(0)), dim=1).flatten(0, 2)
-        own = upstream.new_empty(len(upstream) // count, *upstream.shape[1:])
-        dist.reduce_scatter_tensor(own, apart, group=ctx.group)
-        return own, None
+        front, back = upstream.unflatten(0, (2, dist.get_world_size(ctx.group), -1))
+        return scattered(torch.stack((front, back.flip(0)), dim=1).flatten(0, 2), ctx.group), None

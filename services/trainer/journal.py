@@ -64,13 +64,16 @@ class Journal:
 
 
 def open_journal(folder: Path, spec: Mapping[str, Any], prepared: Prepared, step: int, rate: float) -> Journal:
-    """The journal of a run in `folder` that has done `step` steps, as its process was told by `spec`."""
+    """The journal of a run in `folder` that has done `step` steps, as its process was told by `spec`.
+
+    `rate` is that of one device.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Journal(
         folder / METRICS_FILE,
         step,
         prepared,
-        rate=rate,
+        rate=rate * prepared.settings.processes,
         memory_bytes=memory_bytes(device, spec.get("gpu_bytes", 0)),
         exports=open_exports(prepared.settings, spec.get("exports", {})),
     )

@@ -74,9 +74,8 @@ def is_spread(value: Tensor) -> bool:
 
 def is_told(value: Any, ranks: Ranks) -> bool:
     """Whether this process counts what it holds of a parameter, in sums in which each value counts once."""
-    names = value.device_mesh.mesh_dim_names if is_spread(value) else None
-    is_part = bool(names) and names[-1] == _TENSOR and not value.placements[-1].is_replicate()
-    return is_part or ranks.is_teller
+    is_split = is_spread(value) and value.device_mesh.mesh_dim_names[-1] == _TENSOR
+    return ranks.is_teller or (is_split and not value.placements[-1].is_replicate())
 
 
 @torch.no_grad()

@@ -22,8 +22,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import functional
 
 from services.trainer.adapters.lora import LoraLinear
+from services.trainer.collectives import gathered, summed
 from services.trainer.splits import axes_of
-from smeltkit.ml.decoder import Decoder, RmsNorm
+from smeltkit.ml.decoder import Decoder, Mlp, RmsNorm, SelfAttention
 from smeltkit.ml.decoder_targets import IGNORED
 
 
@@ -33,15 +34,14 @@ def split(decoder: Decoder, mesh: DeviceMesh) -> None:
     Losses and hidden states are then those of the whole; what `forward` returns are the logits of this process's words.
     """
     group, axes = mesh.get_group(), axes_of(decoder.config, mesh.size())
-    for number, layer in enumerate(decoder.layers):
-        for block in (layer.attn, layer.mlp):
-            for name, module in list(block.named_modules()):
-                if kind := _KINDS.get(type(module)):
-                    whose = "attn" if block is layer.attn else "mlp"
-                    own = f"layers.{number}.{whose}.{name.removesuffix('.base')}"
-                    _divide(module, kind, axes[f"{own}.weight"], mesh)
-            block.register_forward_pre_hook(lambda _, given: (_enter(given[0], group), *given[1:]))
-            block.register_forward_hook(lambda _, given, found: _leave(found, group))
+    for name, block in decoder.named_modules():
+        if not isinstance(block, SelfAttention | Mlp):
+            continue
+        for inner, module in list(block.named_modules(prefix=name)):
+            if kind := _KINDS.get(type(module)):
+                _divide(module, kind, axes[f"{inner.removesuffix('.base')}.weight"], mesh)
+        block.register_forward_pre_hook(lambda _, given: (_enter(given[0], group), *given[1:]))
+        block.register_forward_hook(lambda _, given, found: _leave(found, group))
     for module in (decoder.embed, *([] if decoder.config.tie_embeddings else [decoder.lm_head])):
         _divide(module, _KINDS[type(module)], 0, mesh)
     decoder.norm.register_forward_hook(lambda _, given, found: _enter(found, group))
@@ -81,6 +81,8 @@ class _PartNorm(_Part, RmsNorm):
 
 class _PartEmbedding(_Part, nn.Embedding):
     """Looks up its own words and sums over the processes, of which but one has found a word."""
+
+    group: dist.ProcessGroup
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings [T, hidden] of ids [T]."""
@@ -137,12 +139,6 @@ def _leave(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return cast(Tensor, _Leave.apply(x, group))  # type: ignore[no-untyped-call]
 
 
-def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    total = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
-    return total
-
-
 class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -154,14 +150,14 @@ class _Enter(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         """The sum."""
-        return _summed(upstream, ctx.group), None
+        return summed(upstream, ctx.group), None
 
 
 class _Leave(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         """See `_leave`."""
-        return _summed(x, group)
+        return summed(x, group)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -190,11 +186,10 @@ class _Words:
         chosen = logits.gather(1, place.unsqueeze(1)).squeeze(1)
         losses = self._kernel(logits, place.where(is_counted, IGNORED))
         chosen = chosen.to(losses.dtype)
-        told = torch.stack((losses + chosen, chosen * is_own))
-        all_told = told.new_empty(dist.get_world_size(self._group) * 2, len(targets))
-        dist.all_gather_into_tensor(all_told, told, group=self._group)
-        log_sum, picked = all_told[::2].logsumexp(0), all_told[1::2].sum(0)
-        logits.mul_((told[0] - log_sum).exp().unsqueeze(1))
+        own_sum = losses + chosen
+        told = gathered(torch.stack((own_sum, chosen * is_own)), self._group)
+        log_sum, picked = told[::2].logsumexp(0), told[1::2].sum(0)
+        logits.mul_((own_sum - log_sum).exp().unsqueeze(1))
         # Half precision has lost what is small beside the 1 that was taken off here.
         exact = ((chosen - log_sum).exp() - is_own.to(chosen.dtype)) * is_counted
         logits.scatter_(1, place.unsqueeze(1), exact.to(logits.dtype).unsqueeze(1))

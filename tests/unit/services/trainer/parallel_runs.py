@@ -1,0 +1,109 @@
+"""A small training by any number of processes, and one step of decoders that have everything that can be split.
+
+What is called in other processes by its name; every argument and result is plain or a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from training_runs import DIGEST, some_samples
+
+from services.trainer.adapters.lora import attach
+from services.trainer.context_parallel import own_part
+from services.trainer.data.order import Order
+from services.trainer.loop import Run, pack_of
+from services.trainer.optimizer import Optimizer
+from services.trainer.peak import PeakMemory
+from services.trainer.places import Place
+from services.trainer.ranks import Ranks, joined
+from services.trainer.schedule import Schedule
+from services.trainer.settings import AdamSettings, LoraSettings, ParallelSettings, TrainSettings
+from services.trainer.sharding import is_spread, shard
+from services.trainer.step import train_step
+from smeltkit import limits
+from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.decoder import Decoder
+from smeltkit.testing.tiny_models import tiny_config
+
+STEPS = 6
+PACK_TOKENS = 61
+"""Of at most so many, so that packs are of odd lengths and hold samples that are cut."""
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "biases everywhere": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "norms of heads, tied head": ("qwen3", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+}
+
+
+def train(layout: dict[str, int], rank: int, rendezvous: Path, method: str, folder: Path, steps: int) -> list[Any]:
+    """Goes on in `folder` until `steps` steps are done; of each step loss and norm, then the weights by name."""
+    with _met(layout, rank, rendezvous) as ranks:
+        run = _make_run(folder, method, ranks, steps)
+        numbers = [(report.loss, report.grad_norm, report.tokens, report.counted) for report in run.steps()]
+        weights = {name: _whole(value) for name, value in run.decoder.named_parameters() if value.requires_grad}
+        return [*numbers, weights]
+
+
+def step(layout: dict[str, int], rank: int, rendezvous: Path, model: str) -> list[Any]:
+    """Loss and norm of one step of a model and then of the next, with rows of which some teach nothing."""
+    with _met(layout, rank, rendezvous) as ranks:
+        decoder = _decoder(*MODELS[model])
+        decoder.recomputes = True
+        shard(decoder, ranks)
+        optimizer = Optimizer(decoder.named_parameters(), AdamSettings())
+        packs = [own_part(pack_of(some_samples()[first : first + 2], "cpu"), ranks) for first in (0, 2)]
+        return [
+            (found.loss, found.grad_norm, found.first_grad_norm)
+            for found in (train_step(decoder, optimizer, packs, learning_rate=1e-2, clip_norm=1.0, ranks=ranks)
+                          for _ in range(3))
+        ]  # fmt: skip
+
+
+@contextmanager
+def _met(layout: dict[str, int], rank: int, rendezvous: Path) -> Iterator[Ranks]:
+    """The process of that rank among those of an arrangement; none but itself for an empty one."""
+    torch.set_num_threads(1)
+    count = math.prod(layout.values())
+    here = Place(rank=rank, count=count, local_rank=rank, local_count=count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "TRAIN_EXCHANGE_TIMEOUT_S", 120.0)
+        with joined(here, "cpu", meeting=f"file://{rendezvous}") as met:
+            yield replace(met, tensor=layout.get("tensor", 1), context=layout.get("context", 1))
+
+
+def _make_run(folder: Path, method: str, ranks: Ranks, steps: int) -> Run:
+    decoder, lora = _decoder("qwen2", {}), LoraSettings(rank=4)
+    if method == "lora":
+        attach(decoder, lora)
+    shard(decoder, ranks)
+    settings = TrainSettings(
+        method=method, sequence_tokens=PACK_TOKENS, packs_per_step=2, processes=ranks.count, checkpoint_steps=100,
+        parallel=ParallelSettings(tensor=ranks.tensor, context=ranks.context), stuck_steps=20,
+        lora=lora if method == "lora" else LoraSettings(), optimizer=AdamSettings(eps=1e-5),
+    )  # fmt: skip
+    samples = some_samples()
+    order = Order(
+        lengths=[len(sample.ids) for sample in samples], pack_tokens=PACK_TOKENS, packs_per_step=2, seed=1
+    )  # fmt: skip
+    return Run(
+        decoder, samples, order, Schedule(kind="constant", peak=1e-2, warmup_steps=0, total_steps=steps), settings,
+        folder=folder, run_digest=DIGEST, peak=PeakMemory("cpu"), ranks=ranks,
+    )  # fmt: skip
+
+
+def _decoder(architecture: str, overrides: dict[str, Any]) -> Decoder:
+    torch.manual_seed(3)
+    return Decoder(ModelConfig.from_hf(tiny_config(architecture, **overrides)))
+
+
+def _whole(value: Any) -> Tensor:
+    whole: Tensor = value.full_tensor() if is_spread(value) else value
+    return whole.detach().clone()

@@ -1,0 +1,191 @@
+"""Layers and packs that processes share: the numbers of one process, whole checkpoints, what cannot be split."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import parallel_runs
+import pytest
+import torch
+from training_files import prepared_from
+
+from services.trainer import devices
+from services.trainer.memory import checkpoint_bytes, components, trainable_parameters
+from services.trainer.plan import plan_of
+from services.trainer.settings import LoraSettings, ParallelSettings, TrainSettings, parse_settings
+from services.trainer.splits import refusals
+from smeltkit.errors import BadConfig, UnsupportedOption
+from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.decoder_packing import Packed, Piece, attend_from, packed_attention
+from smeltkit.testing.tiny_models import tiny_config
+
+Start = Callable[..., list[Future[list[Any]]]]
+"""Arrangement, function and its arguments to what each of the processes will return."""
+TENSOR, CONTEXT = {"tensor": 2}, {"context": 2}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Runs functions of `parallel_runs` in processes that share the work of one; four of them, made once."""
+    context, folder, numbers = get_context("forkserver"), tmp_path_factory.mktemp("met"), itertools.count()
+    context.set_forkserver_preload(["parallel_runs", "torch.distributed.fsdp"])
+    with ProcessPoolExecutor(max_workers=4, mp_context=context) as pool:
+
+        def run(layout: dict[str, int], function: Callable[..., list[Any]], *given: Any) -> list[Future[list[Any]]]:
+            count = torch.tensor(list(layout.values())).prod().item()
+            place = folder / str(next(numbers))
+            return [pool.submit(function, layout, rank, place, *given) for rank in range(int(count))]
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What one process trains, by method."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        method: parallel_runs.train({}, 0, folder, method, folder / method, parallel_runs.STEPS)
+        for method in ("full", "lora")
+    }
+
+
+def test_two_processes_that_share_layers_or_packs_train_as_one_does(
+    start: Start, alone: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    """R-067: losses, gradient norms and weights within float32's rounding, for all weights and for adapters; one
+    process begins, two go on from its checkpoint, and one from theirs."""
+    cases = [(name, layout, method) for name, layout in (("tensor", TENSOR), ("context", CONTEXT))
+             for method in ("full", "lora")]  # fmt: skip
+    for pair in (cases[:2], cases[2:]):
+        found = {}
+        for name, layout, method in pair:
+            folder = tmp_path / f"{name}-{method}"
+            found[method] = parallel_runs.train({}, 0, tmp_path, method, folder, 2)[:-1]
+            found[method] = (found[method], folder, start(layout, parallel_runs.train, method, folder, 4))
+        for method, (first, folder, jobs) in found.items():
+            middle, other = (job.result()[:-1] for job in jobs)
+            assert middle == other, "every process tells the same"
+            last = parallel_runs.train({}, 0, tmp_path, method, folder, parallel_runs.STEPS)
+            check_same([*first, *middle, *last], alone[method])
+
+
+def test_four_processes_share_layers_and_packs_and_spread_what_each_holds(
+    start: Start, alone: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    """Two by two: FSDP2 over the parts of layers, with packs of their own and with one pack in two parts."""
+    for method, layout in (("full", {"data": 2, "tensor": 2}), ("lora", {"context": 2, "tensor": 2})):
+        jobs = start(layout, parallel_runs.train, method, tmp_path / method, parallel_runs.STEPS)
+        for found in [job.result() for job in jobs]:
+            check_same(found, alone[method])
+
+
+@pytest.mark.parametrize("model", parallel_runs.MODELS)
+def test_every_kind_of_parameter_is_split_as_it_computes(start: Start, model: str, tmp_path: Path) -> None:
+    """Biases that are added once, norms of heads, a head that is the embedding; activations are computed again."""
+    expected = parallel_runs.step({}, 0, tmp_path, model)
+    jobs = [start(layout, parallel_runs.step, model) for layout in (TENSOR, CONTEXT)]
+    for job in itertools.chain.from_iterable(jobs):
+        assert job.result() == [pytest.approx(numbers, rel=1e-5) for numbers in expected]
+
+
+def check_same(found: list[Any], expected: list[Any]) -> None:
+    """Steps, then weights."""
+    assert found[:-1] == [pytest.approx(numbers, rel=1e-5) for numbers in expected[:-1]]
+    assert found[-1].keys() == expected[-1].keys()
+    for name, value in expected[-1].items():
+        torch.testing.assert_close(
+            found[-1][name], value, rtol=1e-5, atol=1e-5, msg=lambda text, at=name: f"{at}: {text}"
+        )
+
+
+@pytest.mark.parametrize("lengths", [(24,), (5, 19), (1, 1, 9, 2, 11), (12, 12)])
+def test_pieces_attend_as_their_pack_does(lengths: tuple[int, ...]) -> None:
+    """Causal from where a piece begins in its sample, never into another; wherever it is cut."""
+    torch.manual_seed(0)
+    total = sum(lengths)
+    q, k, v = (torch.randn(total, heads, 8) for heads in (4, 2, 2))
+    whole = packed_attention(q, k, v, Packed.of([[0] * length for length in lengths]))
+    for size in (1, 3, 4, total):
+        pieces = [Piece.of(begin, begin + size, lengths) for begin in range(0, total, size)]
+        found = [attend_from(q[piece.begin : piece.end], k, v, piece) for piece in pieces]
+        torch.testing.assert_close(torch.cat(found), whole)
+
+
+def settings_of(**given: Any) -> TrainSettings:
+    """Settings of four processes that share four packs a step."""
+    return TrainSettings(**{"method": "full", "processes": 4, "packs_per_step": 4, **given})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides", "message"),
+    [
+        ("qwen3", {}, "parallel.tensor=2 does not divide kv_heads=3; it may be 1"),
+        ("llama", {"intermediate_size": 417}, "parallel.tensor=2 does not divide intermediate_size=417; it may be 1"),
+        ("phi3", {}, "parallel.tensor=2 cannot split the fused projections of phi3; set it to 1"),
+    ],
+)
+def test_a_model_that_cannot_be_split_is_refused(architecture: str, overrides: dict[str, Any], message: str) -> None:
+    """Before the start, with the dimension, its size and what would do; one that can be is not."""
+    config = ModelConfig.from_hf(tiny_config(architecture, **overrides))
+    found = refusals(config, settings_of(parallel=ParallelSettings(tensor=2)))
+    assert [error.message[: len(message)] for error in found] == [message]
+    assert not refusals(config, settings_of())
+    assert not refusals(ModelConfig.from_hf(tiny_config("qwen2")), settings_of(parallel=ParallelSettings(tensor=2)))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"parallel": {"tensor": 3}}, BadConfig, "processes=4 cannot be arranged by parallel.tensor=3"),
+        ({"processes": 1, "parallel": {"context": 2}}, BadConfig, "make it a multiple of 2"),
+        ({"parallel": {"tenser": 2}}, BadConfig, "did you mean parallel.tensor"),
+        ({"parallel": {"tensor": 0}}, BadConfig, "parallel.tensor=0 must be 1 to 64"),
+        ({"parallel": {"tensor": 4}, "regather": False}, UnsupportedOption, "regather has no effect"),
+        ({"parallel": {"tensor": 2}, "packs_per_step": 3}, BadConfig, "make it 4"),
+        ({"parallel": {"context": 4}, "sequence_tokens": 8, "pack_tokens": 8}, None, ""),
+        ({"processes": 16, "parallel": {"context": 16}, "sequence_tokens": 8}, BadConfig, "lower it to 4"),
+        ({"method": "qlora", "parallel": {"tensor": 2}}, UnsupportedOption, "use parallel.context"),
+        ({"method": "lora", "lora": {"dora": True}, "parallel": {"tensor": 2}}, UnsupportedOption, "without dora"),
+        ({"method": "qlora", "parallel": {"context": 2}}, None, ""),
+    ],
+)
+def test_an_arrangement_without_effect_or_that_does_not_fit_is_refused(
+    given: dict[str, Any], error: type[Exception] | None, message: str
+) -> None:
+    """With what would do."""
+    import json
+
+    text = json.dumps({"method": "full", "processes": 4, "packs_per_step": 4, **given})
+    if error is None:
+        parse_settings(text)
+        return
+    with pytest.raises(error, match=message):
+        parse_settings(text)
+
+
+def test_the_plan_tells_the_arrangement_and_the_memory_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R-068: matrices of shared layers are halved, tokens of shared packs too, keys and values are gathered; a
+    checkpoint is whole. A plan that is refused is told all the same."""
+    config = ModelConfig.from_hf(tiny_config("qwen2"))
+    one, tensor, context = (
+        components(config, settings_of(processes=count, parallel=ParallelSettings(**parallel)))
+        for count, parallel in ((1, {}), (2, {"tensor": 2}), (2, {"context": 2}))
+    )
+    vectors = 4 * sum(spec.elements for spec in config.tensors() if "norm" in spec.name)
+    assert tensor["weights"] == (one["weights"] - vectors) // 2 + vectors
+    assert one["activations"] // 2 < tensor["activations"] < one["activations"]
+    kept = 2 * config.layers * config.dimensions()["kv"] * 1024 * 4
+    assert context["activations"] == one["activations"] // 2 + kept
+    assert context["weights"] == one["weights"] // 2
+    adapted = settings_of(method="lora", processes=2, parallel=ParallelSettings(tensor=2), lora=LoraSettings(rank=4))
+    assert checkpoint_bytes(config, adapted) == 3 * 4 * trainable_parameters(config, adapted)
+    monkeypatch.setattr(devices, "devices_here", lambda: (8, "GPUs"))
+    plan = plan_of(prepared_from(tmp_path, processes=4, parallel={"tensor": 2, "context": 2}), 1000)
+    assert plan.items["processes"].startswith("4, 1 for packs x 2 for the tokens of each x 2 for layers; memory is")
+    refused = plan_of(prepared_from(tmp_path, processes=4, parallel={"tensor": 4}), 1000)
+    assert "parallel.tensor=4 does not divide heads=6; it may be 1, 2" in [e.message for e in refused.refusals]
