@@ -23,9 +23,10 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
 from services.trainer.checkpoint_files import METADATA_FILE, PartsReader, PartsWriter
 from services.trainer.ranks import ALONE, Ranks
@@ -104,7 +105,7 @@ class Checkpoints:
         if self._ranks.is_first:
             shutil.rmtree(fresh, ignore_errors=True)
         writer = PartsWriter(fresh, lambda: self._commit(fresh, progress))
-        dcp.save(tensors, storage_writer=writer, process_group=self._ranks.background, no_dist=self._ranks.count == 1)
+        save_parts(tensors, storage_writer=writer, process_group=self._ranks.background, no_dist=self._ranks.count == 1)
 
     def _commit(self, fresh: Path, progress: Progress) -> None:
         """Gives a checkpoint that is all there its name, and removes those that are too old."""
@@ -140,7 +141,7 @@ class Stored:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Fills the named tensors, of those that are spread what this process holds; DigestMismatch as `Stored`."""
         try:
-            dcp.load(tensors, storage_reader=PartsReader(self._folder), no_dist=True)
+            load_parts(tensors, storage_reader=PartsReader(self._folder), no_dist=True)
         except CheckpointException as failed:
             raise next(error for error, _ in failed.failures.values()) from failed
 

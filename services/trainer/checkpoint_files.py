@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
@@ -119,7 +119,7 @@ class PartsReader(FileSystemReader):
 
 def _bytes_of(value: Tensor) -> memoryview:
     """The bytes of a tensor in memory of the host, without a copy where they lie together."""
-    return memoryview(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _append(file: BinaryIO, data: memoryview) -> None:

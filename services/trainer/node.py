@@ -136,7 +136,7 @@ class _Agent(LocalElasticAgent):
             worker = worker_group.workers[lost[0][0]]
             self.killed = f"process {worker.global_rank} of {worker.world_size} was killed by signal {lost[0][1]}"
             self._pcontext.close(signal.SIGKILL)
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if errors_told(self._folder):
             self._remaining_restarts = 0
         return result

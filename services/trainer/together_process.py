@@ -29,13 +29,14 @@ from services.trainer.device import device_name, matrix_flops, prepare_device
 from services.trainer.forecast import forecast
 from services.trainer.heldout import row_losses
 from services.trainer.journal import Journal, open_journal
+from services.trainer.launch import error_of
 from services.trainer.loop import Run, StepReport
 from services.trainer.paces import Paces
 from services.trainer.peak import PeakMemory
 from services.trainer.plan import Prepared, prepare
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import parse_settings
-from services.trainer.train_process import error_of, finish, load_base, make_run, taken, write_outcome
+from services.trainer.train_process import finish, load_base, make_run, taken, write_outcome
 from smeltkit.errors import JobCancelled, SmeltError
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.decoder import Decoder

@@ -110,8 +110,8 @@ def test_a_run_killed_at_any_step_goes_on_as_if_it_had_not_been(tmp_path: Path) 
 def test_steps_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """R-057: it holds the state of its own step, whatever happened since, and is not there before it is whole."""
     _trail(make_run(tmp_path / "other", "full", keep=4))
-    gate, write = threading.Event(), checkpoint.dcp.save
-    monkeypatch.setattr(checkpoint.dcp, "save", lambda *given, **named: gate.wait() and write(*given, **named))
+    gate, write = threading.Event(), checkpoint.save_parts
+    monkeypatch.setattr(checkpoint, "save_parts", lambda *given, **named: gate.wait() and write(*given, **named))
     steps = make_run(tmp_path / "this", "full", keep=4).steps()
     assert [next(steps).step for _ in range(4)] == [1, 2, 3, 4]
     assert checkpoint.latest(tmp_path / "this") is None
