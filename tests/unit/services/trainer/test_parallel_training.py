@@ -57,39 +57,46 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 def test_two_processes_that_share_layers_or_packs_train_as_one_does(
     start: Start, alone: dict[str, list[Any]], tmp_path: Path
 ) -> None:
-    """R-067: losses, gradient norms and weights within float32's rounding, for all weights and for adapters; one
-    process begins, two go on from its checkpoint, and one from theirs."""
-    cases = [(name, layout, method) for name, layout in (("tensor", TENSOR), ("context", CONTEXT))
-             for method in ("full", "lora")]  # fmt: skip
-    for pair in (cases[:2], cases[2:]):
-        found = {}
-        for name, layout, method in pair:
-            folder = tmp_path / f"{name}-{method}"
-            found[method] = parallel_runs.train({}, 0, tmp_path, method, folder, 2)[:-1]
-            found[method] = (found[method], folder, start(layout, parallel_runs.train, method, folder, 4))
-        for method, (first, folder, jobs) in found.items():
-            middle, other = (job.result()[:-1] for job in jobs)
-            assert middle == other, "every process tells the same"
-            last = parallel_runs.train({}, 0, tmp_path, method, folder, parallel_runs.STEPS)
-            check_same([*first, *middle, *last], alone[method])
+    """R-067: losses, gradient norms and weights within float32's rounding. One process begins, two go on from its
+    checkpoint, and one from theirs."""
+    folders = {"tensor": tmp_path / "tensor", "context": tmp_path / "context"}
+    first = [parallel_runs.train({}, 0, tmp_path, "full", folder, 1)[:-1] for folder in folders.values()]
+    jobs = [start({name: 2}, parallel_runs.train, "full", folder, 3) for name, folder in folders.items()]
+    for begun, folder, (one, other) in zip(first, folders.values(), jobs, strict=True):
+        middle = one.result()[:-1]
+        assert middle == other.result()[:-1], "all of them tell the same"
+        last = parallel_runs.train({}, 0, tmp_path, "full", folder, parallel_runs.STEPS)
+        check_same([*begun, *middle, *last], alone["full"])
 
 
-def test_four_processes_share_layers_and_packs_and_spread_what_each_holds(
+def test_two_processes_train_adapters_as_one_does(start: Start, alone: dict[str, list[Any]], tmp_path: Path) -> None:
+    """R-067: of an adapter one side is split as its layer is, the other is whole."""
+    jobs = [
+        start(layout, parallel_runs.train, "lora", tmp_path / str(number), parallel_runs.STEPS)
+        for number, layout in enumerate((TENSOR, CONTEXT))
+    ]
+    for job in itertools.chain.from_iterable(jobs):
+        check_same(job.result(), alone["lora"])
+
+
+def test_four_processes_share_layers_and_spread_what_each_holds(
     start: Start, alone: dict[str, list[Any]], tmp_path: Path
 ) -> None:
-    """Two by two: FSDP2 over the parts of layers, with packs of their own and with one pack in two parts."""
-    for method, layout in (("full", {"data": 2, "tensor": 2}), ("lora", {"context": 2, "tensor": 2})):
-        jobs = start(layout, parallel_runs.train, method, tmp_path / method, parallel_runs.STEPS)
-        for found in [job.result() for job in jobs]:
-            check_same(found, alone[method])
+    """Two by two: FSDP2 over the parts of layers, each pair with packs of its own."""
+    for job in start({"data": 2, "tensor": 2}, parallel_runs.train, "full", tmp_path, parallel_runs.STEPS):
+        check_same(job.result(), alone["full"])
 
 
-@pytest.mark.parametrize("model", parallel_runs.MODELS)
-def test_every_kind_of_parameter_is_split_as_it_computes(start: Start, model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [("biases everywhere", TENSOR), ("norms of heads, tied head", {"context": 2, "tensor": 2})],
+)
+def test_every_kind_of_parameter_is_split_as_it_computes(
+    start: Start, model: str, layout: dict[str, int], tmp_path: Path
+) -> None:
     """Biases that are added once, norms of heads, a head that is the embedding; activations are computed again."""
     expected = parallel_runs.step({}, 0, tmp_path, model)
-    jobs = [start(layout, parallel_runs.step, model) for layout in (TENSOR, CONTEXT)]
-    for job in itertools.chain.from_iterable(jobs):
+    for job in start(layout, parallel_runs.step, model):
         assert job.result() == [pytest.approx(numbers, rel=1e-5) for numbers in expected]
 
 
