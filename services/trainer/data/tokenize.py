@@ -34,8 +34,6 @@ from smeltkit.errors import DiskFull, InternalError, NotBuilt, ProcessLost, all_
 Tell = Callable[[int], None]
 """Hears how many rows are done."""
 SHARD_ROWS: Final = 4096
-_ALONE: Final = {"RAYON_NUM_THREADS": "1"}
-"""The tokenizer's own threads: each process is one of several already."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 """Also what a process ends with."""
 
@@ -128,11 +126,13 @@ def make_shards(folder: Path, rank: int, tell: Tell = lambda rows: None) -> None
 def _run(folder: Path, count: int, poll: Callable[[], None]) -> None:
     """Runs the processes to their ends; ProcessLost or InternalError if one of them ends badly."""
     command = [sys.executable, "-m", "services.trainer.data.tokenize", str(folder)]
+    threads = max(len(os.sched_getaffinity(0)) // count, 1)  # of the tokenizer itself, for texts
+    names = environment({"RAYON_NUM_THREADS": str(threads)})
     with (folder / "log.txt").open("wb") as log, ExitStack() as running:
         processes = []
         for rank in range(count):
             process = subprocess.Popen(
-                [*command, str(rank)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(_ALONE)
+                [*command, str(rank)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=names
             )
             running.enter_context(process)
             running.callback(process.kill)

@@ -23,10 +23,11 @@ from services.trainer.launch import TrainingProcesses
 from smeltkit import limits
 from smeltkit.bus import Bus
 from smeltkit.bus.leases import acquire
+from smeltkit.config import environment
 from smeltkit.errors import GpuBusy, OutOfMemory, ProcessLost
 from smeltkit.gpus import holders
 from smeltkit.gpus.devices import NvidiaSmi
-from smeltkit.gpus.ledger import GpuLedger, Want
+from smeltkit.gpus.ledger import GpuLedger, Lease, Want
 from smeltkit.jobs import model
 from smeltkit.jobs.attempt import JobContext
 from smeltkit.jobs.ledger import JobLedger
@@ -36,16 +37,17 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 GREEDY = "import time, torch; held = torch.ones(6 << 30, dtype=torch.uint8, device='cuda'); time.sleep(600)"
 
 
-Greedy = Callable[[str], "subprocess.Popen[bytes]"]
+Greedy = Callable[[Lease], "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
 def greedy() -> Iterator[Greedy]:
-    """Starts a process that takes 6 GiB of a GPU under a lease, by its holder's name; all are ended after the test."""
+    """Starts a process that takes 6 GiB of a GPU under a lease; all are ended after the test."""
     with ExitStack() as stack:
 
-        def start(holder: str) -> subprocess.Popen[bytes]:
-            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", GREEDY, holder]))
+        def start(lease: Lease) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-c", GREEDY, lease.holder]
+            process = stack.enter_context(subprocess.Popen(command, env=environment(lease.environment)))
             stack.callback(process.kill)
             return process
 
@@ -112,10 +114,10 @@ async def test_who_takes_more_than_its_share_is_ended_and_nobody_else(bus: Bus, 
     gpus, first, second = GpuLedger(bus, jobs, NvidiaSmi()), await _attempt(jobs), await _attempt(jobs)
     small = Want(title="greedy", memory_bytes=2 * limits.GIB, is_shared=True)
     async with gpus.held(first, Want(title="kept", memory_bytes=8 * limits.GIB, is_shared=True)) as kept:
-        good = greedy(kept.holder)
+        good = greedy(kept)
         with pytest.raises(OutOfMemory, match="used .* and may share 2.0 GiB"):
             async with gpus.held(second, small) as lease:
-                assert await asyncio.to_thread(greedy(lease.holder).wait, 120) == -signal.SIGKILL
+                assert await asyncio.to_thread(greedy(lease).wait, 120) == -signal.SIGKILL
                 raise ProcessLost("ended")
         assert good.poll() is None
         await eventually(lambda: kept.peak_bytes > 6 * limits.GIB)
