@@ -81,7 +81,7 @@ def is_told(value: Any, ranks: Ranks) -> bool:
 @torch.no_grad()
 def held(value: Any) -> Tensor:
     """What this process holds of a parameter or gradient; of one that is not spread, all."""
-    part: Tensor = value.detach().to_local() if is_spread(value) else value
+    part: Tensor = value.to_local().detach() if is_spread(value) else value
     return part
 
 

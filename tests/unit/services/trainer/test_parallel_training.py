@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -14,6 +15,9 @@ import pytest
 import torch
 from training_files import prepared_from
 
+from benchmarks.gpu.contenders import RANK
+from benchmarks.gpu.scale import CASES
+from benchmarks.gpu.shapes import SHAPES, TOKENS
 from services.trainer import devices
 from services.trainer.memory import checkpoint_bytes, components, trainable_parameters
 from services.trainer.plan import plan_of
@@ -24,6 +28,7 @@ from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder_packing import Packed, Piece, attend_from, packed_attention
 from smeltkit.testing.tiny_models import tiny_config
 
+RESULTS = Path(__file__).parents[4] / "benchmarks" / "results"
 Start = Callable[..., list[Future[list[Any]]]]
 """Arrangement, function and its arguments to what each of the processes will return."""
 TENSOR, CONTEXT = {"tensor": 2}, {"context": 2}
@@ -165,8 +170,6 @@ def test_an_arrangement_without_effect_or_that_does_not_fit_is_refused(
     given: dict[str, Any], error: type[Exception] | None, message: str
 ) -> None:
     """With what would do."""
-    import json
-
     text = json.dumps({"method": "full", "processes": 4, "packs_per_step": 4, **given})
     if error is None:
         parse_settings(text)
@@ -196,3 +199,20 @@ def test_the_plan_tells_the_arrangement_and_the_memory_of_each(tmp_path: Path, m
     assert plan.items["processes"].startswith("4, 1 for packs x 2 for the tokens of each x 2 for layers; memory is")
     refused = plan_of(prepared_from(tmp_path, processes=4, parallel={"tensor": 4}), 1000)
     assert "parallel.tensor=4 does not divide heads=6; it may be 1, 2" in [e.message for e in refused.refusals]
+
+
+@pytest.mark.parametrize("name", ["train_parallel_gpus", "train_two_gpus_lora"])
+def test_the_planned_memory_of_shared_layers_is_what_two_gpus_were_seen_to_take(name: str) -> None:
+    """R-068: within 3 % of every measured peak."""
+    rows = [row for row in json.loads((RESULTS / f"{name}.json").read_text())["rows"] if row["layout"] == "tensor"]
+    assert rows
+    for row in rows:
+        facts = CASES[row["case"]]
+        tokens, is_adapted = facts.get("tokens", TOKENS), facts["method"] == "lora"
+        settings = TrainSettings(
+            method=facts["method"], dtype="bfloat16", sequence_tokens=tokens, pack_tokens=facts["sequences"] * tokens,
+            lora=LoraSettings(rank=RANK) if is_adapted else LoraSettings(), processes=2, packs_per_step=1,
+            parallel=ParallelSettings(tensor=2),
+        )  # fmt: skip
+        planned = sum(components(ModelConfig.from_hf(SHAPES[facts["shape"]]), settings).values())
+        assert planned / 2**30 == pytest.approx(row["peak_gib"], rel=0.03), row["case"]
