@@ -115,12 +115,7 @@ class _Agent(LocalElasticAgent):
     """torch's agent of one machine, which tells of restarts and makes none once the training has told its error."""
 
     def __init__(self, spec: WorkerSpec, folder: Path, *, is_host: bool) -> None:
-        super().__init__(
-            spec,
-            DefaultLogsSpecs(os.devnull),
-            exit_barrier_timeout=limits.TRAIN_EXCHANGE_TIMEOUT_S,
-            shutdown_timeout=int(limits.JOB_CANCEL_GRACE_S / 3) - 1,
-        )
+        super().__init__(spec, DefaultLogsSpecs(os.devnull), exit_barrier_timeout=limits.TRAIN_EXCHANGE_TIMEOUT_S)
         self._folder, self._is_host, self._parent = folder, is_host, os.getppid()
         self.killed = ""
         """Which process was killed last, if any was, in words."""
@@ -150,12 +145,17 @@ class _Agent(LocalElasticAgent):
         self.killed = ""
         super()._restart_workers(worker_group)
 
-    def _stop_workers(self, worker_group: WorkerGroup) -> None:
-        self._shutdown(signal.SIGKILL)
+    def _stop_workers(self, worker_group: WorkerGroup, *given: object, **named: object) -> None:
+        self._end(signal.SIGKILL)
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *given: object, **named: object) -> None:
         """Processes save before they end where the whole training is to end: where the host is told to."""
-        super()._shutdown(death_sig if self._is_host else signal.SIGKILL, timeout)
+        self._end(death_sig if self._is_host else signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
+        """Ends the processes; what else torch's versions are told here, they do not agree on."""
+        if self._pcontext is not None:
+            self._pcontext.close(how, int(limits.JOB_CANCEL_GRACE_S / 3) - 1)
 
 
 if __name__ == "__main__":
