@@ -43,7 +43,7 @@ def _trained(folder: Path, *names: str) -> list[dict[str, Any]]:
 def test_a_job_trains_on_a_gpu_and_again_to_the_bit(tmp_path: Path, method: str) -> None:
     """R-057, R-067: samples of all lengths in bf16; what would not be deterministic is refused by torch."""
     for name in ("a", "b"):
-        write_spec(tmp_path, name, method=method, dtype="bfloat16", pack_tokens=256)
+        write_spec(tmp_path, name, method=method, dtype="bfloat16", pack_tokens=256, epochs=3)
     first, second = _trained(tmp_path, "a", "b")
     assert "reason" not in first and first["device"] == torch.cuda.get_device_name()
     one, two = ([[step[key] for key in TOLD] for step in steps_of(tmp_path / name)] for name in "ab")
