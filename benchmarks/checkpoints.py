@@ -2,7 +2,7 @@
 
     python -m benchmarks.checkpoints [--rounds N]
 
-A model of 34 million parameters trains in full, in one process on the CPU; state and copies are float32. In each round
+A model of 12 million parameters trains in full, in one process on the CPU; state and copies are float32. In each round
 the loop does the same steps three times, in turn first: without a checkpoint, with one that it waits for, and with one
 that is written while it goes on. The stop is what the call takes; the loss of the whole loop beside the one without
 holds also what the writing thread takes of the processors.
@@ -33,9 +33,9 @@ from smeltkit.ml.kernels import kernels_for
 from smeltkit.testing.tiny_models import tiny_config
 
 NAME = "checkpoints"
-SHAPE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8,
+SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8,
          "num_key_value_heads": 4}  # fmt: skip
-STEPS, TOKENS = 12, 256
+STEPS, TOKENS = 6, 256
 TARGET = 0.5
 """What a stop may be at most of one that is waited for."""
 
