@@ -31,6 +31,9 @@ from smeltkit.testing.tiny_models import tiny_config
 RESULTS = Path(__file__).parents[4] / "benchmarks" / "results"
 Start = Callable[..., list[Future[list[Any]]]]
 """Arrangement, function and its arguments to what each of the processes will return."""
+PRELOADED = ["pytest", "numpy.random", "services.trainer.loop", "services.trainer.adapters.lora", "torch._dynamo",
+             "services.trainer.tensor_parallel", "smeltkit.testing.tiny_models", "torch.distributed.fsdp"]  # fmt: skip
+"""What takes long to load, some of it only when it is first asked for, and is loaded once for all processes."""
 TENSOR, CONTEXT = {"tensor": 2}, {"context": 2}
 
 
@@ -38,7 +41,7 @@ TENSOR, CONTEXT = {"tensor": 2}, {"context": 2}
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Runs functions of `parallel_runs` in processes that share the work of one; four of them, made once."""
     context, folder, numbers = get_context("forkserver"), tmp_path_factory.mktemp("met"), itertools.count()
-    context.set_forkserver_preload(["parallel_runs", "torch.distributed.fsdp"])
+    context.set_forkserver_preload(PRELOADED)
     with ProcessPoolExecutor(max_workers=4, mp_context=context) as pool:
 
         def run(layout: dict[str, int], function: Callable[..., list[Any]], *given: Any) -> list[Future[list[Any]]]:
