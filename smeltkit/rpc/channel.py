@@ -113,6 +113,7 @@ def _service_config(is_retrying: bool) -> str:
             "initialBackoff": "0.1s",
             "maxBackoff": "1s",
             "backoffMultiplier": 3,
-            "retryableStatusCodes": ["UNAVAILABLE"],
+            # A server that stops answers a call that crosses with its goodbye by CANCELLED; our own cancel ends a call.
+            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
         }
     return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]})

@@ -153,6 +153,22 @@ async def test_running_call_ends_while_new_ones_are_refused_during_the_drain() -
     assert order == [NOT_SERVING]
 
 
+async def test_a_call_that_crosses_with_the_goodbye_of_a_server_is_made_again() -> None:
+    """R-120: a server that stops answers it with CANCELLED, which nobody asked for."""
+    asked = 0
+
+    async def stopping(request: bytes, context: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await context.abort(grpc.StatusCode.CANCELLED, "")
+        yield b"done"
+
+    handlers = {WATCH: grpc.unary_stream_rpc_method_handler(stopping)}
+    async with serving(handlers) as host, open_channel(host.address) as channel:
+        assert [reply async for reply in channel.unary_stream(WATCH)(b"")] == [b"done"]
+
+
 async def test_handler_that_cleans_up_after_its_client_left_is_waited_for() -> None:
     """The server library forgets handlers of cancelled calls; the drain does not."""
     entered, cleaned = asyncio.Event(), asyncio.Event()
