@@ -141,6 +141,8 @@ class SlotClient:
         self.runs, self.is_sound = 0, True
         self._send(frame_of(self.spec.to_wire()))
         answer = await self._frames.receive(START_TIMEOUT_S)
+        if "lost" in answer:
+            raise SlotLost(answer["lost"])
         if "refused" in answer:
             await self.stop()
             raise IsolationTooWeak(

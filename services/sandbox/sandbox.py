@@ -18,7 +18,7 @@ from services.sandbox.pool import Pool
 from services.sandbox.profiles import find_profiles
 from services.sandbox.supervisor.slot import SELF_TEST
 from services.sandbox.verdict import Verdict
-from smeltkit.errors import IsolationTooWeak
+from smeltkit.errors import IsolationTooWeak, ServiceUnavailable
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,16 +51,20 @@ class Sandbox:
 
 
 async def open_sandbox(config: SandboxConfig) -> Sandbox:
-    """A sandbox whose slots have each judged a candidate; IsolationTooWeak below the configured level."""
+    """A sandbox whose slots have each judged a candidate; IsolationTooWeak below the configured level,
+    ServiceUnavailable if a slot does not come up."""
     isolation = await asyncio.to_thread(_probe, config)
     level = doctor.require(isolation, Level.named(config.level))
     pool = Pool(await asyncio.to_thread(slot_specs, config, isolation, level), config)
     try:
         await pool.start()
         records = await asyncio.gather(*(pool.run(SELF_TEST, can_wait=True) for _ in range(pool.slots)))
-    except (SlotLost, IsolationTooWeak) as error:
+    except IsolationTooWeak as error:
         await pool.stop()
         raise IsolationTooWeak(f"no slot can be built at level {level}: {error}") from error
+    except SlotLost as error:
+        await pool.stop()
+        raise ServiceUnavailable(f"the slots do not start: {error}; start the service again") from error
     failed = [record for record in records if record.verdict is not Verdict.PASSED]
     if failed:
         await pool.stop()

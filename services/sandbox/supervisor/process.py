@@ -48,7 +48,10 @@ def _serve(service: Channel, cancels: socket.socket) -> None:
         use_code(spec.judge.code)
     try:
         slot = Slot(spec)
-    except (JailRefused, ZygoteLost, OSError) as error:
+    except ZygoteLost as error:
+        service.send({"lost": str(error)})
+        return
+    except (JailRefused, OSError) as error:
         service.send({"refused": str(error), "errno": getattr(error, "number", getattr(error, "errno", 0)) or 0})
         return
     service.send({"ready": True})

@@ -176,6 +176,8 @@ class Zygote:
     def _expect(self, word: str) -> None:
         try:
             message = self._control.recv(4096)
+        except BlockingIOError as error:
+            raise ZygoteLost(f"jail was not built within {START_TIMEOUT_S:g} s; is the machine overloaded?") from error
         except OSError as error:
             raise ZygoteLost(f"jail was not built: {error}") from error
         if not message or word not in json.loads(message):
