@@ -10,7 +10,7 @@ import sys
 from typing import Final
 
 from services.sandbox.job import Job
-from services.sandbox.policy import CODE_MAX_BYTES, STDIN_MAX_BYTES, TESTS_MAX_BYTES, Level
+from services.sandbox.policy import CODE_MAX_BYTES, DETAIL_MAX_CHARS, STDIN_MAX_BYTES, TESTS_MAX_BYTES, Level
 from services.sandbox.profiles import BARE, OWN_NAMES, Profile
 from smeltkit.errors import BadCode, IsolationTooWeak, UnsupportedOption
 
@@ -25,9 +25,9 @@ _CACHED_TESTS: Final = 64
 
 def admit(job: Job, mode: str = "", profile: Profile = _BARE) -> Job:
     """`job` as it will be judged on `profile` in `mode` (empty: outside the candidate wherever its tests allow);
-    BadCode, UnsupportedOption."""
-    for name, limit in (("code", CODE_MAX_BYTES), ("stdin", STDIN_MAX_BYTES), ("expected_stdout", STDIN_MAX_BYTES)):
-        _check_size(name, len(getattr(job, name)), limit)
+    BadCode, UnsupportedOption. How long a judged candidate is, is its own affair: that has a verdict."""
+    for name in ("stdin", "expected_stdout"):
+        _check_size(name, len(getattr(job, name)), STDIN_MAX_BYTES)
     for name in ("tests", "preamble", "setup"):
         _check_size(name, len(getattr(job, name).encode("utf-8", "surrogatepass")), TESTS_MAX_BYTES)
     _check_size("seed", len(job.seed), SEED_MAX_CHARS)
@@ -53,6 +53,8 @@ def check_level(min_level: str, reached: Level) -> None:
 
 
 def _admit_program(job: Job, mode: str) -> None:
+    if job.form == "program":
+        _check_size("code", len(job.code), CODE_MAX_BYTES)
     if mode not in ("", "stdio"):
         raise UnsupportedOption(f"mode {mode!r} has no meaning for the form stdio; leave it out or set stdio")
     if job.tests or job.preamble or job.setup or job.entry_point or job.exports or job.tolerance:
@@ -118,8 +120,10 @@ def _admit_tests(job: Job) -> None:
     if job.stdin or job.expected_stdout:
         raise UnsupportedOption(f"stdin and expected_stdout have no effect with the form {job.form}")
     names = job.names
-    if not names or len(names) > EXPORTS_MAX or not all(name.isidentifier() for name in names):
-        raise BadCode(f"entry_point and exports must be 1 to {EXPORTS_MAX} identifiers; got {len(names)}")
+    if not 1 <= len(names) <= EXPORTS_MAX:
+        raise BadCode(f"entry_point and exports must be 1 to {EXPORTS_MAX} names together; got {len(names)}")
+    if wrong := next((name for name in names if not name.isidentifier()), None):
+        raise BadCode(f"entry_point and exports are identifiers; {wrong[:DETAIL_MAX_CHARS]!r} is none")
 
 
 def _check_size(name: str, size: int, limit: int) -> None:

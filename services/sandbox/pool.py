@@ -15,6 +15,7 @@ from typing import Final
 from services.sandbox.client import SlotClient, SlotLost
 from services.sandbox.config import SandboxConfig
 from services.sandbox.job import Job
+from services.sandbox.policy import CODE_MAX_BYTES
 from services.sandbox.supervisor.spec import SlotSpec
 from services.sandbox.verdict import Record, Verdict
 from smeltkit.errors import TooManyRequests
@@ -68,6 +69,8 @@ class Pool:
 
     async def run(self, job: Job, *, rerun: bool = False, can_wait: bool = False) -> Record:
         """The record of `job`, with retries. TooManyRequests if the queue is full and not `can_wait`; BadCode."""
+        if len(job.code) > CODE_MAX_BYTES:
+            return self._too_long(job)
         record = await self._attempt(job, can_wait=can_wait)
         if record.verdict is Verdict.INFRA:
             again = await self._attempt(job, can_wait=True)
@@ -76,6 +79,20 @@ class Pool:
             again = await self._run_alone(job)
             record = again.after(record)
         return record
+
+    def _too_long(self, job: Job) -> Record:
+        """The record of a candidate that is not run at all."""
+        spec = self._clients[0].spec
+        return Record(
+            verdict=Verdict.OUTPUT_LIMIT,
+            detail=f"code of {len(job.code)} bytes; at most {CODE_MAX_BYTES} are run",
+            mode="stdio" if job.is_program else job.mode,
+            level=spec.level,
+            missing_layers=list(spec.missing_layers),
+            limits=job.limits,
+            judge_digest=spec.judge_digest,
+            profile_digest=spec.profile_digests[job.profile],
+        )
 
     async def _attempt(self, job: Job, *, can_wait: bool) -> Record:
         if not can_wait and self._idle.empty() and self._waiting >= self.slots * self._config.queue_per_slot:

@@ -26,6 +26,7 @@ from services.sandbox.repeats import Repeats
 from services.sandbox.sandbox import Sandbox
 from services.sandbox.verdict import Record, Verdict
 from smeltkit import telemetry
+from smeltkit.errors import SmeltError
 from smeltkit.ids import new_id
 from smeltkit.rpc.context import RpcContext
 from smeltkit.telemetry import names
@@ -58,7 +59,10 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         key = new_id("batch")
 
         async def judge(asked: _Asked) -> pb.BatchRecord:
-            record = await self._judge(asked.candidate, judge_key=key, can_wait=True)
+            try:
+                record = await self._judge(asked.candidate, judge_key=key, can_wait=True)
+            except SmeltError as error:
+                raise type(error)(f"candidate {asked.id!r}: {error.message}", details=error.details) from error
             return pb.BatchRecord(id=asked.id, record=from_record(record))
 
         groups = (_together(request) async for request in request_iterator)

@@ -16,7 +16,7 @@ from gateway.cli.runner import run
 from gateway.cli.sandbox_bench import measure_starts, measure_verdicts
 from gateway.cli.sandbox_view import bench_view, describe_view, outcome_view
 from smeltkit import limits
-from smeltkit.errors import UnknownSource
+from smeltkit.errors import BadCode, UnknownSource, UnsupportedOption
 
 if TYPE_CHECKING:
     from gateway.cli.session import Session
@@ -31,6 +31,8 @@ class Form(enum.StrEnum):
     CALLS = "calls"
 
 
+_MEMORY_MAX_MIB = 1 << 24
+"""What a request can hold; the service's own bounds are narrower, and its refusal tells them."""
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -45,9 +47,13 @@ def run_(
     stdin: Annotated[str, typer.Option("--stdin", metavar="FILE", help="What the program reads.")] = "",
     cpu_s: Annotated[float | None, typer.Option("--cpu-s", help="CPU seconds.")] = None,
     wall_s: Annotated[float | None, typer.Option("--wall-s", help="Wall-clock seconds.")] = None,
-    memory_mib: Annotated[int | None, typer.Option("--memory-mib", help="Memory of the whole tree.")] = None,
+    memory_mib: Annotated[
+        int | None, typer.Option("--memory-mib", min=1, max=_MEMORY_MAX_MIB, help="Memory of the whole tree.")
+    ] = None,
     tests: Annotated[str, typer.Option("--tests", metavar="FILE", help="Judge it by these tests.")] = "",
-    form: Annotated[Form, typer.Option("--form", help="How the tests are written.")] = Form.ASSERTS,
+    form: Annotated[
+        Form | None, typer.Option("--form", help="How the tests are written: asserts unless it is said.")
+    ] = None,
     entry_point: Annotated[str, typer.Option("--entry-point", help="For check and calls: the function.")] = "",
     exports: Annotated[str, typer.Option("--exports", help="Names that the tests use, separated by commas.")] = "",
     profile: Annotated[str, typer.Option("--profile", help="Interpreter: see doctor.")] = "",
@@ -56,16 +62,17 @@ def run_(
     """Runs a program under the judge's limits, or judges it; ends with 0 only if it ended with status 0, or passed."""
 
     async def work(session: Session) -> None:
+        _check_effects(tests, stdin, {"--form": form, "--entry-point": entry_point, "--exports": exports})
         bounds = sandbox_pb2.Limits(
             cpu_s=cpu_s, wall_s=wall_s, memory_bytes=None if memory_mib is None else memory_mib * limits.MIB
         )
         if tests:
             candidate = sandbox_pb2.Candidate(
                 code=_read(file),
-                form=sandbox_pb2.Form.Value(f"FORM_{form.name}"),
-                tests=_read(tests).decode(),
+                form=sandbox_pb2.Form.Value(f"FORM_{(form or Form.ASSERTS).name}"),
+                tests=_read_text(tests),
                 entry_point=entry_point,
-                exports=[name for name in exports.split(",") if name],
+                exports=[name.strip() for name in exports.split(",") if name.strip()],
                 limits=bounds,
                 profile=profile,
             )
@@ -138,5 +145,22 @@ def _read(file: str) -> bytes:
         return sys.stdin.buffer.read()
     path = Path(file)
     if not path.is_file():
-        raise UnknownSource(f"{file} does not exist; give a file or - for standard input")
+        fault = "is no plain file" if path.exists() else "does not exist"
+        raise UnknownSource(f"{file} {fault}; give a file or - for standard input")
     return path.read_bytes()
+
+
+def _read_text(file: str) -> str:
+    try:
+        return _read(file).decode()
+    except UnicodeDecodeError as error:
+        raise BadCode(f"{file} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
+
+
+def _check_effects(tests: str, stdin: str, of_tests: dict[str, object]) -> None:
+    """UnsupportedOption for what would change nothing."""
+    given = [name for name, value in of_tests.items() if value]
+    if given and not tests:
+        raise UnsupportedOption(f"{given[0]} has no effect without --tests; add --tests FILE, or remove it")
+    if stdin and tests:
+        raise UnsupportedOption("--stdin has no effect with --tests, which call functions; remove one of them")

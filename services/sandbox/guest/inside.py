@@ -102,7 +102,7 @@ class Inside:
             return "error", describe_exception(error)
         for outcome, found in (("failed", result.failures), ("error", result.errors)):
             if found:
-                return outcome, found[-1][1].strip().rpartition("\n")[2][:TEXT_MAX_CHARS]
+                return outcome, _exception_line(found[-1][1])[:TEXT_MAX_CHARS]
         is_clean = result.testsRun == 1 and not (
             result.skipped or result.expectedFailures or result.unexpectedSuccesses
         )
@@ -125,6 +125,12 @@ class Inside:
             if changed:
                 return f"{owner.__name__}.{min(changed)[0]} was changed"
         return ""
+
+
+def _exception_line(trace: str) -> str:
+    """The line of a printed traceback that names the exception: the first after the last frame, whatever follows it."""
+    lines = trace.rpartition("\n  File ")[2].splitlines()[1:]
+    return next((line for line in lines if line[:1] not in ("", " ")), "")
 
 
 def _state(owner: type | types.ModuleType) -> State:

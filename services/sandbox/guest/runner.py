@@ -22,7 +22,17 @@ from services.sandbox.wire.frames import Channel
 JOB_MAX_BYTES: Final = 64 * 1024 * 1024
 MARK_EMPTY, MARK_SYNTAX, MARK_LOADED, MARK_MEMORY = b"E", b"S", b"L", b"M"
 """What a program's process says on its channel: the first one comes before any foreign code runs."""
+_SITE_NAMES: Final = ("exit", "quit")
+"""Builtins that the interpreter's module `site` makes, which is not loaded here, and programs use."""
 _NOTHING: Final = compile("", CANDIDATE_FILE, "exec")
+
+
+def _leave(code: object = None) -> NoReturn:
+    raise SystemExit(code)
+
+
+for _name in _SITE_NAMES:
+    setattr(builtins, _name, _leave)
 
 
 def serve() -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from services.sandbox.judge.canaries import Planned, plan_tests
 from services.sandbox.judge.outcome import Failed
-from services.sandbox.judge.remote import Remote
+from services.sandbox.judge.remote import Remote, candidate_detail
 
 _NONCE_BITS: Final = 128
 _FAILURES: Final = {"failed": "wrong", "error": "exception", "tampered": "forbidden", "missing": "forbidden"}
@@ -22,7 +22,10 @@ def run_inside(job: dict[str, Any], remote: Remote) -> None:
     chance = random.SystemRandom()
     plan, nonce = plan_tests(job["tests"], chance), f"{chance.getrandbits(_NONCE_BITS):032x}"
     names = list(dict.fromkeys([*([job["entry_point"]] if job["entry_point"] else []), *job["exports"]]))
-    remote.load([])
+    try:
+        remote.load([])
+    except Exception as error:
+        raise Failed("exception", candidate_detail(error) or type(error).__name__) from None
     outcome, words = _ask(remote, nonce, "tests", nonce, job["preamble"], job["setup"], plan.source, job["seed"], names)
     if outcome != "ready":
         raise Failed("exception" if outcome == "error" else "forbidden", f"the tests did not load: {words}")

@@ -66,7 +66,18 @@ def run_program(job: dict[str, Any], remote: Remote) -> None:
     except BaseException as error:
         raise _failure(error) from None
     if remote.calls == 0:
-        raise Failed("wrong", "the tests ended without one call to the candidate")
+        raise Failed("wrong", f"the tests ended without one call to the candidate{_hint(job['form'], namespace)}")
+
+
+def _hint(form: str, namespace: dict[str, Any]) -> str:
+    """What may be behind tests that call nothing: that they are written in another form."""
+    if form == "asserts" and callable(namespace.get("check")):
+        return "; they define check: is their form `check`?"
+    if form == "asserts" and any(
+        isinstance(value, type) and hasattr(value, "assertEqual") for value in namespace.values()
+    ):
+        return "; they define test cases: is their form `unittest`?"
+    return ""
 
 
 def _run_check(job: dict[str, Any], remote: Remote, namespace: dict[str, Any], candidate: Any) -> None:

@@ -106,6 +106,10 @@ class Group:
         """Memory in use by the group."""
         return int(self._read("memory.usage_in_bytes" if self._version == 1 else "memory.current"))
 
+    def processes(self) -> int:
+        """Processes and threads in the group."""
+        return int(self._read("pids.current"))
+
     def reset_peak(self) -> None:
         """Starts a new peak where the kernel can (version 1 always, version 2 from 6.12 on)."""
         with contextlib.suppress(OSError):

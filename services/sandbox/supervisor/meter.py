@@ -42,7 +42,7 @@ def waited_s(pid: int) -> float:
 
 
 class GroupMeter:
-    """Reads the control group of the slot; what the zygotes use themselves is taken off."""
+    """Reads the control group of the slot; what the zygotes use themselves is taken off, and comes on top of bounds."""
 
     is_exact = True
 
@@ -55,7 +55,8 @@ class GroupMeter:
     def start(self, pid: int, zygote_pid: int, memory_bytes: int, pids: int) -> None:
         """Begins a run with these bounds for the tree."""
         self._baseline_bytes = self._group.usage_bytes()
-        self._group.set_limits(memory_bytes=_rounded(self._baseline_bytes) + memory_bytes, pids=pids)
+        others = self._group.processes() - 1
+        self._group.set_limits(memory_bytes=_rounded(self._baseline_bytes) + memory_bytes, pids=others + pids)
         self._group.reset_peak()
         self._start_s = self._group.cpu_s()
         self._start_kills = self._group.oom_kills()

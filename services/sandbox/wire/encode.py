@@ -23,6 +23,14 @@ _INT_ONLY, _FLOAT_ONLY, _STR_ONLY = {int}, {float}, {str}
 Opaque = Callable[[object], list[Any]]
 
 
+def is_plain(value: object) -> bool:
+    """Whether `value` crosses as itself, and no encoder need be made for it."""
+    kind = type(value)
+    if kind is int:
+        return -_SMALL <= value <= _SMALL  # type: ignore[operator]
+    return kind in _PLAIN or (kind is str and value.isascii())  # type: ignore[attr-defined]
+
+
 class CannotCross(Exception):
     """The value is nested too deeply, or a tuple contains itself."""
 
@@ -34,8 +42,8 @@ class Encoder:
     def __init__(self, opaque: Opaque, known: Iterable[tuple[int, object]] = ()) -> None:
         self._opaque = opaque
         self.kept: dict[int, object] = dict(known)
-        self._indices = {id(value): index for index, value in self.kept.items()}
-        self._next = max(self.kept, default=-1) + 1
+        self._indices = {id(value): index for index, value in self.kept.items()} if self.kept else {}
+        self._next = max(self.kept) + 1 if self.kept else 0
         self._forced = -1
         self._depth = 0
 

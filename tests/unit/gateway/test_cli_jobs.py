@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from scripted_gateway import DIGEST, Gateway, gateway, job
@@ -112,6 +113,30 @@ async def test_sandbox_run_with_tests_judges(tmp_path: Path) -> None:
     assert (ended.code, json.loads(ended.out)["verdict"], json.loads(ended.out)["stdout"]) == (1, "wrong", "out")
     assert (request.candidate.form, request.candidate.tests) == (sandbox_pb2.FORM_CALLS, "((1,), 2)")
     assert (request.candidate.entry_point, list(request.candidate.exports)) == ("f", ["f", "g"])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--form", "check"), "--form has no effect without --tests"),
+        (("--entry-point", "f"), "--entry-point has no effect without --tests"),
+        (("--tests", "t.py", "--stdin", "t.py"), "--stdin has no effect with --tests"),
+        (("--tests", "binary"), "binary is no UTF-8 text: byte 0 is 0xff"),
+        (("--tests", "."), " is no plain file"),
+        (("--memory-mib", "99999999999999999999"), "--memory-mib"),
+    ],
+)
+async def test_sandbox_run_refuses_what_it_cannot_use(tmp_path: Path, options: tuple[str, ...], told: str) -> None:
+    """A run that ignored an option would say `passed` about something else than was asked."""
+    (tmp_path / "p.py").write_text("def f(n): return n")
+    (tmp_path / "t.py").write_text("assert f(1) == 1")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    async with gateway({}) as running:
+        named = [str(tmp_path / option) if option in ("t.py", "binary", ".") else option for option in options]
+        ended = await running.smelt("sandbox", "run", str(tmp_path / "p.py"), *named)
+    assert ended.code in (2, 3)
+    assert told in ended.err
+    assert "Traceback" not in ended.err
 
 
 async def test_sandbox_bench_measures_what_callers_see() -> None:

@@ -37,7 +37,7 @@ def test_wall_limit_follows_the_cpu_limit() -> None:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"code": b"x" * (1 << 20 | 1)}, BadCode),
+        ({"code": b"x" * (1 << 20 | 1), "form": "program"}, BadCode),
         ({"tests": ""}, BadCode),
         ({"form": "poem"}, BadCode),
         ({"form": "check"}, BadCode),
