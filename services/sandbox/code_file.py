@@ -18,20 +18,21 @@ NONE: Final = -1
 def shared_code() -> int:
     """Its descriptor, once this process runs that code too; NONE where the kernel has no huge pages for it."""
     span = code_span()
-    if span.start >= span.end:
+    try:
+        return _file_of(ctypes.string_at(span.start, span.end - span.start)) if span.start < span.end else NONE
+    except OSError:
         return NONE
+
+
+def _file_of(code: bytes) -> int:
+    """The descriptor of a sealed file of `code`, which this process runs from now on."""
     descriptor = os.memfd_create("interpreter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        _write_all(descriptor, ctypes.string_at(span.start, span.end - span.start))
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(code)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         use_code(descriptor)
     except OSError:
         os.close(descriptor)
-        return NONE
+        raise
     return descriptor
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

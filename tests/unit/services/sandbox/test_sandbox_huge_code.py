@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
+
+import pytest
+
+from services.sandbox import code_file
 
 PROGRAM = """
 import ctypes, json, mmap, os, resource
@@ -74,3 +79,11 @@ def test_all_share_one_copy_of_the_code_without_faults_and_none_may_write_to_it(
         assert found["still"] == found["after"]
     else:
         assert found["after"] == found["before"]
+
+
+def test_a_kernel_without_memory_files_costs_speed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, flags: int) -> int:
+        raise OSError(errno.ENOSYS, "no such call")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    assert code_file.shared_code.__wrapped__() == code_file.NONE
