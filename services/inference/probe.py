@@ -83,15 +83,14 @@ def stopped_share(results: list[ProbeResult]) -> float:
 
 async def run_probe(model: Model) -> list[ProbeResult]:
     """Every prompt's result on a model that nobody else uses: the first alone one by one, the rest side by side."""
-    results = [await _generate(model, task) for task in TASKS[:READY_PROMPTS]]
+    results = await _first(model)
     rest = [_start(model, task) for task in TASKS[READY_PROMPTS:]]
     return results + list(await asyncio.gather(*(_collect(*started) for started in rest)))
 
 
 async def check_ready(model: Model, expected: list[ProbeResult]) -> None:
     """Raises ProbeFailed unless the first prompts give the tokens recorded."""
-    for task, wanted in zip(TASKS[:READY_PROMPTS], expected, strict=False):
-        given = await _generate(model, task)
+    for given, wanted in zip(await _first(model), expected, strict=False):
         if given.ids != wanted.ids:
             at = next(
                 (i for i, (one, other) in enumerate(zip(given.ids, wanted.ids, strict=False)) if one != other),
@@ -111,8 +110,10 @@ def probe_prompt(model: Model, task: tuple[str, str]) -> Prompt:
     return model.language.encode_chat([{"role": "user", "content": f"Write a Python function that {description}."}])
 
 
-async def _generate(model: Model, task: tuple[str, str]) -> ProbeResult:
-    return await _collect(*_start(model, task))
+async def _first(model: Model) -> list[ProbeResult]:
+    """What every load repeats, in steps that are the same wherever and whenever it runs."""
+    with model.runtime.unpaced():
+        return [await _collect(*_start(model, task)) for task in TASKS[:READY_PROMPTS]]
 
 
 def _start(model: Model, task: tuple[str, str]) -> tuple[Prompt, Completion]:

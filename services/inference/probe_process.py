@@ -17,7 +17,7 @@ from typing import Any
 from services.inference.config import InferenceConfig
 from services.inference.language import Language
 from services.inference.model import Model, open_engine
-from services.inference.probe import run_probe
+from services.inference.probe import TASKS, run_probe
 from services.inference.sizing import Sizing
 from smeltkit.errors import SmeltError
 
@@ -25,7 +25,8 @@ from smeltkit.errors import SmeltError
 async def probe(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to `request`; see the module."""
     started = time.monotonic()
-    settings, sizing = InferenceConfig(**request["settings"]), Sizing(**request["sizing"])
+    settings = InferenceConfig(**{**request["settings"], "waiting_max": len(TASKS)})
+    sizing = Sizing(**request["sizing"])
     language = Language(Path(request["folder"]))
     model = Model(language, open_engine(Path(request["weights"]), sizing, settings), settings)
     load_s = time.monotonic() - started

@@ -13,7 +13,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 
 from services.inference.engine import Engine, Logits, Rows
@@ -124,6 +125,7 @@ class Runtime:
         self._flush_s = flush_s
         self._pace = Pace()
         self._step_s = step_s
+        self._is_paced = True
         self._bound_prompts()
         self._loop = asyncio.get_running_loop()
         self._commands: SimpleQueue[tuple[str, Request | None]] = SimpleQueue()
@@ -152,6 +154,18 @@ class Runtime:
         """Ends `request` at the next step; nothing happens if it has ended."""
         if not request.is_ended:
             self._commands.put(("cancel", request))
+
+    @contextmanager
+    def unpaced(self) -> Iterator[None]:
+        """Prompts in as few steps as they fit into while the block lasts, however slow the machine is just now: where a
+        prompt is cut moves its logits in their last digits. For a model that nobody else uses, else clients wait."""
+        self._is_paced = False
+        self._bound_prompts()
+        try:
+            yield
+        finally:
+            self._is_paced = True
+            self._bound_prompts()
 
     async def close(self) -> None:
         """Stops the thread and frees the engine; what still runs gets EngineUnavailable."""
@@ -218,6 +232,9 @@ class Runtime:
     def _bound_prompts(self) -> None:
         """Tells the scheduler how many rows of prompts fit into the time of a step."""
         rows_max = self.engine.info.batch_rows
+        if not self._is_paced:
+            self._scheduler.prompt_rows = self._scheduler.alone_rows = rows_max
+            return
         self._scheduler.prompt_rows = min(self._pace.rows_in(self._step_s), rows_max)
         self._scheduler.alone_rows = min(self._pace.rows_in(max(self._step_s, ALONE_STEP_S)), rows_max)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from toy_engine import CountingEngine
 
+from services.inference import probe
 from services.inference.config import InferenceConfig
 from services.inference.language import Language
 from services.inference.model import GenerateOptions, Model
-from services.inference.probe import collect
+from services.inference.probe import collect, run_probe
 from services.inference.runtime import Pace
 from services.inference.stream import Finish
 from smeltkit.errors import (
@@ -181,6 +182,17 @@ def test_the_pace_of_prompts_follows_what_steps_took() -> None:
     for _ in range(40):
         pace.measured(32, 60.0)
     assert pace.rows_in(0.4) == 32
+
+
+async def test_what_every_load_repeats_is_not_cut_by_a_slow_machine(
+    model: Model, engine: CountingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "rows_in", lambda pace, seconds: 32)
+    monkeypatch.setattr(probe, "CHAT_TOKENS", 1)
+    monkeypatch.setattr(probe, "TASKS", probe.TASKS[: probe.READY_PROMPTS + 1])
+    await run_probe(model)
+    assert engine.steps[0] == engine.info.batch_rows > 32
+    assert engine.steps[-2] == 32
 
 
 async def test_a_full_queue_refuses_the_next_request_only(model: Model, engine: CountingEngine) -> None:
