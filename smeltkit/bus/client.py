@@ -54,9 +54,10 @@ _TRANSIENT = (
 class Bus:
     """A connection to NATS: publishes facts, opens buckets and work queues. Made by `connect`, ended by `close`."""
 
-    def __init__(self, *, patience_s: float = limits.BUS_REQUEST_TIMEOUT_S) -> None:
+    def __init__(self, *, copies: int = 1) -> None:
         self._client = Client()
-        self._patience_s = patience_s
+        self._copies = copies
+        self._patience_s = limits.BUS_ELECTION_TIMEOUT_S if copies > 1 else limits.BUS_REQUEST_TIMEOUT_S
         self._connected = asyncio.Event()
         self._away_since = time.monotonic()
         self.jetstream: JetStreamContext = self._client.jetstream(timeout=limits.BUS_ATTEMPT_TIMEOUT_S)
@@ -67,8 +68,7 @@ class Bus:
 
         Once connected it reconnects for ever. `name` is what NATS shows for the connection.
         """
-        is_cluster = config.nats_replicas > 1
-        bus = cls(patience_s=limits.BUS_ELECTION_TIMEOUT_S if is_cluster else limits.BUS_REQUEST_TIMEOUT_S)
+        bus = cls(copies=config.nats_replicas)
         try:
             async with asyncio.timeout(limits.BUS_CONNECT_TIMEOUT_S):
                 await bus._open(config, name)
@@ -186,9 +186,17 @@ class Bus:
             if not self.is_connected or time.monotonic() + limits.BUS_RETRY_PAUSE_S >= deadline:
                 break
             await asyncio.sleep(limits.BUS_RETRY_PAUSE_S)
-        missing = isinstance(cause, nats.js.errors.NoStreamResponseError | nats.errors.NoRespondersError)
-        remedy = "run python -m smeltkit.bus.topology" if missing else "start the platform, or try again"
-        raise BusUnavailable(f"{what}: NATS does not answer ({type(cause).__name__}); {remedy}") from cause
+        raise BusUnavailable(f"{what}: NATS does not answer ({type(cause).__name__}); {self._remedy(cause)}") from cause
+
+    def _remedy(self, cause: Exception) -> str:
+        """What to do when patience is at an end: a cluster's node that is met but has no quorum says nothing itself."""
+        if self._copies > 1 and self.is_connected:
+            return (
+                f"{self._copies // 2 + 1} of {self._copies} nodes of the NATS cluster must run and meet each other;"
+                " if they do, run python -m smeltkit.bus.topology"
+            )
+        is_missing = isinstance(cause, nats.js.errors.NoStreamResponseError | nats.errors.NoRespondersError)
+        return "run python -m smeltkit.bus.topology" if is_missing else "start the platform, or try again"
 
     async def _wait_connected(self, deadline: float) -> None:
         if self._connected.is_set():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from smelt.event.v1 import event_pb2
 
-from smeltkit import limits, telemetry
+from smeltkit import limits, servers, telemetry
 from smeltkit.bus import Bus, topology
 from smeltkit.bus.deadletter import publish_dead, read_dead
 from smeltkit.bus.envelope import Envelope
@@ -18,6 +19,7 @@ from smeltkit.bus.subjects import DEAD_STREAM, EVENTS_STREAM, JOBS_STREAM, LEASE
 from smeltkit.config import environment
 from smeltkit.errors import BadConfig, BadRequest, BusUnavailable, DiskFull, LeaseLost
 from smeltkit.testing.jobs import BOUNDS, SERVICE, JobRig
+from smeltkit.testing.nats import NatsServer
 from smeltkit.testing.spans import captured_spans
 from smeltkit.testing.waiting import eventually
 
@@ -138,6 +140,35 @@ async def test_wrong_credentials_are_unavailable_not_a_hang(rig: JobRig) -> None
     wrong = dataclasses.replace(rig.server.config, nats_url=rig.server.url.replace("smelt-test:", "smelt-test:x"))
     with pytest.raises(BusUnavailable, match="credentials"):
         await Bus.connect(wrong, name="intruder")
+
+
+class LoneNode(NatsServer):
+    """A node of a cluster whose other two nodes never come."""
+
+    def _command(self) -> list[str]:
+        command = super()._command()
+        (route,) = servers.free_ports(1)
+        routes = ", ".join(f"nats://{servers.LOOPBACK}:{port}" for port in (route, 1, 2))
+        with Path(command[-1]).open("a") as file:
+            file.write(f"cluster {{ name: alone, listen: '{servers.LOOPBACK}:{route}', routes: [{routes}] }}\n")
+        return [*command, "--name", "alone-0"]
+
+
+async def test_a_cluster_without_quorum_names_the_nodes_that_must_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node itself takes connections and says nothing: neither reading nor publishing may look like a lost setup."""
+    monkeypatch.setattr(limits, "BUS_ELECTION_TIMEOUT_S", 0.5)
+    node = LoneNode(tmp_path)
+    node.start()
+    try:
+        bus = await Bus.connect(dataclasses.replace(node.config, nats_replicas=3), name="patient")
+        for attempt in (topology.apply(bus), bus.publish_event("importer.bundle.stored", STORED)):
+            with pytest.raises(BusUnavailable, match="2 of 3 nodes of the NATS cluster must run"):
+                await attempt
+        await bus.close()
+    finally:
+        node.kill()
 
 
 # --- topology -------------------------------------------------------------------------------------------------------
