@@ -44,6 +44,7 @@ class Service:
     """A running sandbox service."""
 
     pid: int
+    address: str
     stub: sandbox_pb2_grpc.SandboxServiceStub
 
 
@@ -72,7 +73,7 @@ def sandbox_service(*, command: Sequence[str] = (), **environment: str) -> Itera
     try:
         with grpc.insecure_channel(address) as channel:
             grpc.channel_ready_future(channel).result(timeout=START_TIMEOUT_S)
-            yield Service(process.pid, sandbox_pb2_grpc.SandboxServiceStub(channel))
+            yield Service(process.pid, address, sandbox_pb2_grpc.SandboxServiceStub(channel))
     finally:
         process.terminate()
         try:
@@ -109,9 +110,19 @@ def mbpp_references() -> dict[str, pb.Candidate]:
 def judge_all(
     stub: sandbox_pb2_grpc.SandboxServiceStub, candidates: dict[str, pb.Candidate], *, timeout_s: float
 ) -> dict[str, pb.Record]:
-    """Id to record of every candidate, in one stream of messages with several each."""
+    """Id to record of every candidate, in one stream of messages with several each; none may be refused."""
+    answers = answers_to(stub, candidates, timeout_s=timeout_s)
+    refused = {id: one.refusal.message for id, one in answers.items() if one.HasField("refusal")}
+    assert not refused, refused
+    return {id: one.record for id, one in answers.items()}
+
+
+def answers_to(
+    stub: sandbox_pb2_grpc.SandboxServiceStub, candidates: dict[str, pb.Candidate], *, timeout_s: float
+) -> dict[str, pb.JudgeBatchResponse | pb.BatchRecord]:
+    """Id to record or refusal of every candidate, in order of completion."""
     answers = stub.JudgeBatch(_in_groups(candidates), timeout=timeout_s)
-    return {one.id: one.record for answer in answers for one in (answer, *answer.more)}
+    return {one.id: one for answer in answers for one in (answer, *answer.more)}
 
 
 def _in_groups(candidates: dict[str, pb.Candidate]) -> Iterator[pb.JudgeBatchRequest]:

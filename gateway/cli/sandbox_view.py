@@ -20,7 +20,7 @@ def outcome_view(reply: sandbox_pb2.ExecuteResponse) -> list[RenderableType]:
         [
             ("verdict", enum_word("Verdict", sandbox_pb2.Verdict.Name(record.verdict))),
             ("detail", record.detail),
-            ("calls", record.calls or ""),
+            ("calls", "-" if record.is_uncounted else record.calls),
             ("status", record.exit_status if record.HasField("exit_status") else ""),
             ("signal", record.signal or ""),
             ("wall", human_time(record.wall_s)),

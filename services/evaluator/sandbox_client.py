@@ -16,7 +16,7 @@ from smelt.sandbox.v1 import sandbox_pb2_grpc
 
 from services.evaluator.ports import Candidate, JudgeInfo, Verdict
 from smeltkit import limits
-from smeltkit.errors import ServiceUnavailable, SmeltError, Timeout
+from smeltkit.errors import BadRequest, ServiceUnavailable, SmeltError, Timeout, all_errors
 from smeltkit.rpc.channel import call, stream
 
 _MESSAGE_BYTES: Final = 64 * limits.KIB
@@ -96,7 +96,11 @@ class _Batch:
                 async for reply in replies:
                     for one in (reply, *reply.more):
                         waiting = self._waiting.get(one.id)
-                        if waiting is not None and not waiting.done():
+                        if waiting is None or waiting.done():
+                            continue
+                        if one.HasField("refusal"):
+                            waiting.set_exception(_to_error(one.refusal))
+                        else:
                             waiting.set_result(one.record)
         except SmeltError as error:
             failure = error
@@ -132,6 +136,11 @@ def to_message(candidate: Candidate) -> pb.Candidate:
     )
 
 
+def _to_error(refusal: pb.Refusal) -> SmeltError:
+    """What a failed call with this reason would have raised."""
+    return all_errors().get(refusal.reason, BadRequest)(refusal.message, details=dict(refusal.details))
+
+
 def _to_verdict(record: pb.Record) -> Verdict:
     return Verdict(
         verdict=pb.Verdict.Name(record.verdict).removeprefix("VERDICT_").lower().replace("_", "-"),
@@ -141,7 +150,7 @@ def _to_verdict(record: pb.Record) -> Verdict:
             "wall_s": record.wall_s,
             "judge_s": record.judge_s,
             "peak_bytes": record.peak_bytes,
-            "calls": record.calls,
+            "calls": None if record.is_uncounted else record.calls,
             "mode": pb.Mode.Name(record.mode).removeprefix("MODE_").lower(),
             "level": record.level,
             "attempts": record.attempts,

@@ -57,9 +57,10 @@ def _admit_program(job: Job, mode: str) -> None:
         _check_size("code", len(job.code), CODE_MAX_BYTES)
     if mode not in ("", "stdio"):
         raise UnsupportedOption(f"mode {mode!r} has no meaning for the form stdio; leave it out or set stdio")
-    if job.tests or job.preamble or job.setup or job.entry_point or job.exports or job.tolerance:
+    if job.tests or job.preamble or job.setup or job.entry_point or job.exports or job.tolerance or job.seed:
         raise UnsupportedOption(
-            "the form stdio compares output; tests, preamble, setup, entry point, exports and tolerance are unused"
+            "the form stdio compares output; tests, preamble, setup, entry point, exports, tolerance and seed have no"
+            " effect with it; leave them out"
         )
     if job.form == "program" and job.expected_stdout:
         raise UnsupportedOption("expected_stdout has no effect when nothing is compared; choose how to compare")
@@ -117,6 +118,8 @@ def _admit_tests(job: Job) -> None:
         raise BadCode(f"tolerance={job.tolerance} is out of range; allowed are 0 (exact) to below 1")
     if job.tolerance and job.form != "calls":
         raise UnsupportedOption(f"tolerance has no effect with the form {job.form}; leave it out")
+    if job.seed and job.form == "calls":
+        raise UnsupportedOption("seed has no effect with the form calls, whose data draws nothing; leave it out")
     if job.stdin or job.expected_stdout:
         raise UnsupportedOption(f"stdin and expected_stdout have no effect with the form {job.form}")
     names = job.names

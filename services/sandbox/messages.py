@@ -13,7 +13,7 @@ from services.sandbox.job import Job
 from services.sandbox.policy import HEAD_MAX_BYTES, Limits
 from services.sandbox.profiles import Profile, choose_profile
 from services.sandbox.verdict import Attempt, Record
-from smeltkit.errors import BadCode
+from smeltkit.errors import BadCode, SmeltError
 
 _FORMS: Final = {
     pb.FORM_CHECK: "check",
@@ -93,7 +93,8 @@ def from_record(record: Record) -> pb.Record:
         mode=_MODE_NUMBERS[record.mode],
         level=record.level,
         missing_layers=record.missing_layers,
-        calls=record.calls,
+        calls=record.calls or 0,
+        is_uncounted=record.calls is None,
         cpu_s=record.cpu_s,
         wall_s=record.wall_s,
         judge_s=record.judge_s,
@@ -113,6 +114,18 @@ def from_record(record: Record) -> pb.Record:
     if record.exit_status is not None:
         message.exit_status = record.exit_status
     return message
+
+
+def from_error(error: SmeltError) -> pb.Refusal:
+    """What a failed call would have said, about one candidate of a batch."""
+    return pb.Refusal(reason=error.reason(), message=error.message, details=error.details)
+
+
+def from_batch_records(first: pb.BatchRecord, more: list[pb.BatchRecord]) -> pb.JudgeBatchResponse:
+    """One answer of a batch."""
+    refusal = first.refusal if first.HasField("refusal") else None
+    record = None if refusal else first.record
+    return pb.JudgeBatchResponse(id=first.id, record=record, refusal=refusal, more=more)
 
 
 def _from_attempt(attempt: Attempt) -> pb.Attempt:

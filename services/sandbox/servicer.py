@@ -13,6 +13,8 @@ from services.sandbox.admission import check_level
 from services.sandbox.batch import judge_all
 from services.sandbox.interpreter import judge_digest
 from services.sandbox.messages import (
+    from_batch_records,
+    from_error,
     from_limits,
     from_record,
     from_record_and_streams,
@@ -54,20 +56,20 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
     async def JudgeBatch(
         self, request_iterator: AsyncIterator[pb.JudgeBatchRequest], context: RpcContext
     ) -> AsyncIterator[pb.JudgeBatchResponse]:
-        """Judges many; answers in order of completion, together for who asks together. The stream's flow control is the
-        back-pressure."""
+        """Judges many; answers in order of completion, together for who asks together, a refusal for what cannot be
+        judged. The stream's flow control is the back-pressure."""
         key = new_id("batch")
 
         async def judge(asked: _Asked) -> pb.BatchRecord:
             try:
                 record = await self._judge(asked.candidate, judge_key=key, can_wait=True)
             except SmeltError as error:
-                raise type(error)(f"candidate {asked.id!r}: {error.message}", details=error.details) from error
+                return pb.BatchRecord(id=asked.id, refusal=from_error(error))
             return pb.BatchRecord(id=asked.id, record=from_record(record))
 
         groups = (_together(request) async for request in request_iterator)
         async for first, *more in judge_all(groups, judge, parallel=2 * self._sandbox.pool.slots):
-            yield pb.JudgeBatchResponse(id=first.id, record=first.record, more=more)
+            yield from_batch_records(first, more)
 
     async def Describe(self, request: pb.DescribeRequest, context: RpcContext) -> pb.DescribeResponse:
         """Isolation level, layers, profiles and bounds."""

@@ -59,7 +59,7 @@ class Evidence:
     output_bytes: int = 0
     was_oom_killed: bool = False
     judge_died: bool = False
-    calls: int = 0
+    calls: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,8 @@ class Record:
     mode: str = "split"
     level: str = ""
     missing_layers: list[str] = dataclasses.field(default_factory=list)
-    calls: int = 0
+    calls: int | None = None
+    """Calls that crossed to the candidate; None where nobody counted them."""
     cpu_s: float = 0.0
     wall_s: float = 0.0
     judge_s: float = 0.0
@@ -175,7 +176,7 @@ def to_wire(record: Record) -> dict[str, Any]:
             fields[name] = fields[name].decode("latin-1")
     if record.earlier:
         fields["earlier"] = [vars(attempt) for attempt in record.earlier]
-    return {**fields, "exit_status": record.exit_status}
+    return {**fields, "exit_status": record.exit_status, "calls": record.calls}
 
 
 def from_wire(fields: dict[str, Any], limits: Limits) -> Record:

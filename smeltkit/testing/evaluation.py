@@ -130,6 +130,8 @@ class FakeSandbox(sandbox_pb2_grpc.SandboxServiceServicer):
     forced: list[sandbox_pb2.Verdict.ValueType] = field(default_factory=list)
     broken_on: str = ""
     """Programs that contain this text are answered with an infrastructure error."""
+    refused_on: str = ""
+    """Programs that contain this text are refused."""
     judged: list[sandbox_pb2.Candidate] = field(default_factory=list)
     """Every candidate, in order of arrival."""
 
@@ -142,11 +144,14 @@ class FakeSandbox(sandbox_pb2_grpc.SandboxServiceServicer):
         self, request_iterator: AsyncIterator[sandbox_pb2.JudgeBatchRequest], context: RpcContext
     ) -> AsyncIterator[sandbox_pb2.JudgeBatchResponse]:
         async for request in request_iterator:
-            first = self._record(request.candidate)
-            more = [
-                sandbox_pb2.BatchRecord(id=asked.id, record=self._record(asked.candidate)) for asked in request.more
-            ]
-            yield sandbox_pb2.JudgeBatchResponse(id=request.id, record=first, more=more)
+            first = self._answer(request.candidate)
+            more = [sandbox_pb2.BatchRecord(id=asked.id, **self._answer(asked.candidate)) for asked in request.more]
+            yield sandbox_pb2.JudgeBatchResponse(id=request.id, more=more, **first)
+
+    def _answer(self, candidate: sandbox_pb2.Candidate) -> dict[str, Any]:
+        if self.refused_on and self.refused_on.encode() in candidate.code:
+            return {"refusal": sandbox_pb2.Refusal(reason="BAD_CODE", message="refused")}
+        return {"record": self._record(candidate)}
 
     def _record(self, candidate: sandbox_pb2.Candidate) -> sandbox_pb2.Record:
         self.judged.append(candidate)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-import grpc
 import pytest
-from sandbox_service import Service, judge_all, sandbox_service
+from sandbox_service import REPOSITORY, Service, answers_to, judge_all, sandbox_service
 from smelt.sandbox.v1 import sandbox_pb2 as pb
 
 TIMEOUT_S = 60
@@ -74,15 +77,75 @@ def test_programs_may_end_as_the_interpreter_teaches(service: Service, end: byte
     assert (answer.stdout, answer.record.exit_status) == (b"3\n", status)
 
 
-def test_a_candidate_of_any_length_has_a_verdict_and_a_wrong_request_names_its_id(service: Service) -> None:
+def test_a_candidate_of_any_length_has_a_verdict(service: Service) -> None:
     long = _candidate(DOUBLE + b"#" * (1 << 20))
     records = judge_all(service.stub, {"long": long, "other": _candidate()}, timeout_s=TIMEOUT_S)
     assert records["long"].verdict == pb.VERDICT_OUTPUT_LIMIT
     assert records["other"].verdict == pb.VERDICT_PASSED
     assert records["long"].judge_digest == records["other"].judge_digest
-    with pytest.raises(grpc.RpcError) as refused:
-        judge_all(service.stub, {"a": _candidate(), "b": _candidate(exports=["no name"])}, timeout_s=TIMEOUT_S)
-    assert refused.value.details() == "candidate 'b': entry_point and exports are identifiers; 'no name' is none"
+
+
+def test_a_candidate_that_cannot_be_judged_is_refused_alone(service: Service) -> None:
+    """Its own answer says why and what to do; those before, beside and after it in the stream have their verdicts."""
+    refused = {
+        "first": _candidate(exports=["no name"]),
+        "tests": _candidate(tests="assert double("),
+        "level": _candidate(min_level="guest-kernel"),
+        "seed": _candidate(form=pb.FORM_CALLS, tests="((4,), 8)", entry_point="double", exports=[], seed="1"),
+    }
+    sound = {str(number): _candidate() for number in range(40)}
+    answers = answers_to(service.stub, {**refused, **sound}, timeout_s=TIMEOUT_S)
+    assert {id: answers[id].refusal.reason for id in refused} == {
+        "first": "BAD_CODE",
+        "tests": "BAD_CODE",
+        "level": "ISOLATION_TOO_WEAK",
+        "seed": "UNSUPPORTED_OPTION",
+    }
+    assert answers["first"].refusal.message == "entry_point and exports are identifiers; 'no name' is none"
+    assert answers["level"].refusal.details["required"] == "guest-kernel" and not answers["level"].HasField("record")
+    assert {answers[id].record.verdict for id in sound} == {pb.VERDICT_PASSED}
+
+
+def test_calls_are_counted_or_said_to_be_unknown(service: Service) -> None:
+    """Never a zero that was not counted: a judge that waited for the candidate knows it, one at work does not."""
+    stuck = b"def double(n):\n    while n == 3: pass\n    return 2 * n\n"
+    tests = "assert double(1) == 2\nassert double(3) == 6"
+    short = pb.Limits(cpu_s=0.2, wall_s=1)
+    found = {
+        "passed": _candidate(tests=tests),
+        "cpu": _candidate(stuck, tests=tests, limits=short),
+        "wall": _candidate(stuck.replace(b"pass", b"__import__('time').sleep(1)"), tests=tests, limits=short),
+        "tests": _candidate(tests="double(1)\nwhile True: pass", limits=short),
+        "syntax": _candidate(b"def"),
+        "inside": _candidate(form=pb.FORM_UNITTEST, tests=CASES, mode=pb.MODE_INSIDE),
+        "program": pb.Candidate(code=b"print(1)", form=pb.FORM_STDIO, expected_stdout=b"1"),
+    }
+    records = judge_all(service.stub, found, timeout_s=TIMEOUT_S)
+    assert {id: (record.calls, record.is_uncounted) for id, record in records.items()} == {
+        "passed": (2, False),
+        "cpu": (2, False),
+        "wall": (2, False),
+        "tests": (0, True),
+        "syntax": (0, False),
+        "inside": (0, True),
+        "program": (0, True),
+    }
+    assert (records["cpu"].verdict, records["wall"].verdict) == (pb.VERDICT_TIMEOUT_CPU, pb.VERDICT_TIMEOUT_WALL)
+
+
+def test_the_guide_for_clients_runs_as_it_stands(service: Service, tmp_path: Path) -> None:
+    program = tmp_path / "client.py"
+    (text,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "sandbox.md").read_text(), re.DOTALL)
+    program.write_text(text)
+    command = [sys.executable, str(program), service.address]
+    lines = subprocess.check_output(command, text=True, timeout=TIMEOUT_S).splitlines()
+    assert lines[0] == "VERDICT_PASSED after 2 calls"
+    assert sorted(line.split()[:2] for line in lines[1:]) == [
+        ["endless", "VERDICT_TIMEOUT_CPU:"],
+        ["right", "VERDICT_PASSED:"],
+        ["unusable", "BAD_CODE:"],
+        ["wrong", "VERDICT_WRONG:"],
+    ]
 
 
 def test_tests_of_another_form_are_told_what_they_look_like(service: Service) -> None:

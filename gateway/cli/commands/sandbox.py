@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +32,14 @@ class Form(enum.StrEnum):
     CALLS = "calls"
 
 
-_MEMORY_MAX_MIB = 1 << 24
+class Mode(enum.StrEnum):
+    """Where tests run."""
+
+    SPLIT = "split"
+    INSIDE = "inside"
+
+
+_REQUEST_MAX = (1 << 31) - 1
 """What a request can hold; the service's own bounds are narrower, and its refusal tells them."""
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,7 +56,14 @@ def run_(
     cpu_s: Annotated[float | None, typer.Option("--cpu-s", help="CPU seconds.")] = None,
     wall_s: Annotated[float | None, typer.Option("--wall-s", help="Wall-clock seconds.")] = None,
     memory_mib: Annotated[
-        int | None, typer.Option("--memory-mib", min=1, max=_MEMORY_MAX_MIB, help="Memory of the whole tree.")
+        int | None, typer.Option("--memory-mib", min=1, max=_REQUEST_MAX, help="Memory of the whole tree.")
+    ] = None,
+    pids: Annotated[
+        int | None, typer.Option("--pids", min=1, max=_REQUEST_MAX, help="Processes and threads at once.")
+    ] = None,
+    tmp_mib: Annotated[int | None, typer.Option("--tmp-mib", min=1, max=_REQUEST_MAX, help="Size of /tmp.")] = None,
+    output_kib: Annotated[
+        int | None, typer.Option("--output-kib", min=1, max=_REQUEST_MAX, help="stdout and stderr together.")
     ] = None,
     tests: Annotated[str, typer.Option("--tests", metavar="FILE", help="Judge it by these tests.")] = "",
     form: Annotated[
@@ -56,15 +71,24 @@ def run_(
     ] = None,
     entry_point: Annotated[str, typer.Option("--entry-point", help="For check and calls: the function.")] = "",
     exports: Annotated[str, typer.Option("--exports", help="Names that the tests use, separated by commas.")] = "",
+    mode: Annotated[
+        Mode | None, typer.Option("--mode", help="Where the tests run: outside the program if they allow it.")
+    ] = None,
     profile: Annotated[str, typer.Option("--profile", help="Interpreter: see doctor.")] = "",
     as_json: Json = False,
 ) -> None:
     """Runs a program under the judge's limits, or judges it; ends with 0 only if it ended with status 0, or passed."""
 
     async def work(session: Session) -> None:
-        _check_effects(tests, stdin, {"--form": form, "--entry-point": entry_point, "--exports": exports})
+        of_tests = {"--form": form, "--entry-point": entry_point, "--exports": exports, "--mode": mode}
+        _check_effects(tests, stdin, of_tests)
         bounds = sandbox_pb2.Limits(
-            cpu_s=cpu_s, wall_s=wall_s, memory_bytes=None if memory_mib is None else memory_mib * limits.MIB
+            cpu_s=cpu_s,
+            wall_s=wall_s,
+            memory_bytes=_bytes(memory_mib, limits.MIB),
+            pids=pids,
+            output_bytes=_bytes(output_kib, limits.KIB),
+            tmp_bytes=_bytes(tmp_mib, limits.MIB),
         )
         if tests:
             candidate = sandbox_pb2.Candidate(
@@ -73,36 +97,20 @@ def run_(
                 tests=_read_text(tests),
                 entry_point=entry_point,
                 exports=[name.strip() for name in exports.split(",") if name.strip()],
+                mode=sandbox_pb2.Mode.Value(f"MODE_{mode.name if mode else 'UNSPECIFIED'}"),
                 limits=bounds,
                 profile=profile,
             )
-            judged = await session.call(
-                session.sandbox.Judge,
-                sandbox_pb2.JudgeRequest(candidate=candidate),
-                timeout_s=limits.EXECUTE_TIMEOUT_S,
-            )
-            reply = sandbox_pb2.ExecuteResponse(
-                record=judged.record,
-                stdout=judged.record.stdout_head.encode(),
-                stderr=judged.record.stderr_head.encode(),
-            )
+            reply = await _judge(session, candidate)
         else:
             request = sandbox_pb2.ExecuteRequest(
                 code=_read(file), stdin=_read(stdin) if stdin else b"", limits=bounds, profile=profile
             )
             reply = await session.call(session.sandbox.Execute, request, timeout_s=limits.EXECUTE_TIMEOUT_S)
-        record = to_document(reply.record)
-        document = {
-            **record,
-            "stdout": to_document(reply)["stdout"],
-            "stderr": to_document(reply)["stderr"],
-            "isolation": record["level"],
-            "peak_bytes": record["peak_bytes"] or None,
-        }
-        session.output.show(document, *outcome_view(reply))
-        verdict = sandbox_pb2.Verdict.Name(reply.record.verdict)
+        session.output.show(_document(reply), *outcome_view(reply))
         if reply.record.verdict != sandbox_pb2.VERDICT_PASSED:
-            session.output.note(f"{enum_word('Verdict', verdict)}: {reply.record.detail}")
+            verdict = enum_word("Verdict", sandbox_pb2.Verdict.Name(reply.record.verdict))
+            session.output.note(f"{verdict}: {reply.record.detail}")
             raise typer.Exit(1)
 
     run("sandbox run", work, as_json=as_json)
@@ -140,6 +148,32 @@ def bench(
     run("sandbox bench", work, as_json=as_json)
 
 
+async def _judge(session: Session, candidate: sandbox_pb2.Candidate) -> sandbox_pb2.ExecuteResponse:
+    """The verdict on `candidate`, as what a program without tests gives."""
+    request = sandbox_pb2.JudgeRequest(candidate=candidate)
+    judged = await session.call(session.sandbox.Judge, request, timeout_s=limits.EXECUTE_TIMEOUT_S)
+    stdout, stderr = judged.record.stdout_head.encode(), judged.record.stderr_head.encode()
+    return sandbox_pb2.ExecuteResponse(record=judged.record, stdout=stdout, stderr=stderr)
+
+
+def _document(reply: sandbox_pb2.ExecuteResponse) -> dict[str, object]:
+    """The record with both streams; null for what was not measured."""
+    document = to_document(reply)
+    record = document["record"]
+    return {
+        **record,
+        "stdout": document["stdout"],
+        "stderr": document["stderr"],
+        "isolation": record["level"],
+        "peak_bytes": record["peak_bytes"] or None,
+        "calls": None if record["is_uncounted"] else record["calls"],
+    }
+
+
+def _bytes(count: int | None, unit: int) -> int | None:
+    return None if count is None else count * unit
+
+
 def _read(file: str) -> bytes:
     if file == "-":
         return sys.stdin.buffer.read()
@@ -157,7 +191,7 @@ def _read_text(file: str) -> str:
         raise BadCode(f"{file} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
 
 
-def _check_effects(tests: str, stdin: str, of_tests: dict[str, object]) -> None:
+def _check_effects(tests: str, stdin: str, of_tests: Mapping[str, object]) -> None:
     """UnsupportedOption for what would change nothing."""
     given = [name for name, value in of_tests.items() if value]
     if given and not tests:

@@ -46,6 +46,11 @@ IMPLICIT_MODULES: Final = frozenset(
     )
 )
 _CACHED_PROGRAMS: Final = 16
+_NO_EXCEPTION: Final = ("catching classes that do not inherit", "must be an exception type")
+_OWN_EXCEPTION: Final = (
+    "; an exception class of the candidate's own stays in its process: name a builtin base of it, or write the tests as"
+    " `unittest` and ask for the mode `inside`"
+)
 
 
 def run_program(job: dict[str, Any], remote: Remote) -> None:
@@ -103,7 +108,9 @@ def _failure(error: BaseException) -> Exception:
     if detail is not None:
         return Failed("exception", detail)
     text = error.args[0] if error.args and type(error.args[0]) is str else ""
-    return Failed("wrong", f"{type(error).__name__} in the tests, line {_line_of(error)}: {text}".rstrip(": "))
+    words = f"{type(error).__name__} in the tests, line {_line_of(error)}: {text}".rstrip(": ")
+    names_own = isinstance(error, TypeError) and any(part in text for part in _NO_EXCEPTION)
+    return Failed("wrong", words + _OWN_EXCEPTION if names_own else words)
 
 
 def _line_of(error: BaseException) -> int:

@@ -5,6 +5,7 @@ The bounds that count are kept here, outside the jail; rlimits inside are backst
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
 from typing import Any, Final, Protocol
@@ -18,6 +19,8 @@ from services.sandbox.verdict import Stop, Verdict
 from services.sandbox.wire.frames import Channel, ChannelClosed, FrameTooLarge, MalformedFrame
 
 WATCH_PERIOD_S: Final = 0.05
+COUNT_WAIT_S: Final = 0.5
+"""For the count of calls after a bound was reached: part of what an answer may come later than the bound."""
 _READABLE: Final = select.POLLIN | select.POLLHUP | select.POLLERR
 
 
@@ -45,6 +48,7 @@ class Run:
         self.stop: Stop | None = None
         self.answer: dict[str, Any] = {}
         self.judge_died = False
+        self.calls: int | None = None
         self.cpu_s = 0.0
         self.waited_s = 0.0
         self._is_over = False
@@ -81,6 +85,17 @@ class Run:
         if self.wall_s > WATCH_PERIOD_S:
             self.waited_s = waited_s(self._candidate.pid)
 
+    def count_calls(self) -> None:
+        """Takes the count of calls from a judge that was cut short, once the candidate is dead: one that waited for it
+        answers now. Of one that works itself the count stays unknown; what else it says comes too late."""
+        if self._judge is None or self.stop in (Stop.CANCELLED, Stop.JUDGE_CPU):
+            return
+        poller = select.poll()
+        poller.register(self._judge.channel.descriptor, _READABLE)
+        if poller.poll(COUNT_WAIT_S * 1000):
+            with contextlib.suppress(ChannelClosed, FrameTooLarge, MalformedFrame):
+                self.calls = self._judge.channel.receive().get("calls")
+
     def judge_s(self) -> float:
         """CPU seconds of the judge in this run, while it lives."""
         return process_cpu_s(self._judge.child.pid) - self._judge_start_s if self._judge else 0.0
@@ -108,6 +123,7 @@ class Run:
         self._is_over = True
         try:
             self.answer = judge.channel.receive()
+            self.calls = self.answer.get("calls")
         except (ChannelClosed, FrameTooLarge, MalformedFrame):
             self.judge_died = True
 

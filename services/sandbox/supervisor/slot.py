@@ -95,6 +95,8 @@ class Slot:
             candidate.child.kill()
         run.cpu_s = max(run.cpu_s, self._meter.cpu_s() if self._meter.is_exact else 0.0)
         judge_s, ending = run.judge_s(), self._ending(run, candidate)
+        if run.stop:
+            run.count_calls()
         output.drain()
         evidence = self._evidence(job, run, output, ending, candidate)
         candidate.channel.close()
@@ -142,7 +144,7 @@ class Slot:
             limits=job.limits,
             said=run.answer.get("verdict", ""),
             detail=run.answer.get("detail", ""),
-            calls=run.answer.get("calls", 0),
+            calls=None if job.is_inside else run.calls,
             stop=run.stop,
             status=ending.status,
             cpu_s=max(ending.cpu_s, run.cpu_s),

@@ -115,11 +115,46 @@ async def test_sandbox_run_with_tests_judges(tmp_path: Path) -> None:
     assert (request.candidate.entry_point, list(request.candidate.exports)) == ("f", ["f", "g"])
 
 
+async def test_sandbox_run_takes_every_bound_and_the_mode(tmp_path: Path) -> None:
+    """What nobody counted is null in the document and a dash in the table."""
+    record = sandbox_pb2.Record(verdict="VERDICT_PASSED", mode="MODE_INSIDE", is_uncounted=True)
+    (tmp_path / "p.py").write_text("def f(n): return n")
+    (tmp_path / "t.py").write_text("import unittest")
+    answers = {"SandboxService.Judge": lambda request: sandbox_pb2.JudgeResponse(record=record)}
+    tests = ("--tests", str(tmp_path / "t.py"), "--form", "unittest", "--exports", "f", "--mode", "inside")
+    bounds = (
+        "--cpu-s",
+        "2",
+        "--wall-s",
+        "9",
+        "--memory-mib",
+        "64",
+        "--pids",
+        "4",
+        "--tmp-mib",
+        "1",
+        "--output-kib",
+        "8",
+    )
+    async with gateway(answers) as running:
+        shown = await running.smelt("sandbox", "run", str(tmp_path / "p.py"), *tests, *bounds)
+        ended = await running.smelt("sandbox", "run", str(tmp_path / "p.py"), *tests, "--json")
+        request, bare = running.requests["SandboxService.Judge"]
+    assert request.candidate.mode == sandbox_pb2.MODE_INSIDE
+    assert request.candidate.limits == sandbox_pb2.Limits(
+        cpu_s=2, wall_s=9, memory_bytes=64 << 20, pids=4, tmp_bytes=1 << 20, output_bytes=8 << 10
+    )
+    assert not bare.candidate.limits.ListFields()
+    assert json.loads(ended.out)["calls"] is None
+    assert ["calls", "-"] in [line.split() for line in shown.out.splitlines()]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (("--form", "check"), "--form has no effect without --tests"),
         (("--entry-point", "f"), "--entry-point has no effect without --tests"),
+        (("--mode", "inside"), "--mode has no effect without --tests"),
         (("--tests", "t.py", "--stdin", "t.py"), "--stdin has no effect with --tests"),
         (("--tests", "binary"), "binary is no UTF-8 text: byte 0 is 0xff"),
         (("--tests", "."), " is no plain file"),

@@ -257,3 +257,19 @@ def test_answers_to_calls_sent_ahead_must_come_in_order(replies: list[object]) -
 def test_line_that_is_no_call_is_refused(line: str) -> None:
     with pytest.raises(Refused, match="line 2"):
         judged("def f(a): return a", f"((1,), 1)\n{line}", form="calls", entry_point="f")
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "try:\n    f()\nexcept Own:\n    pass",
+        "import unittest\nunittest.TestCase().assertRaises(Own, f)",
+        "import unittest\nwith unittest.TestCase().assertRaisesRegex(Own, 'no'): f()",
+    ],
+)
+def test_an_exception_class_of_the_candidates_own_is_told_what_to_do(tests: str) -> None:
+    """The class stays in the candidate's process: the test is not right or wrong about it, it asks the wrong way."""
+    code = "class Own(ValueError): pass\ndef f(): raise Own('no')"
+    verdict, detail, _ = judged(code, tests, "f Own")
+    assert verdict == "wrong" and "name a builtin base of it" in detail and "`inside`" in detail
+    assert judged(code, tests.replace("Own", "ValueError"), "f")[0] == "passed"

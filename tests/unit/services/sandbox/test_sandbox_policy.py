@@ -50,6 +50,8 @@ def test_wall_limit_follows_the_cpu_limit() -> None:
         ({"form": "calls"}, BadCode),
         ({"form": "calls", "entry_point": "f", "tolerance": 2.0}, BadCode),
         ({"tolerance": 0.1}, UnsupportedOption),
+        ({"form": "calls", "entry_point": "f", "seed": "1"}, UnsupportedOption),
+        ({"form": "stdio", "tests": "", "exports": (), "seed": "1"}, UnsupportedOption),
     ],
 )
 def test_job_that_cannot_be_judged_is_refused(change: dict[str, object], error: type[Exception]) -> None:

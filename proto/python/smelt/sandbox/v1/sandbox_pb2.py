@@ -24,23 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esmelt/sandbox/v1/sandbox.proto\x12\x10smelt.sandbox.v1\"\xe0\x01\n\x06Limits\x12\x12\n\x05\x63pu_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06wall_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x11\n\x04pids\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x19\n\x0coutput_bytes\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x16\n\ttmp_bytes\x18\x06 \x01(\x03H\x05\x88\x01\x01\x42\x08\n\x06_cpu_sB\t\n\x07_wall_sB\x0f\n\r_memory_bytesB\x07\n\x05_pidsB\x0f\n\r_output_bytesB\x0c\n\n_tmp_bytes\"\xa1\x03\n\tCandidate\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x0c\x12$\n\x04\x66orm\x18\x02 \x01(\x0e\x32\x16.smelt.sandbox.v1.Form\x12\r\n\x05tests\x18\x03 \x01(\t\x12\x10\n\x08preamble\x18\x04 \x01(\t\x12\r\n\x05setup\x18\x05 \x01(\t\x12\x13\n\x0b\x65ntry_point\x18\x06 \x01(\t\x12\x0f\n\x07\x65xports\x18\x07 \x03(\t\x12\r\n\x05stdin\x18\x08 \x01(\x0c\x12\x17\n\x0f\x65xpected_stdout\x18\t \x01(\x0c\x12*\n\x07\x63ompare\x18\n \x01(\x0e\x32\x19.smelt.sandbox.v1.Compare\x12$\n\x04mode\x18\x0b \x01(\x0e\x32\x16.smelt.sandbox.v1.Mode\x12(\n\x06limits\x18\x0c \x01(\x0b\x32\x18.smelt.sandbox.v1.Limits\x12\x0f\n\x07profile\x18\r \x01(\t\x12\x11\n\tmin_level\x18\x0e \x01(\t\x12\r\n\x05rerun\x18\x0f \x01(\x08\x12\x0c\n\x04seed\x18\x10 \x01(\t\x12\x11\n\ttolerance\x18\x11 \x01(\x01\x12\x12\n\nrequest_id\x18\x12 \x01(\t\"z\n\x07\x41ttempt\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.smelt.sandbox.v1.Verdict\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\r\n\x05\x63pu_s\x18\x03 \x01(\x01\x12\x0e\n\x06wall_s\x18\x04 \x01(\x01\x12\x14\n\x0cwaited_share\x18\x05 \x01(\x01\"\x98\x04\n\x06Record\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.smelt.sandbox.v1.Verdict\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12$\n\x04mode\x18\x03 \x01(\x0e\x32\x16.smelt.sandbox.v1.Mode\x12\r\n\x05level\x18\x04 \x01(\t\x12\x16\n\x0emissing_layers\x18\x05 \x03(\t\x12\r\n\x05\x63\x61lls\x18\x06 \x01(\x03\x12\r\n\x05\x63pu_s\x18\x07 \x01(\x01\x12\x0e\n\x06wall_s\x18\x08 \x01(\x01\x12\x0f\n\x07judge_s\x18\t \x01(\x01\x12\x12\n\npeak_bytes\x18\n \x01(\x03\x12\x13\n\x0bstdout_head\x18\x0b \x01(\t\x12\x13\n\x0bstderr_head\x18\x0c \x01(\t\x12\x14\n\x0coutput_bytes\x18\r \x01(\x03\x12\x18\n\x0b\x65xit_status\x18\x0e \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06signal\x18\x0f \x01(\x05\x12(\n\x06limits\x18\x10 \x01(\x0b\x32\x18.smelt.sandbox.v1.Limits\x12\x10\n\x08\x61ttempts\x18\x11 \x01(\x05\x12\x14\n\x0cjudge_digest\x18\x12 \x01(\t\x12\x16\n\x0eprofile_digest\x18\x13 \x01(\t\x12\x14\n\x0cwaited_share\x18\x14 \x01(\x01\x12\x0c\n\x04load\x18\x15 \x01(\x01\x12*\n\x07\x65\x61rlier\x18\x16 \x03(\x0b\x32\x19.smelt.sandbox.v1.AttemptB\x0e\n\x0c_exit_status\"h\n\x0e\x45xecuteRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x0c\x12\r\n\x05stdin\x18\x02 \x01(\x0c\x12(\n\x06limits\x18\x03 \x01(\x0b\x32\x18.smelt.sandbox.v1.Limits\x12\x0f\n\x07profile\x18\x04 \x01(\t\"[\n\x0f\x45xecuteResponse\x12(\n\x06record\x18\x01 \x01(\x0b\x32\x18.smelt.sandbox.v1.Record\x12\x0e\n\x06stdout\x18\x02 \x01(\x0c\x12\x0e\n\x06stderr\x18\x03 \x01(\x0c\">\n\x0cJudgeRequest\x12.\n\tcandidate\x18\x01 \x01(\x0b\x32\x1b.smelt.sandbox.v1.Candidate\"9\n\rJudgeResponse\x12(\n\x06record\x18\x01 \x01(\x0b\x32\x18.smelt.sandbox.v1.Record\"\x7f\n\x11JudgeBatchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\tcandidate\x18\x02 \x01(\x0b\x32\x1b.smelt.sandbox.v1.Candidate\x12.\n\x04more\x18\x03 \x03(\x0b\x32 .smelt.sandbox.v1.BatchCandidate\"L\n\x0e\x42\x61tchCandidate\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\tcandidate\x18\x02 \x01(\x0b\x32\x1b.smelt.sandbox.v1.Candidate\"w\n\x12JudgeBatchResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x06record\x18\x02 \x01(\x0b\x32\x18.smelt.sandbox.v1.Record\x12+\n\x04more\x18\x03 \x03(\x0b\x32\x1d.smelt.sandbox.v1.BatchRecord\"C\n\x0b\x42\x61tchRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x06record\x18\x02 \x01(\x0b\x32\x18.smelt.sandbox.v1.Record\"\x11\n\x0f\x44\x65scribeRequest\"H\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nis_present\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"\xe0\x02\n\x10\x44\x65scribeResponse\x12\r\n\x05level\x18\x01 \x01(\t\x12\x16\n\x0erequired_level\x18\x02 \x01(\t\x12\'\n\x06layers\x18\x03 \x03(\x0b\x32\x17.smelt.sandbox.v1.Layer\x12\x10\n\x08profiles\x18\x04 \x03(\t\x12\x30\n\x0e\x64\x65\x66\x61ult_limits\x18\x05 \x01(\x0b\x32\x18.smelt.sandbox.v1.Limits\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\x14\n\x0cjudge_digest\x18\x07 \x01(\t\x12\x0b\n\x03\x63pu\x18\x08 \x01(\t\x12O\n\x0fprofile_digests\x18\t \x03(\x0b\x32\x36.smelt.sandbox.v1.DescribeResponse.ProfileDigestsEntry\x1a\x35\n\x13ProfileDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*q\n\x04\x46orm\x12\x14\n\x10\x46ORM_UNSPECIFIED\x10\x00\x12\x0e\n\nFORM_CHECK\x10\x01\x12\x10\n\x0c\x46ORM_ASSERTS\x10\x02\x12\x11\n\rFORM_UNITTEST\x10\x03\x12\x0e\n\nFORM_STDIO\x10\x04\x12\x0e\n\nFORM_CALLS\x10\x05*M\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_SPLIT\x10\x01\x12\x0f\n\x0bMODE_INSIDE\x10\x02\x12\x0e\n\nMODE_STDIO\x10\x03*[\n\x07\x43ompare\x12\x17\n\x13\x43OMPARE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43OMPARE_TOKENS\x10\x01\x12\x11\n\rCOMPARE_EXACT\x10\x02\x12\x10\n\x0c\x43OMPARE_NONE\x10\x03*\x94\x02\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERDICT_PASSED\x10\x01\x12\x11\n\rVERDICT_WRONG\x10\x02\x12\x15\n\x11VERDICT_EXCEPTION\x10\x03\x12\x12\n\x0eVERDICT_SYNTAX\x10\x04\x12\x17\n\x13VERDICT_TIMEOUT_CPU\x10\x05\x12\x18\n\x14VERDICT_TIMEOUT_WALL\x10\x06\x12\x12\n\x0eVERDICT_MEMORY\x10\x07\x12\x18\n\x14VERDICT_OUTPUT_LIMIT\x10\x08\x12\x15\n\x11VERDICT_FORBIDDEN\x10\t\x12\x13\n\x0fVERDICT_NO_CODE\x10\n\x12\x11\n\rVERDICT_INFRA\x10\x0b\x32\xda\x02\n\x0eSandboxService\x12N\n\x07\x45xecute\x12 .smelt.sandbox.v1.ExecuteRequest\x1a!.smelt.sandbox.v1.ExecuteResponse\x12H\n\x05Judge\x12\x1e.smelt.sandbox.v1.JudgeRequest\x1a\x1f.smelt.sandbox.v1.JudgeResponse\x12[\n\nJudgeBatch\x12#.smelt.sandbox.v1.JudgeBatchRequest\x1a$.smelt.sandbox.v1.JudgeBatchResponse(\x01\x30\x01\x12Q\n\x08\x44\x65scribe\x12!.smelt.sandbox.v1.DescribeRequest\x1a\".smelt.sandbox.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esmelt/sandbox/v1/sandbox.proto\x12\x10smelt.sandbox.v1\"\xe0\x01\n\x06Limits\x12\x12\n\x05\x63pu_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06wall_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x11\n\x04pids\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x19\n\x0coutput_bytes\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x16\n\ttmp_bytes\x18\x06 \x01(\x03H\x05\x88\x01\x01\x42\x08\n\x06_cpu_sB\t\n\x07_wall_sB\x0f\n\r_memory_bytesB\x07\n\x05_pidsB\x0f\n\r_output_bytesB\x0c\n\n_tmp_bytes\"\xa1\x03\n\tCandidate\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x0c\x12$\n\x04\x66orm\x18\x02 \x01(\x0e\x32\x16.smelt.sandbox.v1.Form\x12\r\n\x05tests\x18\x03 \x01(\t\x12\x10\n\x08preamble\x18\x04 \x01(\t\x12\r\n\x05setup\x18\x05 \x01(\t\x12\x13\n\x0b\x65ntry_point\x18\x06 \x01(\t\x12\x0f\n\x07\x65xports\x18\x07 \x03(\t\x12\r\n\x05stdin\x18\x08 \x01(\x0c\x12\x17\n\x0f\x65xpected_stdout\x18\t \x01(\x0c\x12*\n\x07\x63ompare\x18\n \x01(\x0e\x32\x19.smelt.sandbox.v1.Compare\x12$\n\x04mode\x18\x0b \x01(\x0e\x32\x16.smelt.sandbox.v1.Mode\x12(\n\x06limits\x18\x0c \x01(\x0b\x32\x18.smelt.sandbox.v1.Limits\x12\x0f\n\x07profile\x18\r \x01(\t\x12\x11\n\tmin_level\x18\x0e \x01(\t\x12\r\n\x05rerun\x18\x0f \x01(\x08\x12\x0c\n\x04seed\x18\x10 \x01(\t\x12\x11\n\ttolerance\x18\x11 \x01(\x01\x12\x12\n\nrequest_id\x18\x12 \x01(\t\"z\n\x07\x41ttempt\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.smelt.sandbox.v1.Verdict\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\r\n\x05\x63pu_s\x18\x03 \x01(\x01\x12\x0e\n\x06wall_s\x18\x04 \x01(\x01\x12\x14\n\x0cwaited_share\x18\x05 \x01(\x01\"\xae\x04\n\x06Record\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.smelt.sandbox.v1.Verdict\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12$\n\x04mode\x18\x03 \x01(\x0e\x32\x16.smelt.sandbox.v1.Mode\x12\r\n\x05level\x18\x04 \x01(\t\x12\x16\n\x0emissing_layers\x18\x05 \x03(\t\x12\r\n\x05\x63\x61lls\x18\x06 \x01(\x03\x12\r\n\x05\x63pu_s\x18\x07 \x01(\x01\x12\x0e\n\x06wall_s\x18\x08 \x01(\x01\x12\x0f\n\x07judge_s\x18\t \x01(\x01\x12\x12\n\npeak_bytes\x18\n \x01(\x03\x12\x13\n\x0bstdout_head\x18\x0b \x01(\t\x12\x13\n\x0bstderr_head\x18\x0c \x01(\t\x12\x14\n\x0coutput_bytes\x18\r \x01(\x03\x12\x18\n\x0b\x65xit_status\x18\x0e \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06signal\x18\x0f \x01(\x05\x12(\n\x06limits\x18\x10 \x01(\x0b\x32\x18.smelt.sandbox.v1.Limits\x12\x10\n\x08\x61ttempts\x18\x11 \x01(\x05\x12\x14\n\x0cjudge_digest\x18\x12 \x01(\t\x12\x16\n\x0eprofile_digest\x18\x13 \x01(\t\x12\x14\n\x0cwaited_share\x18\x14 \x01(\x01\x12\x0c\n\x04load\x18\x15 \x01(\x01\x12*\n\x07\x65\x61rlier\x18\x16 \x03(\x0b\x32\x19.smelt.sandbox.v1.Attempt\x12\x14\n\x0cis_uncounted\x18\x17 \x01(\x08\x42\x0e\n\x0c_exit_status\"\x93\x01\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x37\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32&.smelt.sandbox.v1.Refusal.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"h\n\x0e\x45xecuteRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x0c\x12\r\n\x05stdin\x18\x02 \x01(\x0c\x12(\n\x06limits\x18\x03 \x01(\x0b\x32\x18.smelt.sandbox.v1.Limits\x12\x0f\n\x07profile\x18\x04 \x01(\t\"[\n\x0f\x45xecuteResponse\x12(\n\x06record\x18\x01 \x01(\x0b\x32\x18.smelt.sandbox.v1.Record\x12\x0e\n\x06stdout\x18\x02 \x01(\x0c\x12\x0e\n\x06stderr\x18\x03 \x01(\x0c\">\n\x0cJudgeRequest\x12.\n\tcandidate\x18\x01 \x01(\x0b\x32\x1b.smelt.sandbox.v1.Candidate\"9\n\rJudgeResponse\x12(\n\x06record\x18\x01 \x01(\x0b\x32\x18.smelt.sandbox.v1.Record\"\x7f\n\x11JudgeBatchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\tcandidate\x18\x02 \x01(\x0b\x32\x1b.smelt.sandbox.v1.Candidate\x12.\n\x04more\x18\x03 \x03(\x0b\x32 .smelt.sandbox.v1.BatchCandidate\"L\n\x0e\x42\x61tchCandidate\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\tcandidate\x18\x02 \x01(\x0b\x32\x1b.smelt.sandbox.v1.Candidate\"\xa3\x01\n\x12JudgeBatchResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x06record\x18\x02 \x01(\x0b\x32\x18.smelt.sandbox.v1.Record\x12+\n\x04more\x18\x03 \x03(\x0b\x32\x1d.smelt.sandbox.v1.BatchRecord\x12*\n\x07refusal\x18\x04 \x01(\x0b\x32\x19.smelt.sandbox.v1.Refusal\"o\n\x0b\x42\x61tchRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x06record\x18\x02 \x01(\x0b\x32\x18.smelt.sandbox.v1.Record\x12*\n\x07refusal\x18\x03 \x01(\x0b\x32\x19.smelt.sandbox.v1.Refusal\"\x11\n\x0f\x44\x65scribeRequest\"H\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nis_present\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"\xe0\x02\n\x10\x44\x65scribeResponse\x12\r\n\x05level\x18\x01 \x01(\t\x12\x16\n\x0erequired_level\x18\x02 \x01(\t\x12\'\n\x06layers\x18\x03 \x03(\x0b\x32\x17.smelt.sandbox.v1.Layer\x12\x10\n\x08profiles\x18\x04 \x03(\t\x12\x30\n\x0e\x64\x65\x66\x61ult_limits\x18\x05 \x01(\x0b\x32\x18.smelt.sandbox.v1.Limits\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\x14\n\x0cjudge_digest\x18\x07 \x01(\t\x12\x0b\n\x03\x63pu\x18\x08 \x01(\t\x12O\n\x0fprofile_digests\x18\t \x03(\x0b\x32\x36.smelt.sandbox.v1.DescribeResponse.ProfileDigestsEntry\x1a\x35\n\x13ProfileDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*q\n\x04\x46orm\x12\x14\n\x10\x46ORM_UNSPECIFIED\x10\x00\x12\x0e\n\nFORM_CHECK\x10\x01\x12\x10\n\x0c\x46ORM_ASSERTS\x10\x02\x12\x11\n\rFORM_UNITTEST\x10\x03\x12\x0e\n\nFORM_STDIO\x10\x04\x12\x0e\n\nFORM_CALLS\x10\x05*M\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_SPLIT\x10\x01\x12\x0f\n\x0bMODE_INSIDE\x10\x02\x12\x0e\n\nMODE_STDIO\x10\x03*[\n\x07\x43ompare\x12\x17\n\x13\x43OMPARE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43OMPARE_TOKENS\x10\x01\x12\x11\n\rCOMPARE_EXACT\x10\x02\x12\x10\n\x0c\x43OMPARE_NONE\x10\x03*\x94\x02\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERDICT_PASSED\x10\x01\x12\x11\n\rVERDICT_WRONG\x10\x02\x12\x15\n\x11VERDICT_EXCEPTION\x10\x03\x12\x12\n\x0eVERDICT_SYNTAX\x10\x04\x12\x17\n\x13VERDICT_TIMEOUT_CPU\x10\x05\x12\x18\n\x14VERDICT_TIMEOUT_WALL\x10\x06\x12\x12\n\x0eVERDICT_MEMORY\x10\x07\x12\x18\n\x14VERDICT_OUTPUT_LIMIT\x10\x08\x12\x15\n\x11VERDICT_FORBIDDEN\x10\t\x12\x13\n\x0fVERDICT_NO_CODE\x10\n\x12\x11\n\rVERDICT_INFRA\x10\x0b\x32\xda\x02\n\x0eSandboxService\x12N\n\x07\x45xecute\x12 .smelt.sandbox.v1.ExecuteRequest\x1a!.smelt.sandbox.v1.ExecuteResponse\x12H\n\x05Judge\x12\x1e.smelt.sandbox.v1.JudgeRequest\x1a\x1f.smelt.sandbox.v1.JudgeResponse\x12[\n\nJudgeBatch\x12#.smelt.sandbox.v1.JudgeBatchRequest\x1a$.smelt.sandbox.v1.JudgeBatchResponse(\x01\x30\x01\x12Q\n\x08\x44\x65scribe\x12!.smelt.sandbox.v1.DescribeRequest\x1a\".smelt.sandbox.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smelt.sandbox.v1.sandbox_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_REFUSAL_DETAILSENTRY']._loaded_options = None
+  _globals['_REFUSAL_DETAILSENTRY']._serialized_options = b'8\001'
   _globals['_DESCRIBERESPONSE_PROFILEDIGESTSENTRY']._loaded_options = None
   _globals['_DESCRIBERESPONSE_PROFILEDIGESTSENTRY']._serialized_options = b'8\001'
-  _globals['_FORM']._serialized_start=2529
-  _globals['_FORM']._serialized_end=2642
-  _globals['_MODE']._serialized_start=2644
-  _globals['_MODE']._serialized_end=2721
-  _globals['_COMPARE']._serialized_start=2723
-  _globals['_COMPARE']._serialized_end=2814
-  _globals['_VERDICT']._serialized_start=2817
-  _globals['_VERDICT']._serialized_end=3093
+  _globals['_FORM']._serialized_start=2790
+  _globals['_FORM']._serialized_end=2903
+  _globals['_MODE']._serialized_start=2905
+  _globals['_MODE']._serialized_end=2982
+  _globals['_COMPARE']._serialized_start=2984
+  _globals['_COMPARE']._serialized_end=3075
+  _globals['_VERDICT']._serialized_start=3078
+  _globals['_VERDICT']._serialized_end=3354
   _globals['_LIMITS']._serialized_start=53
   _globals['_LIMITS']._serialized_end=277
   _globals['_CANDIDATE']._serialized_start=280
@@ -48,31 +50,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTEMPT']._serialized_start=699
   _globals['_ATTEMPT']._serialized_end=821
   _globals['_RECORD']._serialized_start=824
-  _globals['_RECORD']._serialized_end=1360
-  _globals['_EXECUTEREQUEST']._serialized_start=1362
-  _globals['_EXECUTEREQUEST']._serialized_end=1466
-  _globals['_EXECUTERESPONSE']._serialized_start=1468
-  _globals['_EXECUTERESPONSE']._serialized_end=1559
-  _globals['_JUDGEREQUEST']._serialized_start=1561
-  _globals['_JUDGEREQUEST']._serialized_end=1623
-  _globals['_JUDGERESPONSE']._serialized_start=1625
-  _globals['_JUDGERESPONSE']._serialized_end=1682
-  _globals['_JUDGEBATCHREQUEST']._serialized_start=1684
-  _globals['_JUDGEBATCHREQUEST']._serialized_end=1811
-  _globals['_BATCHCANDIDATE']._serialized_start=1813
-  _globals['_BATCHCANDIDATE']._serialized_end=1889
-  _globals['_JUDGEBATCHRESPONSE']._serialized_start=1891
-  _globals['_JUDGEBATCHRESPONSE']._serialized_end=2010
-  _globals['_BATCHRECORD']._serialized_start=2012
-  _globals['_BATCHRECORD']._serialized_end=2079
-  _globals['_DESCRIBEREQUEST']._serialized_start=2081
-  _globals['_DESCRIBEREQUEST']._serialized_end=2098
-  _globals['_LAYER']._serialized_start=2100
-  _globals['_LAYER']._serialized_end=2172
-  _globals['_DESCRIBERESPONSE']._serialized_start=2175
-  _globals['_DESCRIBERESPONSE']._serialized_end=2527
-  _globals['_DESCRIBERESPONSE_PROFILEDIGESTSENTRY']._serialized_start=2474
-  _globals['_DESCRIBERESPONSE_PROFILEDIGESTSENTRY']._serialized_end=2527
-  _globals['_SANDBOXSERVICE']._serialized_start=3096
-  _globals['_SANDBOXSERVICE']._serialized_end=3442
+  _globals['_RECORD']._serialized_end=1382
+  _globals['_REFUSAL']._serialized_start=1385
+  _globals['_REFUSAL']._serialized_end=1532
+  _globals['_REFUSAL_DETAILSENTRY']._serialized_start=1486
+  _globals['_REFUSAL_DETAILSENTRY']._serialized_end=1532
+  _globals['_EXECUTEREQUEST']._serialized_start=1534
+  _globals['_EXECUTEREQUEST']._serialized_end=1638
+  _globals['_EXECUTERESPONSE']._serialized_start=1640
+  _globals['_EXECUTERESPONSE']._serialized_end=1731
+  _globals['_JUDGEREQUEST']._serialized_start=1733
+  _globals['_JUDGEREQUEST']._serialized_end=1795
+  _globals['_JUDGERESPONSE']._serialized_start=1797
+  _globals['_JUDGERESPONSE']._serialized_end=1854
+  _globals['_JUDGEBATCHREQUEST']._serialized_start=1856
+  _globals['_JUDGEBATCHREQUEST']._serialized_end=1983
+  _globals['_BATCHCANDIDATE']._serialized_start=1985
+  _globals['_BATCHCANDIDATE']._serialized_end=2061
+  _globals['_JUDGEBATCHRESPONSE']._serialized_start=2064
+  _globals['_JUDGEBATCHRESPONSE']._serialized_end=2227
+  _globals['_BATCHRECORD']._serialized_start=2229
+  _globals['_BATCHRECORD']._serialized_end=2340
+  _globals['_DESCRIBEREQUEST']._serialized_start=2342
+  _globals['_DESCRIBEREQUEST']._serialized_end=2359
+  _globals['_LAYER']._serialized_start=2361
+  _globals['_LAYER']._serialized_end=2433
+  _globals['_DESCRIBERESPONSE']._serialized_start=2436
+  _globals['_DESCRIBERESPONSE']._serialized_end=2788
+  _globals['_DESCRIBERESPONSE_PROFILEDIGESTSENTRY']._serialized_start=2735
+  _globals['_DESCRIBERESPONSE_PROFILEDIGESTSENTRY']._serialized_end=2788
+  _globals['_SANDBOXSERVICE']._serialized_start=3357
+  _globals['_SANDBOXSERVICE']._serialized_end=3703
 # @@protoc_insertion_point(module_scope)

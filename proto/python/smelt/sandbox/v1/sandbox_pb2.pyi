@@ -287,7 +287,7 @@ class Candidate(_message.Message):
     rerun: _builtins.bool
     """Run again, alone, when it failed near a limit."""
     seed: _builtins.str
-    """Seed of `random` in the judge, e.g. the problem's id."""
+    """Seed of `random` in the judge, e.g. the problem's id; calls as data and programs draw nothing and take none."""
     tolerance: _builtins.float
     """For FORM_CALLS: floats may differ from what is expected by this much, absolutely and relatively; 0 compares exactly."""
     request_id: _builtins.str
@@ -396,6 +396,7 @@ class Record(_message.Message):
     WAITED_SHARE_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
     EARLIER_FIELD_NUMBER: _builtins.int
+    IS_UNCOUNTED_FIELD_NUMBER: _builtins.int
     verdict: Global___Verdict.ValueType
     """What was decided."""
     detail: _builtins.str
@@ -405,7 +406,7 @@ class Record(_message.Message):
     level: _builtins.str
     """Isolation level reached, e.g. "jail"."""
     calls: _builtins.int
-    """Calls that crossed to the candidate."""
+    """Calls that crossed to the candidate; see is_uncounted."""
     cpu_s: _builtins.float
     """CPU seconds of the candidate's tree."""
     wall_s: _builtins.float
@@ -434,6 +435,10 @@ class Record(_message.Message):
     """Share of the wall time that the candidate spent runnable without a core, 0 to 1."""
     load: _builtins.float
     """The machine's load average when the run began."""
+    is_uncounted: _builtins.bool
+    """True where nobody knows how many calls crossed: programs, tests in the candidate's process, a judge that was stopped
+    while it worked itself. Then calls is 0 and says nothing.
+    """
     @_builtins.property
     def missing_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Layers missing at that level."""
@@ -471,16 +476,69 @@ class Record(_message.Message):
         waited_share: _builtins.float = ...,
         load: _builtins.float = ...,
         earlier: _abc.Iterable[Global___Attempt] | None = ...,
+        is_uncounted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_status", b"_exit_status", "exit_status", b"exit_status", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_status", b"_exit_status", "attempts", b"attempts", "calls", b"calls", "cpu_s", b"cpu_s", "detail", b"detail", "earlier", b"earlier", "exit_status", b"exit_status", "judge_digest", b"judge_digest", "judge_s", b"judge_s", "level", b"level", "limits", b"limits", "load", b"load", "missing_layers", b"missing_layers", "mode", b"mode", "output_bytes", b"output_bytes", "peak_bytes", b"peak_bytes", "profile_digest", b"profile_digest", "signal", b"signal", "stderr_head", b"stderr_head", "stdout_head", b"stdout_head", "verdict", b"verdict", "waited_share", b"waited_share", "wall_s", b"wall_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_status", b"_exit_status", "attempts", b"attempts", "calls", b"calls", "cpu_s", b"cpu_s", "detail", b"detail", "earlier", b"earlier", "exit_status", b"exit_status", "is_uncounted", b"is_uncounted", "judge_digest", b"judge_digest", "judge_s", b"judge_s", "level", b"level", "limits", b"limits", "load", b"load", "missing_layers", b"missing_layers", "mode", b"mode", "output_bytes", b"output_bytes", "peak_bytes", b"peak_bytes", "profile_digest", b"profile_digest", "signal", b"signal", "stderr_head", b"stderr_head", "stdout_head", b"stdout_head", "verdict", b"verdict", "waited_share", b"waited_share", "wall_s", b"wall_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_status: _TypeAlias = _typing.Literal["exit_status"]  # noqa: Y015
     _WhichOneofArgType__exit_status: _TypeAlias = _typing.Literal["_exit_status", b"_exit_status"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_status) -> _WhichOneofReturnType__exit_status | None: ...
 
 Global___Record: _TypeAlias = Record  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """Why a candidate of a batch is not judged, while the others are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class DetailsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Machine-readable, as in the reason of a failed call, e.g. "BAD_CODE"."""
+    message: _builtins.str
+    """Which value is refused, what is allowed, and the remedy."""
+    @_builtins.property
+    def details(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Further facts, as in the metadata of a failed call."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        details: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
 
 @_typing.final
 class ExecuteRequest(_message.Message):
@@ -669,15 +727,20 @@ class JudgeBatchResponse(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Caller's id."""
     @_builtins.property
     def record(self) -> Global___Record:
-        """The verdict."""
+        """The verdict; unset where there is a refusal."""
 
     @_builtins.property
     def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchRecord]:
         """Further verdicts, at most as many as candidates came in one message."""
+
+    @_builtins.property
+    def refusal(self) -> Global___Refusal:
+        """Why there is no verdict; the other candidates of the batch go on."""
 
     def __init__(
         self,
@@ -685,10 +748,11 @@ class JudgeBatchResponse(_message.Message):
         id: _builtins.str = ...,
         record: Global___Record | None = ...,
         more: _abc.Iterable[Global___BatchRecord] | None = ...,
+        refusal: Global___Refusal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "more", b"more", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "more", b"more", "record", b"record", "refusal", b"refusal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -702,21 +766,27 @@ class BatchRecord(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Caller's id."""
     @_builtins.property
     def record(self) -> Global___Record:
-        """The verdict."""
+        """The verdict; unset where there is a refusal."""
+
+    @_builtins.property
+    def refusal(self) -> Global___Refusal:
+        """Why there is no verdict; the other candidates of the batch go on."""
 
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         record: Global___Record | None = ...,
+        refusal: Global___Refusal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "record", b"record", "refusal", b"refusal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -76,7 +76,7 @@ class SandboxServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def JudgeBatch(self, request_iterator, context):
-        """Judges many; answers come in order of completion.
+        """Judges many; answers come in order of completion. A candidate that cannot be judged is refused by an answer of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

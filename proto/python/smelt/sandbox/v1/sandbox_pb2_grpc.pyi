@@ -38,7 +38,7 @@ class SandboxServiceStub:
     Judge: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.JudgeRequest, _sandbox_pb2.JudgeResponse]
     """Judges one candidate."""
     JudgeBatch: _grpc.StreamStreamMultiCallable[_sandbox_pb2.JudgeBatchRequest, _sandbox_pb2.JudgeBatchResponse]
-    """Judges many; answers come in order of completion."""
+    """Judges many; answers come in order of completion. A candidate that cannot be judged is refused by an answer of its own."""
     Describe: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.DescribeRequest, _sandbox_pb2.DescribeResponse]
     """Isolation level, layers, profiles and bounds."""
 
@@ -52,7 +52,7 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     Judge: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.JudgeRequest, _sandbox_pb2.JudgeResponse]  # type: ignore[assignment]
     """Judges one candidate."""
     JudgeBatch: _aio.StreamStreamMultiCallable[_sandbox_pb2.JudgeBatchRequest, _sandbox_pb2.JudgeBatchResponse]  # type: ignore[assignment]
-    """Judges many; answers come in order of completion."""
+    """Judges many; answers come in order of completion. A candidate that cannot be judged is refused by an answer of its own."""
     Describe: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.DescribeRequest, _sandbox_pb2.DescribeResponse]  # type: ignore[assignment]
     """Isolation level, layers, profiles and bounds."""
 
@@ -81,7 +81,7 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_sandbox_pb2.JudgeBatchRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_sandbox_pb2.JudgeBatchResponse], _abc.AsyncIterator[_sandbox_pb2.JudgeBatchResponse]]:
-        """Judges many; answers come in order of completion."""
+        """Judges many; answers come in order of completion. A candidate that cannot be judged is refused by an answer of its own."""
 
     @_abc_1.abstractmethod
     def Describe(
