@@ -31,20 +31,33 @@ from smeltkit.bus.topology import declare
 from smeltkit.jobs import model
 from smeltkit.servers import free_ports, is_listening, wait_until
 from smeltkit.telemetry.files import read_spans
+from smeltkit.testing.collector import Collector, collector
 from smeltkit.testing.spans import EVALUATION_EDGES, edges_of
+from smeltkit.testing.waiting import eventually
 
 KEY = "sk-cluster"
 _LOOKS_MAX = 300
 LIMIT = 24
+SILENT = "sandbox"
+"""The service that nothing may leave: its callers' spans show it."""
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """The laptop's overlay with keys at its edge, and with replicas of everything."""
+def collected() -> Iterator[Collector]:
+    """What leaves the cluster by OTLP."""
+    with collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cluster(collected: Collector) -> Iterator[Cluster]:
+    """The laptop's overlay with keys at its edge, a collector, and replicas of everything."""
 
     def extra(service: str, folder: Path) -> dict[str, str]:
         (folder / "keys").write_text(f"tester {hash_key(KEY)}\n")
-        return {"SMELT_HTTP_API_KEYS_FILE": str(folder / "keys")} if service == "gateway" else {}
+        keys = {"SMELT_HTTP_API_KEYS_FILE": str(folder / "keys")} if service == "gateway" else {}
+        sent = {"OTEL_EXPORTER_OTLP_ENDPOINT": collected.url, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        return keys | (sent if service != SILENT else {})
 
     with running_cluster(extra=extra) as running:
         yield running
@@ -57,8 +70,13 @@ async def caller(cluster: Cluster) -> AsyncIterator[Caller]:
         yield made
 
 
-async def test_an_evaluation_crosses_every_pod_in_one_trace(cluster: Cluster, caller: Caller) -> None:
-    """From the gateway through NATS to an evaluator, all three replicas of inference and a sandbox, drawn as a tree."""
+async def test_an_evaluation_crosses_every_pod_in_one_trace(
+    cluster: Cluster, caller: Caller, collected: Collector
+) -> None:
+    """From the gateway through NATS to an evaluator, all three replicas of inference and a sandbox, drawn as a tree.
+
+    The same trace reaches a collector, but for the spans of the sandbox, which sends nothing.
+    """
     await caller.load_everywhere(cluster)
     trace_id, before = secrets.token_hex(16), await caller.books()
     with telemetry.attached({"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}):
@@ -76,6 +94,10 @@ async def test_an_evaluation_crosses_every_pod_in_one_trace(cluster: Cluster, ca
     console.print(trace_tree(spans, depth=12))
     drawn = console.export_text()
     assert all(text in drawn for text in (trace_id, "StartEvaluation", "JudgeBatch", f"publish {FINISHED}"))
+    known = {span.span_id for span in spans if span.service != SILENT}
+    await eventually(lambda: known <= {span.span_id for span in collected.spans})
+    sent = edges_of([span for span in collected.spans if span.trace_id == trace_id])
+    assert sent == edges_of([span for span in spans if span.service != SILENT])
 
 
 async def test_streams_and_buckets_have_three_copies(caller: Caller) -> None:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from concurrent import futures
 from pathlib import Path
 
-import grpc
 import pytest
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from smeltkit.config import environment
+from smeltkit.testing.collector import collector
 
 WORK = """
 import logging
@@ -52,31 +47,14 @@ def test_trace_folder_receives_the_spans(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["trace_id"] == trace_id
 
 
-class _Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2_grpc.MetricsServiceServicer):
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def Export(self, request: object, context: object) -> object:
-        for resource in getattr(request, "resource_spans", ()):
-            self.names += [item.name for scope in resource.scope_spans for item in scope.spans]
-        for resource in getattr(request, "resource_metrics", ()):
-            self.names += [item.name for scope in resource.scope_metrics for item in scope.metrics]
-        return ExportTraceServiceResponse() if hasattr(request, "resource_spans") else ExportMetricsServiceResponse()
-
-
 def test_otlp_endpoint_alone_sends_spans_and_metrics() -> None:
     """A collector gets both before the process ends."""
-    collector, server = _Collector(), grpc.server(futures.ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
-    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(collector, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        done = _run(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}")
-    finally:
-        server.stop(None)
+    with collector() as running:
+        done = _run(OTEL_EXPORTER_OTLP_ENDPOINT=running.url)
     assert done.returncode == 0, done.stderr
-    assert {"work", "smelt.fallbacks"} <= set(collector.names)
+    (span,) = running.spans
+    assert (span.service, span.name, span.trace_id) == ("tested", "work", done.stdout.splitlines()[-1])
+    assert "smelt.fallbacks" in running.metrics
 
 
 def test_disabled_sdk_traces_nothing(tmp_path: Path) -> None:
