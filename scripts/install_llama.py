@@ -185,13 +185,13 @@ def build_portable(folder: Path, kinds: list[str]) -> None:
         os.environ["CMAKE_ARGS"] = "-DLLAMA_BUILD=OFF"
         pip("wheel", "--no-deps", "--wheel-dir", str(folder), *pinned("--build-constraint"), str(source))
         for kind in missing:
-            build_kind(libraries, kind, source, Path(scratch, kind), is_first=key not in built.values())
+            build_kind(libraries, kind, source, Path(scratch, "build"), is_first=key not in built.values())
             built[kind] = key
             record.write_text(json.dumps(built, indent=1))
 
 
 def build_kind(libraries: Path, kind: str, source: Path, build: Path, *, is_first: bool) -> None:
-    """The library for one kind of CPU; with the first, what all kinds share."""
+    """The library for one kind of CPU; with the first, what all kinds share. `build` may hold another kind's build."""
     switches = [f"-DGGML_{name}={'ON' if name in KINDS[kind] else 'OFF'}" for name in _SWITCHES]
     settings = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={HERE / 'llama/options.cmake'}"
     where = ("-S", str(source / "vendor/llama.cpp"), "-B", str(build))
@@ -205,7 +205,6 @@ def build_kind(libraries: Path, kind: str, source: Path, build: Path, *, is_firs
             (libraries / found.name).unlink(missing_ok=True)
             (libraries / found.name).symlink_to(soname)
     shutil.copy((build / "bin/libggml-cpu.so").resolve(), libraries / f"libggml-cpu-{kind}.so")
-    shutil.rmtree(build)
 
 
 def fetched_source(scratch: Path) -> Path:
