@@ -21,6 +21,8 @@ DIVERGED: Final = "diverged"
 """What is told of a run that ended because its numbers were no course any more."""
 LOST: Final = "lost"
 """What is told of a run whose processes began again at a checkpoint."""
+CHANGED: Final = "changed"
+"""What is told of a run whose later steps another revision of the code did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +140,15 @@ class Silence:
 
 
 def of_outcome(step: int, outcome: Mapping[str, Any]) -> list[Alert]:
-    """The alert of a run that diverged; none for any other end."""
-    if outcome.get("reason") != TrainingDiverged.reason():
-        return []
-    return [Alert(step=step, metric="loss", when=DIVERGED, measured=None, message=f"step {step}: {outcome['message']}")]
+    """The alerts of a run that diverged, or whose code changed on the way; none for any other end."""
+    found = [
+        Alert(step=done, metric="code", when=CHANGED, measured=None, message=f"step {done}: from here on by {revision}")
+        for revision, done in outcome.get("codes", ())[1:]
+    ]
+    if outcome.get("reason") == TrainingDiverged.reason():
+        message = f"step {step}: {outcome['message']}"
+        found.append(Alert(step=step, metric="loss", when=DIVERGED, measured=None, message=message))
+    return found
 
 
 def of_restart(step: int, message: str) -> Alert:

@@ -17,7 +17,7 @@ import pickle
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +47,8 @@ class Progress:
     """Optimizer steps done."""
     run_digest: str
     """Digest of settings, base and data: what a run must share with a checkpoint to go on from it."""
+    codes: tuple[tuple[str, int], ...]
+    """Revisions of the code that did the steps, oldest first, each with the steps done before it."""
     tokens: int
     """Tokens seen."""
     time_s: float
@@ -133,7 +135,13 @@ class Stored:
             raise DigestMismatch(
                 f"{folder.name}: {METADATA_FILE} is not what was written; remove it to go on from an older one"
             )
-        self.progress = Progress(**{**told, "losses": tuple(told["losses"])})
+        if told.keys() != {field.name for field in fields(Progress)}:
+            raise SettingsDiffer(
+                f"{folder.name} was written by code that keeps other facts of a run; go on with that code, or start the"
+                " training again"
+            )
+        codes = tuple((revision, step) for revision, step in told["codes"])
+        self.progress = Progress(**{**told, "codes": codes, "losses": tuple(told["losses"])})
         found: Mapping[str, TensorStorageMetadata] = pickle.loads(data).state_dict_metadata
         self.forms = {name: (one.size, one.properties.dtype) for name, one in found.items()}
         """Shape and type of each tensor, whole."""

@@ -30,6 +30,7 @@ from smeltkit.errors import TrainingDiverged
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_packing import Packed
 from smeltkit.ml.decoder_targets import IGNORED
+from smeltkit.revision import code_revision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,8 @@ class Run:
         self._tokens, self._time_s = 0, 0.0
         self.step = 0
         """Steps done."""
+        self.codes: tuple[tuple[str, int], ...] = ((code_revision(), 0),)
+        """See `Progress.codes`."""
         self._resume()
 
     def run(self, tell: Callable[[StepReport], None]) -> None:
@@ -136,6 +139,7 @@ class Run:
         progress = checkpoint.Progress(
             step=self.step,
             run_digest=self._run_digest,
+            codes=self.codes,
             tokens=self._tokens,
             time_s=self._time_s,
             spikes=self._guard.state(),
@@ -217,6 +221,8 @@ class Run:
         self.step, self._losses = progress.step, list(progress.losses)
         self._tokens, self._time_s = progress.tokens, progress.time_s
         self._guard.load_state(progress.spikes)
+        is_same = progress.codes[-1][0] == code_revision()
+        self.codes = progress.codes if is_same else (*progress.codes, (code_revision(), self.step))
 
     def _go_back(self) -> None:
         """Takes the weights, optimizer and random state of the newest checkpoint; data and schedule go on from here."""

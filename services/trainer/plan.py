@@ -18,10 +18,11 @@ from services.trainer.memory import checkpoint_bytes, components, state_bytes, t
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
 from services.trainer.shape import shaped
-from smeltkit.errors import BadConfig, SmeltError, UnsupportedOption
+from smeltkit.errors import BadConfig, SettingsDiffer, SmeltError, UnsupportedOption
 from smeltkit.jobs.plan import Plan
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.bundle import Bundle
+from smeltkit.revision import code_revision
 
 PREVIEW_CHARS = 400
 
@@ -108,6 +109,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
     said = forecast(pace, prepared.tokens, settings.processes) if pace else None
     items = {
         "method": settings.method,
+        "code": code_revision(),
         "trainable": f"{trained:,} of {config.parameters:,} parameters",
         "data": f"{data.digest[:19]}: {data.rows} rows, {data.tokens:,} tokens, {data.counted:,} of them learnt",
         **({"rearranged": f"{data.rearranged} rows, to fill in the middle"} if settings.fim.share else {}),
@@ -194,6 +196,11 @@ def _last_steps(prepared: Prepared) -> tuple[str, ...]:
 def _misfits(bundle: Bundle, settings: TrainSettings) -> list[SmeltError]:
     """Why these settings do not fit this base."""
     found: list[SmeltError] = []
+    if settings.code not in ("", code_revision()):
+        found.append(SettingsDiffer(
+            f"code={settings.code!r} is asked for and this trainer is {code_revision()}; let a trainer of that revision"
+            " do it, or remove code to take this one"
+        ))  # fmt: skip
     if bundle.format != "safetensors":
         found.append(
             UnsupportedOption(f"the base is stored as {bundle.scheme} in GGUF; train its safetensors source instead")

@@ -28,7 +28,7 @@ from smeltkit import limits
 from smeltkit.errors import BadConfig, UnsupportedOption
 
 T = TypeVar("T")
-OBSERVING: Final = ("alerts", "export")
+OBSERVING: Final = ("alerts", "export", "code")
 """Settings that do not change what is trained: no part of its name, its lineage or its pace."""
 _NUMBER: Final = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)([KMG]?)", re.IGNORECASE)
 _UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
@@ -228,6 +228,9 @@ class TrainSettings:
     alerts: tuple[AlertSettings, ...] = DEFAULT_ALERTS
     """What is told of the run's numbers; an empty list for nothing. They do not change what is trained."""
     export: ExportSettings = field(default_factory=ExportSettings)
+    code: str = ""
+    """Revision of the trainer that must do all of it, as the plan tells it; empty for any. A training that another
+    trainer than it began with goes on with says so."""
 
     def __post_init__(self) -> None:
         among("method", self.method, ("lora", "qlora", "full", "pretrain"))

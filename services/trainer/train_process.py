@@ -145,7 +145,8 @@ def _run_to_end(run: Run, ranks: Ranks, journal: Journal | None) -> None:
 
 def taken(run: Run) -> dict[str, Any]:
     """What a run took, as part of an outcome."""
-    return {"cost": asdict(run.cost), "spikes": run.spikes}
+    several = {"codes": run.codes} if len(run.codes) > 1 else {}
+    return {"cost": asdict(run.cost), "spikes": run.spikes, **several}
 
 
 @torch.no_grad()

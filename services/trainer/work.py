@@ -32,7 +32,7 @@ from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.lineage import Lineage
 from smeltkit.revision import code_revision
 
-_RECORDED: Final = ("heldout", "dequantization")
+_RECORDED: Final = ("heldout", "dequantization", "codes")
 """What a training finds out that stays with its result."""
 
 
@@ -150,7 +150,7 @@ def run_spec(
         "settings": _all(settings),
         "data": paths[0],
         "heldout": "".join(paths[1:]),
-        "run_digest": digest_bytes(canonical_json([manifest.digest, *data, parameters, code_revision()])),
+        "run_digest": digest_bytes(canonical_json([manifest.digest, *data, parameters])),
     }
 
 

@@ -174,7 +174,8 @@ class Handlers:
             context, records.store_run, tools.store, folder, context.job_id, name, made, outcome
         )
         await tools.bus.publish_event("trainer.training.finished", finished)
-        await tools.stages.put(key, made.digest)
+        if "codes" not in outcome:  # what two revisions did together is no result of either
+            await tools.stages.put(key, made.digest)
 
     async def _name(self, context: JobContext, name: str, digest: str) -> None:
         await context.check_alive()

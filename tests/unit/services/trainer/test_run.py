@@ -16,10 +16,12 @@ import pytest
 import torch
 from training_runs import STEPS, make_run
 
-from services.trainer import checkpoint, checkpoint_files, watch
+from services.trainer import checkpoint, checkpoint_files, loop, watch
+from services.trainer.alerts import CHANGED, of_outcome
 from services.trainer.loop import Run, StepReport
 from services.trainer.optimizer import Optimizer
 from services.trainer.settings import AdamSettings
+from services.trainer.train_process import taken
 from smeltkit.errors import DeadGradient, DigestMismatch, SettingsDiffer, TrainingDiverged
 
 HERE = Path(__file__).parent
@@ -105,6 +107,27 @@ def test_a_run_killed_at_any_step_goes_on_as_if_it_had_not_been(tmp_path: Path) 
     assert 2 <= resumed.step <= STEPS
     start = resumed.step
     assert [(r.step, r.loss, r.sample_ids) for r in _trail(resumed)] == expected[start:]
+
+
+def test_another_revision_of_the_code_goes_on_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R-060: whatever did the steps is on record, each revision with the steps before it, and told as an alert."""
+    monkeypatch.setattr(loop, "code_revision", lambda: "a" * 12)
+    begun = make_run(tmp_path, "full")
+    steps = begun.steps()
+    for _ in range(5):
+        next(steps)
+    begun.wait_for_saving()
+    for _ in range(2):
+        monkeypatch.setattr(loop, "code_revision", lambda: "b" * 12)
+        run = make_run(tmp_path, "full")
+        assert run.codes == (("a" * 12, 0), ("b" * 12, 4))
+        run.save()
+    (alert,) = of_outcome(STEPS, taken(run))
+    assert (alert.step, alert.when) == (4, CHANGED) and "b" * 12 in alert.message
+    told = tmp_path / "step-00000004" / checkpoint.PROGRESS_FILE
+    told.write_text(told.read_text().replace('"codes"', '"program"'))
+    with pytest.raises(SettingsDiffer, match="step-00000004 was written by code"):
+        make_run(tmp_path, "full")
 
 
 def test_steps_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

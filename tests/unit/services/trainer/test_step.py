@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from services.trainer.optimizer import Optimizer
-from services.trainer.settings import AdamSettings
+from services.trainer.settings import AdamSettings, TrainSettings
 from services.trainer.step import Pack, check_numbers, norm_of, scale_, train_step
-from smeltkit.errors import SettingsDiffer, TrainingDiverged
+from smeltkit.errors import BadConfig, SettingsDiffer, TrainingDiverged
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_packing import Packed
@@ -56,6 +56,20 @@ def test_one_batch_of_eight_equals_eight_of_one() -> None:
         assert (one.tokens, one.counted) == (other.tokens, other.counted)
     for one_weight, other_weight in zip(*(weights for _, weights in results), strict=True):
         torch.testing.assert_close(one_weight, other_weight, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_are_those_of_the_loss_itself(dtype: str) -> None:
+    """R-051: no factor on them in types that need none, and half precision, which would need one, is refused."""
+    decoder, pack = _decoder().to(getattr(torch, dtype)), _pack(SAMPLES[0])
+    (decoder.loss(pack.batch, pack.targets) / pack.counted).backward()
+    expected = float(norm_of([parameter.grad for parameter in decoder.parameters() if parameter.grad is not None]))
+    decoder.zero_grad(set_to_none=True)
+    optimizer = Optimizer(decoder.named_parameters(), CONFIG)
+    found = train_step(decoder, optimizer, [pack], learning_rate=1e-3, clip_norm=1e3).grad_norm
+    assert found == pytest.approx(expected, rel=1e-6 if dtype == "float32" else 1e-2)
+    with pytest.raises(BadConfig, match="dtype='float16'"):
+        TrainSettings(dtype="float16")
 
 
 def test_clipping_is_that_of_torch() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from training_files import prepared_from
 
 from benchmarks.gpu.shapes import SHAPES, TOKENS
 from benchmarks.gpu.train import CASES
@@ -16,6 +17,7 @@ from services.trainer.heldout import compare
 from services.trainer.memory import components, trainable_parameters
 from services.trainer.plan import plan_of, prepare
 from services.trainer.settings import AdamSettings, LoraSettings, TrainSettings, parse_settings
+from smeltkit.errors import SettingsDiffer
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.decoder import Decoder
@@ -89,6 +91,13 @@ def test_the_shipped_training_is_accepted() -> None:
     assert not plan.refusals and prepared.data.rows == 2500 and not prepared.data.too_long
     assert prepared.order.efficiency > 0.85
     assert plan.items["steps"].startswith(f"{prepared.schedule.total_steps} of")
+    assert prepare(base, bundle, *files, replace(settings, code=plan.items["code"])).refusals == ()
+
+
+def test_another_trainer_than_was_asked_for_is_refused(tmp_path: Path) -> None:
+    """R-060: in the plan, and in the process that would train, which prepares by the same call."""
+    (refusal,) = prepared_from(tmp_path, code="0123456789ab").refusals
+    assert isinstance(refusal, SettingsDiffer) and "0123456789ab" in refusal.message
 
 
 def test_a_fall_within_its_uncertainty_is_no_gain() -> None:
