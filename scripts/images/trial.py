@@ -40,6 +40,17 @@ PROGRAMS = {
 }
 """A program for each profile of the sandbox, and what it prints."""
 _PROGRAM_S = 60
+_DRIVER = """
+import tempfile
+from pathlib import Path
+from triton.backends.nvidia import driver
+from triton.runtime import build
+folder = tempfile.mkdtemp()
+source = Path(folder, "main.c")
+source.write_text(Path(driver.__file__).with_name("driver.c").read_text())
+print(Path(build._build("cuda_utils", str(source), folder, [], [], [], [])).is_file())
+"""
+"""What Triton does on its first GPU before it computes; it needs none."""
 _OWN = ("HOME", "TMPDIR", "PATH", "LANG", "PYTHONUNBUFFERED", "SMELT_TELEMETRY_TRACE_DIR")
 
 
@@ -79,7 +90,7 @@ def _run_together(
                 cache=home / "volumes" / image.name,
             )
             containers[image.name].wait_serving()
-        wrong = {name: [*one.mistakes(), *_misjudged(one)] for name, one in containers.items()}
+        wrong = {name: [*one.mistakes(), *_misjudged(one), *_driverless(one)] for name, one in containers.items()}
         if set(containers) == set(ORDER):
             outcome = main_job(state.address("gateway"), home)
             outcome["engine"] = containers["inference"].python(
@@ -110,6 +121,13 @@ def _misjudged(container: Container) -> list[str]:
         )
     told = reply.stdout.decode(errors="replace").strip()
     return [] if told == wanted else [f"profile {container.image.profile}: {code!r} gives {told!r}: {reply.stderr!r}"]
+
+
+def _driverless(container: Container) -> list[str]:
+    """What keeps Triton from meeting a GPU where there is no compiler."""
+    if container.image.needs != "cuda" or container.python(_DRIVER) == "True":
+        return []
+    return ["Triton gets no driver: it would look for a C compiler on its first GPU"]
 
 
 def _settings(component: Component) -> dict[str, str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,14 @@ def add_package(root: Path, name: str, *lines: str) -> None:
     (folder / "METADATA").write_text("\n".join(["Metadata-Version: 2.4", f"Name: {name}", "Version: 1.0", *lines, ""]))
 
 
+def add_driver(root: Path) -> Path:
+    """What Triton compiles on its first GPU."""
+    source = root / PACKAGES / "triton" / "backends" / "nvidia" / "driver.c"
+    source.parent.mkdir(parents=True)
+    source.write_text("int launch;")
+    return source
+
+
 def described(**changes: Any) -> dict[str, Any]:
     config = {"User": "10001:10001", "Cmd": ["python", "-m", "gateway"], "Labels": labels()}
     return {"config": config | changes}
@@ -69,6 +79,7 @@ def test_an_image_that_keeps_its_promises_has_no_mistakes(root: Path) -> None:
         ("inside: usr/bin/x86_64-linux-gnu-ld", lambda root: (root / "usr/bin/x86_64-linux-gnu-ld").touch()),
         ("an installer is inside: usr/bin/pip3.11", lambda root: (root / "usr/bin/pip3.11").touch()),
         ("torch is inside", lambda root: (root / PACKAGES / "torch").mkdir()),
+        ("would look for a C compiler", lambda root: add_driver(root)),
         ("/usr/bin/python3.11 runs with another's rights", lambda root: (root / "usr/bin/python3.11").chmod(0o4755)),
         ("/usr/bin may be written by anybody", lambda root: (root / "usr/bin").chmod(0o777)),
         ("python -m gateway would not start", lambda root: (root / PACKAGES / "gateway/__main__.py").unlink()),
@@ -96,6 +107,22 @@ def test_each_broken_promise_of_the_files_is_named(root: Path, named: str, spoil
 def test_each_broken_promise_of_the_description_is_named(root: Path, named: str, changes: dict[str, Any]) -> None:
     found = list(judge.mistakes(IMAGE, root, described(**changes)))
     assert len(found) == 1 and named in found[0], found
+
+
+def test_triton_is_handed_its_own_driver_and_nothing_else(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Called as Triton calls a compiler; the source lies in a temporary folder then."""
+    driver = add_driver(root)
+    driver.with_suffix(".so").write_text("compiled")
+    monkeypatch.setattr(sys, "prefix", str(root / "opt/smelt"))
+    compiler = runpy.run_path(str(CONTAINERFILE.with_name("triton_cc.py")))["main"]
+    asked, made = tmp_path / "main.c", tmp_path / "main.so"
+    asked.write_text(driver.read_text())
+    assert compiler([str(asked), "-O3", "-shared", "-o", str(made), "-lcuda"]) is None
+    assert made.read_text() == "compiled"
+    asked.write_text("int other;")
+    assert "no C compiler" in compiler([str(asked), "-o", str(made)])
 
 
 def test_a_file_with_two_names_is_counted_once(tmp_path: Path) -> None:
