@@ -24,6 +24,7 @@ JUDGEMENT_TYPE = "application/vnd.smelt.judgement.v1+json"
 PROBE_TYPE = "application/vnd.smelt.probe.v1+json"
 RUN_TYPE = "application/vnd.smelt.run.v1+json"
 TOGETHER_TYPE = "application/vnd.smelt.together.v1+json"
+PAUSED_TYPE = "application/vnd.smelt.paused-run.v1+json"
 
 _KEYS = frozenset({"schemaVersion", "artifactType", "config", "layers", "subject"})
 

@@ -1,10 +1,11 @@
 """Sweeps: one training file, and the settings of each of its runs. Nothing here talks to anybody.
 
 sweep:
-  method: random              # or grid, which takes every combination of lists
-  runs: 8                     # of random only, with seed
+  method: random              # or grid, which takes every combination of lists; or halving, which does either
+  runs: 8                     # drawn, with seed; not of grid
+  eta: 3                      # of halving only, with first_steps, see `halving`
   keys:
-    learning_rate: {low: 1e-4, high: 1e-2, log: true}     # of random only
+    learning_rate: {low: 1e-4, high: 1e-2, log: true}     # where runs are drawn
     lora.rank: [8, 16]
 """
 
@@ -22,7 +23,10 @@ from smeltkit.errors import BadConfig
 
 Point = dict[str, Any]
 """Dotted key to value."""
-_KEYS: Final = {"grid": {"method", "keys"}, "random": {"method", "keys", "runs", "seed"}}
+HALVING: Final = "halving"
+_GRID: Final = ("method", "keys")
+_RANDOM: Final = (*_GRID, "runs", "seed")
+_KEYS: Final = {"grid": _GRID, "random": _RANDOM, HALVING: (*_RANDOM, "eta", "first_steps")}
 _RANGE: Final = {"low", "high", "log"}
 
 
@@ -33,9 +37,12 @@ def points_of(sweep: Any) -> list[Point]:
     method = sweep.get("method", "grid")
     if method not in _KEYS:
         raise BadConfig(f"sweep.method={method!r} must be one of {', '.join(_KEYS)}")
-    if unknown := sorted(set(map(str, sweep)) - _KEYS[method]):
+    if unknown := sorted(set(map(str, sweep)) - set(_KEYS[method])):
         raise BadConfig(f"sweep.{unknown[0]} has no effect with method {method}; it knows {', '.join(_KEYS[method])}")
-    found = _grid(sweep["keys"]) if method == "grid" else _random(sweep)
+    if "seed" in sweep and "runs" not in sweep:
+        raise BadConfig("sweep.seed has no effect without runs, which it draws; remove it, or say how many")
+    is_drawn = method == "random" or "runs" in sweep
+    found = _random(sweep) if is_drawn else _grid(sweep["keys"])
     points = [dict(pairs) for pairs in dict.fromkeys(tuple(point.items()) for point in found)]
     if not 2 <= len(points) <= limits.SWEEP_RUNS_MAX:
         raise BadConfig(f"the sweep has {len(points)} different runs; 2 to {limits.SWEEP_RUNS_MAX} are allowed")
@@ -56,9 +63,9 @@ def run_of(value: Mapping[str, Any], point: Point, number: int) -> dict[str, Any
 def _grid(keys: Mapping[str, Any]) -> list[Point]:
     for key, values in keys.items():
         if not _is_list(values):
-            raise BadConfig(f"sweep.keys.{key}={values!r} must be a list of values; ranges are for method random")
+            raise BadConfig(f"sweep.keys.{key}={values!r} must be a list of values; ranges are for runs that are drawn")
     if math.prod(len(values) for values in keys.values()) > limits.SWEEP_RUNS_MAX:
-        raise BadConfig(f"the grid has more than {limits.SWEEP_RUNS_MAX} runs; take fewer values, or method random")
+        raise BadConfig(f"the grid has more than {limits.SWEEP_RUNS_MAX} runs; take fewer values, or draw some")
     return [dict(zip(keys, values, strict=True)) for values in itertools.product(*keys.values())]
 
 

@@ -58,6 +58,7 @@ class Followed:
         self._course, self._seen = Course(), set[tuple[str, str]]()
         self._tell = phases.phase("prepare", 0, "steps", self._message)
         self._first_step, self._began_s, self._left_s = 0, 0.0, 0.0
+        self._until_step = settings[0].until_step
         self._newest: dict[str, Any] = {}
         self.noticed: list[dict[str, Any]] = []
         """Alerts that the training itself did not write down."""
@@ -84,12 +85,12 @@ class Followed:
             self._notice(of_outcome(self._newest.get("step", 0), each))
 
     def _move(self, newest: dict[str, Any]) -> None:
-        now_s = time.monotonic()
+        now_s, end_step = time.monotonic(), self._until_step or newest["steps"]
         if not self._newest:
-            self._tell = self._phases.phase("train", newest["steps"], "steps", self._message)
+            self._tell = self._phases.phase("train", end_step, "steps", self._message)
             self._first_step, self._began_s = newest["step"], now_s
         done = newest["step"] - self._first_step
-        self._left_s = (now_s - self._began_s) / done * (newest["steps"] - newest["step"]) if done > 0 else 0.0
+        self._left_s = (now_s - self._began_s) / done * (end_step - newest["step"]) if done > 0 else 0.0
         self._newest = newest
         self._silence.heard(now_s)
         self._measure()

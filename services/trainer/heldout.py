@@ -1,36 +1,48 @@
-"""The held-out measure: mean loss of each row before and after, compared in pairs."""
+"""The held-out measure: mean loss of each row at the start of a run, now and then, and at its end."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import torch
 
 from services.trainer.data.samples import Sample
 from services.trainer.loop import pack_of
+from services.trainer.measured import HELDOUT_FILE, Measured, read_course, write_course
 from smeltkit.ml.decoder import Decoder
+from smeltkit.paired import Comparison, compare
 
-_Z95 = 1.959963985
 
+class HeldoutCourse:
+    """The measurements of a run, each made once and kept in its folder: a run that goes on takes over what is there."""
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Held-out loss in nats a token, averaged over rows, and its change with a 95 % interval over paired rows."""
+    def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
+        """Begins with what is in `folder`."""
+        self._path, self._samples = folder / HELDOUT_FILE, samples
+        self.measured = read_course(self._path)
+        """So far, in order."""
 
-    before: float
-    after: float
-    change: float
-    low: float
-    high: float
-    rows: int
+    def keep_until(self, step: int) -> None:
+        """Drops what was measured after `step`, since those steps will be done again."""
+        self.measured = [one for one in self.measured if one.step <= step]
+        write_course(self._path, self.measured)
+
+    def measure(self, decoder: Decoder, step: int, tokens: int) -> Measured:
+        """The measurement after `step`; draws no random number and leaves the decoder as it was."""
+        known = next((one for one in self.measured if one.step == step), None)
+        if known is None:
+            is_training = decoder.training
+            known = Measured(step=step, tokens=tokens, losses=tuple(row_losses(decoder, self._samples)))
+            decoder.train(is_training)
+            self.measured.append(known)
+            write_course(self._path, self.measured)
+        return known
 
     @property
-    def is_better(self) -> bool:
-        """Whether the loss fell by more than its uncertainty."""
-        return self.high < 0
+    def comparison(self) -> Comparison:
+        """The newest measurement beside the first."""
+        return compare(self.measured[0].losses, self.measured[-1].losses)
 
 
 def row_losses(decoder: Decoder, samples: Sequence[Sample]) -> list[float]:
@@ -42,18 +54,3 @@ def row_losses(decoder: Decoder, samples: Sequence[Sample]) -> list[float]:
         with torch.no_grad():
             found.append(decoder.token_losses(pack.batch, pack.targets).sum().item() / pack.counted)
     return found
-
-
-def compare(before: Sequence[float], after: Sequence[float]) -> Comparison:
-    """The comparison of the same rows under two models; normal interval of the mean of paired differences."""
-    changes = np.asarray(after) - np.asarray(before)
-    mean = float(changes.mean())
-    half = _Z95 * float(changes.std(ddof=1)) / math.sqrt(len(changes)) if len(changes) > 1 else math.inf
-    return Comparison(
-        before=float(np.mean(before)),
-        after=float(np.mean(after)),
-        change=mean,
-        low=mean - half,
-        high=mean + half,
-        rows=len(changes),
-    )

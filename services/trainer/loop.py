@@ -94,27 +94,31 @@ class Run:
         """See `Progress.codes`."""
         self._resume()
 
-    def run(self, tell: Callable[[StepReport], None]) -> None:
-        """Trains to the end; `tell` hears of every step and may raise to stop. Errors of `step` and `watch`."""
+    def run(self, tell: Callable[[StepReport], None], end_step: int = 0) -> None:
+        """Trains to the end, or until `end_step` is saved; `tell` hears of every step and may raise to stop.
+
+        Errors of `step` and `watch`.
+        """
         try:
-            for report in self.steps():
+            for report in self.steps(end_step):
                 tell(report)
         finally:
             self.wait_for_saving()
 
-    def steps(self) -> Iterator[StepReport]:
+    def steps(self, end_step: int = 0) -> Iterator[StepReport]:
         """Trains as it is asked for the next step; what is due after a step is done when the next is asked for."""
+        end_step = end_step or self.schedule.total_steps
         self.decoder.train()
         if self.step == 0:
             self._try_longest()
-        while self.step < self.schedule.total_steps:
+        while self.step < end_step:
             begin = time.monotonic()
             report = self._step()
             self._time_s += time.monotonic() - begin
             if self._guard.must_go_back:
                 self._go_back()
             yield report
-            if self.step % self._settings.checkpoint_steps == 0 or self.step == self.schedule.total_steps:
+            if self.step % self._settings.checkpoint_steps == 0 or self.step == end_step:
                 self.start_saving()
         self.wait_for_saving()
         self.decoder.eval()

@@ -18,7 +18,7 @@ from services.trainer.memory import checkpoint_bytes, components, state_bytes, t
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
 from services.trainer.shape import shaped
-from smeltkit.errors import BadConfig, SettingsDiffer, SmeltError, UnsupportedOption
+from smeltkit.errors import BadConfig, BadSchedule, SettingsDiffer, SmeltError, UnsupportedOption
 from smeltkit.jobs.plan import Plan
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.bundle import Bundle
@@ -44,9 +44,14 @@ class Prepared:
     refusals: tuple[SmeltError, ...]
 
     @property
+    def end_step(self) -> int:
+        """Step after which the run pauses or is over."""
+        return self.settings.until_step or self.schedule.total_steps
+
+    @property
     def tokens(self) -> int:
-        """Tokens that go through the model in the whole run."""
-        return self.order.tokens_in(self.schedule.total_steps)
+        """Tokens that go through the model until then."""
+        return self.order.tokens_in(self.end_step)
 
 
 def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, settings: TrainSettings) -> Prepared:
@@ -91,6 +96,7 @@ def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, sett
         preview=encoder.preview(found.samples[0])[:PREVIEW_CHARS],
         refusals=(
             *refusals,
+            *_pauses(settings, schedule),
             *never_fires(settings.alerts, schedule),
             *_misfits(bundle, settings),
             *splits.refusals(config, settings),
@@ -142,6 +148,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
             "name",
         ),
         items=items,
+        counts={} if prepared.refusals else {"steps": prepared.end_step, "tokens": prepared.tokens},
         refusals=prepared.refusals,
     )
 
@@ -216,6 +223,18 @@ def _misfits(bundle: Bundle, settings: TrainSettings) -> list[SmeltError]:
         known = ", ".join(linear_names(bundle.config))
         found.append(BadConfig(f"lora.targets: {unknown[0]!r} is no linear layer of this model; it has {known}"))
     return found
+
+
+def _pauses(settings: TrainSettings, schedule: Schedule) -> list[SmeltError]:
+    """Why the run cannot pause where it should."""
+    if settings.until_step < max(schedule.total_steps, 1):
+        return []
+    return [
+        BadSchedule(
+            f"until_step={settings.until_step} must be below the run's {schedule.total_steps} steps; remove it to train"
+            " to the end"
+        )
+    ]
 
 
 def _read(path: Path, encoder: Encoder, recipe: Recipe) -> Dataset:

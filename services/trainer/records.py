@@ -16,6 +16,7 @@ from smelt.event.v1 import event_pb2
 
 from services.trainer.events import to_alert
 from services.trainer.forecast import Cost, missed
+from services.trainer.measured import HELDOUT_FILE
 from services.trainer.noise import noise_scale
 from smeltkit import limits
 from smeltkit.blobs.store import Store
@@ -35,8 +36,7 @@ def store_run(
     `name` is the one that the bundle was made for, empty if none.
     """
     path = folder / METRICS_FILE
-    digest, size_bytes = store.put_file(path)
-    layer = Descriptor(media_type="application/x-ndjson", digest=digest, size_bytes=size_bytes, path=METRICS_FILE)
+    layers = tuple(_layer(store, found) for found in (path, folder / HELDOUT_FILE) if found.is_file())
     said, took = outcome["forecast"], outcome["cost"]
     lineage = Lineage.from_dict(bundle.config["lineage"])
     config = {
@@ -57,7 +57,7 @@ def store_run(
         "exports": outcome["exports"],
         **_summary(path, outcome["matrix_flops"]),
     }
-    manifest = Manifest(artifact_type=RUN_TYPE, config=config, layers=(layer,), subject=bundle.digest)
+    manifest = Manifest(artifact_type=RUN_TYPE, config=config, layers=layers, subject=bundle.digest)
     store.put_ref(_ref(bundle.digest), store.put_manifest(manifest))
     return _to_message(manifest)
 
@@ -95,6 +95,11 @@ def _summary(path: Path, matrix_flops: float) -> dict[str, Any]:
         "matrix_flops": matrix_flops,
         "noise_scale": noise_scale(_steps(path)),
     }
+
+
+def _layer(store: Store, path: Path) -> Descriptor:
+    digest, size_bytes = store.put_file(path)
+    return Descriptor(media_type="application/x-ndjson", digest=digest, size_bytes=size_bytes, path=path.name)
 
 
 def _alerts(path: Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from smeltkit import limits
 from smeltkit.errors import BadConfig, UnsupportedOption
 
 T = TypeVar("T")
-OBSERVING: Final = ("alerts", "export", "code")
+OBSERVING: Final = ("alerts", "export", "code", "until_step")
 """Settings that do not change what is trained: no part of its name, its lineage or its pace."""
 _NUMBER: Final = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)([KMG]?)", re.IGNORECASE)
 _UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
@@ -175,6 +175,9 @@ class TrainSettings:
     """Passes over the data, 1 to 1000."""
     max_steps: int = 0
     """Optimizer steps after which the run ends; 0 for all that the epochs have."""
+    until_step: int = 0
+    """Step after which the run pauses: its state is stored, and a training that asks for a later step, or for all of
+    them, goes on from there. 0 for no pause."""
     data_format: str = "rows"
     """What the data files are: `rows`, in JSONL or Parquet, or `text`, each file one document."""
     ids_of: str = ""
@@ -240,6 +243,7 @@ class TrainSettings:
         among("dtype", self.dtype, ("float32", "bfloat16"))
         whole = {"epochs": (1, 1000), "max_steps": (0, 10**9), "sequence_tokens": (8, 1 << 20),
                  "pack_tokens": (0, 1 << 24), "seed": (0, 2**63 - 1), "packs_per_step": (1, 65536),
+                 "until_step": (0, 10**9),
                  "warmup_steps": (0, 10**9), "min_tokens": (0, 10**15),
                  "checkpoint_steps": (1, 10**9), "keep_checkpoints": (1, 1000), "stuck_steps": (2, 1000),
                  "horizon_steps": (0, 10**9), "processes": (1, limits.TRAIN_PROCESSES_MAX),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from services.trainer.adapters.lora import attach
 from services.trainer.adapters.turns import Turns
 from services.trainer.device import device_name, matrix_flops, prepare_device
 from services.trainer.forecast import forecast
-from services.trainer.heldout import row_losses
+from services.trainer.heldout import HeldoutCourse
 from services.trainer.journal import Journal, open_journal
 from services.trainer.launch import error_of
 from services.trainer.loop import Run, StepReport
@@ -36,7 +36,7 @@ from services.trainer.peak import PeakMemory
 from services.trainer.plan import Prepared, prepare
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import parse_settings
-from services.trainer.train_process import finish, load_base, make_run, taken, write_outcome
+from services.trainer.train_process import begin_course, finish, load_base, make_run, reached, taken, write_outcome
 from smeltkit.errors import JobCancelled, SmeltError
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.decoder import Decoder
@@ -73,10 +73,12 @@ class Lane:
         with self._turns.turn():
             self.run.save()
 
-    def finish(self, base: Path, before: Sequence[float]) -> dict[str, Any]:
-        """See `train_process.finish`."""
+    def finish(self, base: Path, course: HeldoutCourse | None) -> dict[str, Any]:
+        """Measures what it reached and writes its bundle, see `train_process`."""
+        run = self.run
         with self._turns.turn():
-            return {**taken(self.run), **finish(self.folder, base, self.prepared, self.run.decoder, before)}
+            measured = reached(course, run.decoder, run.step, run.cost.tokens)
+            return {**taken(run), **measured, **finish(self.folder, base, self.prepared, run.decoder)}
 
 
 def main(folder: Path) -> int:
@@ -96,7 +98,7 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     rate = matrix_flops(device, getattr(torch, found[0].settings.dtype))
     peak = PeakMemory(device)
     decoder = load_base(base, found[0], device)
-    before = [row_losses(decoder, prepared.heldout.samples) if prepared.heldout else [] for prepared in found]
+    courses = [begin_course(_own(folder, number), one, decoder) for number, one in enumerate(found)]
     if found[0].settings.method == "qlora":
         quantize_linears(decoder)
     lanes = [
@@ -110,10 +112,10 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     errors = run_lanes(folder, journals)
     facts = {"device": device_name(device), "matrix_flops": rate}
     outcomes = []
-    for lane, losses, forecasted in zip(lanes, before, said, strict=True):
+    for lane, course, forecasted in zip(lanes, courses, said, strict=True):
         error = errors.get(lane)
         reached = (
-            error_of(error) if error else {**facts, **lane.finish(base, losses), "exports": journals[lane].exported}
+            error_of(error) if error else {**facts, **lane.finish(base, course), "exports": journals[lane].exported}
         )
         outcomes.append({"forecast": forecasted and asdict(forecasted), **reached})
     return {"runs": outcomes}

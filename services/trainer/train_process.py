@@ -3,6 +3,7 @@
     FOLDER/spec.json        what to do: settings, base and data by path, digest of the run
     FOLDER/checkpoints/     from which a later process goes on
     FOLDER/metrics.jsonl    one line a step, written before anybody is told
+    FOLDER/heldout.jsonl    one line a held-out measurement
     FOLDER/bundle/          the trained weights with the base's other files
     FOLDER/outcome.json     last of all: what was reached, or the error by its reason; `launch` names those of others
 
@@ -19,7 +20,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from services.trainer.adapters.peft_folder import save_adapter
 from services.trainer.device import device_name, matrix_flops, prepare_device
 from services.trainer.forecast import forecast
 from services.trainer.fresh import fresh_decoder
-from services.trainer.heldout import compare, row_losses
+from services.trainer.heldout import HeldoutCourse
 from services.trainer.journal import Journal, open_journal
 from services.trainer.launch import error_of, outcome_file
 from services.trainer.loop import Run, StepReport
@@ -100,21 +101,44 @@ def train(folder: Path, spec: dict[str, Any], here: Place = ALONE_HERE) -> dict[
         torch.manual_seed(settings.seed)
         peak = PeakMemory(device)
         decoder = load_base(base, prepared, device)
-        before = row_losses(decoder, prepared.heldout.samples) if prepared.heldout and ranks.is_first else []
+        course = begin_course(folder, prepared, decoder) if ranks.is_first else None
         adapt(decoder, settings)
         shard(decoder, ranks, regathers=settings.regather)
         run = make_run(folder, spec["run_digest"], prepared, decoder, peak, ranks)
+        if course is not None:
+            course.keep_until(run.step)
         with open_journal(folder, spec, prepared, run.step, rate) if ranks.is_first else nullcontext() as journal:
-            _run_to_end(run, ranks, journal)
+            _run_to_end(run, prepared.end_step, ranks, journal)
     if journal is None:
         return {}
     paces.learn(prepared, run.cost)
     facts = {"device": device_name(device), "matrix_flops": rate, "forecast": said and asdict(said)}
     facts |= {**taken(run), "exports": journal.exported}
+    step, tokens = run.step, run.cost.tokens
     if ranks.count > 1:
         del run, decoder
         decoder = _trained(folder, base, prepared, device)
-    return {**facts, **finish(folder, base, prepared, decoder, before)}
+    facts |= reached(course, decoder, step, tokens)
+    if step < prepared.schedule.total_steps:
+        return {**facts, "paused": step}
+    return {**facts, **finish(folder, base, prepared, decoder)}
+
+
+def begin_course(folder: Path, prepared: Prepared, decoder: Decoder) -> HeldoutCourse | None:
+    """The held-out measurements of a run in `folder`, beginning with the base, unless nothing is held out."""
+    if prepared.heldout is None:
+        return None
+    course = HeldoutCourse(folder, prepared.heldout.samples)
+    course.measure(decoder, 0, 0)
+    return course
+
+
+def reached(course: HeldoutCourse | None, decoder: Decoder, step: int, tokens: int) -> dict[str, Any]:
+    """The held-out loss after `step` beside that of the base, as part of an outcome."""
+    if course is None:
+        return {}
+    course.measure(decoder, step, tokens)
+    return {"heldout": asdict(course.comparison)}
 
 
 def adapt(decoder: Decoder, settings: TrainSettings) -> None:
@@ -125,8 +149,9 @@ def adapt(decoder: Decoder, settings: TrainSettings) -> None:
         attach(decoder, settings.lora)
 
 
-def _run_to_end(run: Run, ranks: Ranks, journal: Journal | None) -> None:
-    """Trains; JobCancelled after the step, and the checkpoint, in which any of the processes got SIGTERM."""
+def _run_to_end(run: Run, end_step: int, ranks: Ranks, journal: Journal | None) -> None:
+    """Trains until `end_step` is saved; JobCancelled after the step, and the checkpoint, in which any of the processes
+    got SIGTERM."""
     stops: list[int] = []
     parent = os.getppid()
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
@@ -140,7 +165,7 @@ def _run_to_end(run: Run, ranks: Ranks, journal: Journal | None) -> None:
             run.save()
             raise JobCancelled(f"stopped after step {report.step}, which is saved")
 
-    run.run(tell)
+    run.run(tell, end_step)
 
 
 def taken(run: Run) -> dict[str, Any]:
@@ -163,15 +188,11 @@ def _trained(folder: Path, base: Path, prepared: Prepared, device: str) -> Decod
     return decoder
 
 
-def finish(folder: Path, base: Path, prepared: Prepared, decoder: Decoder, before: Sequence[float]) -> dict[str, Any]:
-    """Measures what a run reached, with `before` as the held-out losses at its start, and writes its bundle."""
-    outcome: dict[str, Any] = {}
-    if exact := dequantization(decoder):
-        outcome["dequantization"] = exact
-    if prepared.heldout:
-        outcome["heldout"] = asdict(compare(before, row_losses(decoder, prepared.heldout.samples)))
+def finish(folder: Path, base: Path, prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
+    """Writes the bundle of a run that is over; what its base was dequantized to, as part of an outcome."""
     _write_bundle(folder, base, prepared, decoder)
-    return outcome
+    exact = dequantization(decoder)
+    return {"dequantization": exact} if exact else {}
 
 
 def load_base(base: Path, prepared: Prepared, device: str) -> Decoder:

@@ -13,7 +13,7 @@ from smelt.trainer.v1 import trainer_pb2
 from services.trainer import exports, records, together, work
 from services.trainer.admission import Admission, admit
 from services.trainer.settings import TrainSettings
-from services.trainer.worker import TOGETHER, Tools, announce, parts_of, settings_of, title_of, train_key
+from services.trainer.worker import TOGETHER, Tools, announce, begun, parts_of, settings_of, title_of, train_key
 from smeltkit.errors import BadConfig, BadRequest, SmeltError
 from smeltkit.gpus.ledger import Standing
 from smeltkit.ids import check_digest, check_name
@@ -113,10 +113,11 @@ class Trainer:
         manifest = await asyncio.to_thread(tools.store.get_manifest, pinned.base)
         cached = await tools.stages.get(train_key(tools.stages, pinned, settings))
         admission = Admission(is_free=False) if cached else await self._admit(manifest, [settings], pinned)
+        before = None if cached else await begun(tools, pinned, settings)
         with tools.workspaces.folder() as folder:
             found = await asyncio.to_thread(
                 work.plan_training, tools.store, tools.cache, manifest, data, settings, folder,
-                tools.paces.seeing(admission.environment) if admission.is_free else None,
+                tools.paces.seeing(admission.environment) if admission.is_free else None, before,
             )  # fmt: skip
         return replace(_with(found, admission), cached_digest=cached or ""), pinned
 

@@ -16,6 +16,7 @@ from services.trainer.follow import Phases, Told, follow
 from services.trainer.forecast import Pace
 from services.trainer.memory import CONTEXT_BYTES
 from services.trainer.paces import Paces
+from services.trainer.paused import store_paused, take_up
 from services.trainer.plan import Prepared, plan_of, prepare
 from services.trainer.settings import OBSERVING, ShapeSettings, TrainSettings
 from services.trainer.shape import shaped
@@ -44,10 +45,19 @@ def plan_training(
     settings: TrainSettings,
     folder: Path,
     paces: Paces | None,
+    begun: Manifest | None,
 ) -> Plan:
-    """The plan of training a stored base on stored data, read into the empty `folder`; without `paces` no time."""
+    """The plan of training a stored base on stored data, read into the empty `folder`; without `paces` no time.
+
+    Its time is that of what is left after `begun`, the paused run that it would go on from.
+    """
     prepared, pace, items = prepare_training(store, cache, manifest, data, settings, folder, paces)
     plan = plan_of(prepared, manifest.size_bytes, pace)
+    if begun is not None:
+        items["goes on from"] = f"step {begun.config['step']}, which is stored; time is that of the steps after it"
+        left = 1 - begun.config["cost"]["tokens"] / prepared.tokens
+        counts = {**plan.counts, "steps_stored": begun.config["step"]}
+        plan = replace(plan, time_s=plan.time_s * left, counts=counts)
     return replace(plan, items={**plan.items, **items})
 
 
@@ -86,13 +96,17 @@ def train(
     lease: Lease,
     exports: Mapping[str, Any],
     address: str,
+    begun: Manifest | None,
 ) -> dict[str, Any]:
-    """Trains in `folder` on the GPUs of `lease`, going on from the checkpoints there; the outcome, see `store_trained`.
+    """Trains in `folder` on the GPUs of `lease`, going on from the checkpoints there, or from the paused run `begun`;
+    the outcome, see `store_result`.
 
     `told` hears of steps and alerts; `exports` is what `open_exports` is told; other machines come to `address`. The
     training process's own error is raised again; NotBuilt where torch is not installed.
     """
     check_torch()
+    if begun is not None:
+        take_up(store, begun, folder)
     with cache.materialize(manifest) as base:
         spec = {
             **base_spec(manifest, base, paces, lease),
@@ -152,6 +166,22 @@ def run_spec(
         "heldout": "".join(paths[1:]),
         "run_digest": digest_bytes(canonical_json([manifest.digest, *data, parameters])),
     }
+
+
+def store_result(
+    store: Store,
+    manifest: Manifest,
+    data: tuple[str, ...],
+    settings: TrainSettings,
+    folder: Path,
+    outcome: dict[str, Any],
+    phases: Phases,
+) -> Manifest:
+    """Stores what a run left in `folder`: its bundle, or its state if it paused."""
+    if "paused" not in outcome:
+        return store_trained(store, manifest, data, settings, folder, outcome, phases)
+    about = {"base": manifest.digest, "data": list(data), "settings": plain(settings)}
+    return store_paused(store, folder, about, outcome, phases.phase("store", 0))
 
 
 def store_trained(

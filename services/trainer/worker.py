@@ -6,6 +6,7 @@ checkpoint; on another machine it starts again.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from smeltkit.jobs.stages import StageCache
 from smeltkit.jobs.threads import Reporter
 from smeltkit.jobs.worker import Handler, JobContext
 from smeltkit.locks import file_lock
-from smeltkit.manifest import BUNDLE_TYPE, Manifest
+from smeltkit.manifest import BUNDLE_TYPE, PAUSED_TYPE, Manifest
 from smeltkit.telemetry import span
 from smeltkit.workspaces import Workspaces
 
@@ -88,18 +89,22 @@ class Handlers:
             manifest = await threads.run(context, tools.store.get_manifest, spec.base)
             folder.mkdir(parents=True, exist_ok=True)
             reporter = Reporter(context)
+            before = await begun(tools, spec, settings)
             with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
                 async with self._on_gpus(context, manifest, [settings], spec) as lease:
                     outcome = await threads.run(
                         context, work.train, tools.store, tools.cache, manifest, data, settings, folder, reporter,
                         paces=tools.paces, told=StepEvents(tools.bus, context.job_id), lease=lease,
-                        exports=self._exports(context, spec.name), address=tools.config.address,
+                        exports=self._exports(context, spec.name), address=tools.config.address, begun=before,
                     )  # fmt: skip
                 made = await threads.run(
-                    context, work.store_trained, tools.store, manifest, data, settings, folder, outcome, reporter
+                    context, work.store_result, tools.store, manifest, data, settings, folder, outcome, reporter
                 )
             digest = made.digest
-            await self._prove(context, key, spec.name, made, outcome, folder)
+            if made.artifact_type == PAUSED_TYPE:
+                await self._remember_pause(context, key, spec, settings, made, outcome)
+            else:
+                await self._prove(context, key, spec.name, made, outcome, folder)
         await self._name(context, spec.name, digest)
         return digest
 
@@ -177,6 +182,20 @@ class Handlers:
         if "codes" not in outcome:  # what two revisions did together is no result of either
             await tools.stages.put(key, made.digest)
 
+    async def _remember_pause(
+        self, context: JobContext, key: str, spec: trainer_pb2.TrainSpec, settings: TrainSettings, made: Manifest,
+        outcome: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """Remembers a stored pause under `key`, and as the one to go on from unless a later one is known."""
+        tools = self._tools
+        await context.check_alive()
+        if "codes" in outcome:
+            return
+        newest = await newest_pause(tools, spec, settings)
+        if newest is None or newest.config["step"] < made.config["step"]:
+            await tools.stages.put(paused_key(tools.stages, spec, settings), made.digest)
+        await tools.stages.put(key, made.digest)
+
     async def _name(self, context: JobContext, name: str, digest: str) -> None:
         await context.check_alive()
         stored = await threads.run(context, self._tools.store.get_manifest, digest)
@@ -210,12 +229,33 @@ def parts_of(specs: Sequence[trainer_pb2.TrainSpec]) -> list[Part]:
 
 
 def train_key(stages: StageCache, spec: trainer_pb2.TrainSpec, settings: TrainSettings) -> str:
-    """Key of a training: equal base, data, settings and code give equal weights."""
-    return stages.key("train", work.plain(settings), [spec.base, *spec.datasets])
+    """Key of a training, to its end or to where it pauses: equal base, data, settings and code give equal weights."""
+    pause = {"until_step": settings.until_step} if settings.until_step else {}
+    return stages.key("train", {**work.plain(settings), **pause}, [spec.base, *spec.datasets])
+
+
+def paused_key(stages: StageCache, spec: trainer_pb2.TrainSpec, settings: TrainSettings) -> str:
+    """Key of where a training paused last."""
+    return stages.key("train-paused", work.plain(settings), [spec.base, *spec.datasets])
+
+
+async def newest_pause(tools: Tools, spec: trainer_pb2.TrainSpec, settings: TrainSettings) -> Manifest | None:
+    """What a training stored when it paused last; None if nothing of it is stored."""
+    digest = await tools.stages.get(paused_key(tools.stages, spec, settings))
+    return None if digest is None else await asyncio.to_thread(tools.store.get_manifest, digest)
+
+
+async def begun(tools: Tools, spec: trainer_pb2.TrainSpec, settings: TrainSettings) -> Manifest | None:
+    """The pause that a training goes on from; None if there is none, or it is beyond where this one pauses."""
+    found = await newest_pause(tools, spec, settings)
+    is_beyond = found is not None and 0 < settings.until_step < found.config["step"]
+    return None if is_beyond else found
 
 
 async def announce(tools: Tools, manifest: Manifest, *, name: str, job_id: str) -> None:
-    """Gives a proven bundle its name, if it has one, and tells the world. Safe to repeat."""
+    """Gives a proven bundle its name, if it has one, and tells the world; of a paused run nothing. Safe to repeat."""
+    if manifest.artifact_type == PAUSED_TYPE:
+        return
     if name:
         await tools.catalog.set(name, manifest.digest, BUNDLE_TYPE, manifest.size_bytes)
     stored = event_pb2.BundleStored(

@@ -12,7 +12,8 @@ from smeltkit.errors import SmeltError
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Bytes read and stored, peak memory, seconds, steps, facts, refusals, and the stored result if there is one.
+    """Bytes read and stored, peak memory, seconds, steps, facts, numbers, refusals, and the stored result if there is
+    one.
 
     Bytes and seconds are 0 where there is nothing to base a forecast on.
     """
@@ -23,6 +24,7 @@ class Plan:
     time_s: float = 0.0
     steps: tuple[str, ...] = ()
     items: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
     refusals: tuple[SmeltError, ...] = ()
     cached_digest: str = ""
 
@@ -41,6 +43,7 @@ def to_plan(plan: Plan) -> job_pb2.Plan:
         time_s=plan.time_s,
         steps=plan.steps,
         items=[job_pb2.PlanItem(name=name, value=value) for name, value in plan.items.items()],
+        counts=plan.counts,
         refusals=[job_pb2.Refusal(reason=error.reason(), message=error.message) for error in plan.refusals],
         cached_digest=plan.cached_digest,
     )

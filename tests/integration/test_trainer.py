@@ -24,6 +24,7 @@ from smeltkit.errors import BadConfig, BadSchedule, GpuBusy, NotBuilt, OutOfMemo
 from smeltkit.gpus.ledger import WAITING
 from smeltkit.ids import new_id
 from smeltkit.locks import file_lock
+from smeltkit.manifest import PAUSED_TYPE, Manifest
 from smeltkit.ml.bundle import Bundle
 from smeltkit.rpc.channel import call, open_channel
 from smeltkit.testing.exports import scalars_of
@@ -144,6 +145,43 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     assert job.is_cached and job.result_digest == digest
     plan = (await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec), timeout_s=60)).plan
     assert {item.name: item.value for item in plan.items}["tokenized"] == "before, and kept since"
+
+
+async def test_a_training_that_paused_goes_on_in_another_job(
+    importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path
+) -> None:
+    """R-057: what it did is stored with its measurements, planned for, not done again, and part of its record."""
+    write_tiny_model(tmp_path / "model", "qwen2", is_chat=False)
+    succeeded(await importing.import_folder(tmp_path / "model", "tiny-paused"))
+
+    async def plan(spec: trainer_pb2.TrainSpec) -> job_pb2.Plan:
+        return (await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec), timeout_s=60)).plan
+
+    async def train(spec: trainer_pb2.TrainSpec) -> Manifest:
+        request = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
+        done = await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job)
+        return importing.store.get_manifest(succeeded(done))
+
+    whole = await _spec(importing, tmp_path, "tiny-paused")
+    paused = await _spec(importing, tmp_path, "tiny-paused", until_step=1)
+    assert (await plan(paused)).counts["steps"] == 1
+    first = await train(paused)
+    assert (first.artifact_type, first.config["step"], first.config["heldout"]["rows"]) == (PAUSED_TYPE, 1, 6)
+    assert (await plan(paused)).cached_digest == first.digest
+    left = await plan(whole)
+    assert left.counts["steps_stored"] == 1 < left.counts["steps"]
+    assert {item.name: item.value for item in left.items}["goes on from"].startswith("step 1, which is stored")
+    made = await train(whole)
+    run = (await call(stub.GetRun, trainer_pb2.GetRunRequest(bundle=made.digest), timeout_s=60)).run
+    assert run.outcome.tokens == left.counts["tokens"] > first.config["cost"]["tokens"] > 0
+    layers = {layer.path: layer for layer in importing.store.get_manifest(run.run_digest).layers}
+    lines = {
+        path: [json.loads(line) for line in importing.store.get_bytes(layer.digest).splitlines()]
+        for path, layer in layers.items()
+    }
+    steps = left.counts["steps"]
+    assert [line["step"] for line in lines["metrics.jsonl"]] == list(range(1, steps + 1))
+    assert [line["step"] for line in lines["heldout.jsonl"]] == [0, 1, steps]
 
 
 async def test_a_training_waits_for_a_gpu_in_use_or_is_refused(

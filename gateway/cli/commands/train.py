@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,17 +13,19 @@ from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2
 
 from gateway.cli.documents import to_document
+from gateway.cli.halving import Rung, rungs_of
 from gateway.cli.models_view import artifact_view, end_refused, plan_view
 from gateway.cli.options import JobId, Json, Plan, Reference, Vram, Wait, WaitGpu
 from gateway.cli.output import facts, human_bytes, parse_bytes
 from gateway.cli.runner import run
-from gateway.cli.sweeps import points_of, run_of
+from gateway.cli.sweep_runs import best_of, result_of, run_all, run_halving
+from gateway.cli.sweeps import HALVING, points_of, run_of
 from gateway.cli.sweeps_view import sweep_document, sweep_plan_view, sweep_view
 from gateway.cli.training_file import read_file, specs_of, trainings
 from gateway.cli.training_view import heldout_text, run_view
-from smeltkit.errors import BadConfig, JobCancelled, JobFailed, all_errors
+from smeltkit.errors import BadConfig, all_errors
 from smeltkit.ids import check_name, new_id
-from smeltkit.manifest import TOGETHER_TYPE
+from smeltkit.manifest import PAUSED_TYPE, TOGETHER_TYPE
 
 if TYPE_CHECKING:
     from gateway.cli.session import Session
@@ -74,37 +77,35 @@ def watch(job_id: JobId, as_json: Json = False) -> None:
 def sweep(file: File, plan: Plan = False, vram: Vram = "", as_json: Json = False) -> None:
     """Trains every point of the file's `sweep`, planned as a whole first; the best by held-out loss gets the name.
 
-    Its runs wait for each other's GPUs.
+    By `method: halving` the worse are stopped early. Its runs wait for each other's GPUs.
     """
 
     async def work(session: Session) -> None:
         value = read_file(file)
         if not value.get("heldout"):
             raise BadConfig(f"{file.name}: a sweep needs heldout; its runs are compared by their loss on it")
-        points = points_of(value.get("sweep"))
+        points, name = points_of(value.get("sweep")), check_name(value["name"])
         found = [run_of(value, point, number) for number, point in enumerate(points, start=1)]
         specs = _on_gpus(await specs_of(session, file, found), True, vram)
         plans = [
             (await session.call(session.trainer.PlanTrain, trainer_pb2.PlanTrainRequest(spec=spec))).plan
             for spec in specs
         ]
+        rungs = _rungs(value["sweep"], specs, plans)
+        planned = sweep_document(points, specs, plans, rungs)
         if plan:
-            session.output.show(sweep_document(points, specs, plans), *sweep_plan_view(points, specs, plans))
+            session.output.show(planned, *sweep_plan_view(points, specs, plans, rungs))
             end_refused(*plans)
             return
         for spec, one in zip(specs, plans, strict=True):
             for refusal in one.refusals:
                 raise all_errors()[refusal.reason](f"{spec.name}: {refusal.message}; nothing was started")
-        rows = await _run_all(session, specs)
-        done = [row for row in rows if row["heldout"]]
-        if not done:
-            raise JobFailed("no run of the sweep came to its end; `smelt jobs ls` tells why")
-        best = min(done, key=lambda row: row["heldout"]["after"])
-        named = artifact_pb2.SetNameRequest(name=check_name(value["name"]), digest=best["digest"])
-        await session.call(session.artifacts.SetName, named)
+        rows = await (run_halving(session, specs, rungs) if rungs else run_all(session, specs))
+        best = best_of(rows)
+        await session.call(session.artifacts.SetName, artifact_pb2.SetNameRequest(name=name, digest=best["digest"]))
         for row, point in zip(rows, points, strict=True):
             row["settings"] = point
-        document = {"runs": rows, "best": best["name"], "name": check_name(value["name"])}
+        document = {"runs": rows, "best": best["name"], "name": name, "rungs": planned["rungs"]}
         session.output.show(document, *sweep_view(rows, best))
 
     run("train sweep", work, as_json=as_json)
@@ -131,33 +132,6 @@ def archive(
     run("train archive", work, as_json=as_json)
 
 
-async def _run_all(session: Session, specs: list[trainer_pb2.TrainSpec]) -> list[dict[str, Any]]:
-    """Starts every training and follows one after the other; a row each, without results where one failed."""
-    jobs = [
-        (await session.call(session.trainer.StartTrain,
-                            trainer_pb2.StartTrainRequest(spec=spec, request_id=new_id("req")))).job
-        for spec in specs
-    ]  # fmt: skip
-    rows = []
-    for spec, job in zip(specs, jobs, strict=True):
-        row: dict[str, Any] = {"name": spec.name, "job": job.id, "digest": None, "heldout": None, "run": None}
-        try:
-            ended = await session.finish(job)
-            row |= await _result(session, ended.result_digest)
-        except (JobFailed, JobCancelled) as error:
-            row["error"] = error.message
-        rows.append(row)
-    return rows
-
-
-async def _result(session: Session, digest: str) -> dict[str, Any]:
-    """What a training made and took."""
-    artifact = await session.artifact(digest)
-    lineage = json.loads(artifact.config_json)["lineage"]
-    taken = (await session.call(session.trainer.GetRun, trainer_pb2.GetRunRequest(bundle=digest))).run
-    return {"digest": digest, "heldout": lineage["parameters"].get("heldout"), "run": to_document(taken)}
-
-
 async def _show(session: Session, job: job_pb2.Job, wait: bool) -> None:
     if not wait:
         session.output.show(to_document(job), job.id)
@@ -168,16 +142,41 @@ async def _show(session: Session, job: job_pb2.Job, wait: bool) -> None:
     artifact = await session.artifact(job.result_digest)
     if artifact.artifact_type == TOGETHER_TYPE:
         made = json.loads(artifact.config_json)["bundles"]
-        results = {name: await _result(session, digest) for name, digest in made.items()}
+        results = {name: await result_of(session, digest) for name, digest in made.items()}
         views: list[Any] = []
         for name, found in results.items():
             views += [facts([("name", name), ("digest", found["digest"]), *_heldout(found)]), run_view(found["run"])]
         session.output.show({"job": to_document(job), "artifact": to_document(artifact), "results": results}, *views)
         return
-    found = await _result(session, job.result_digest)
+    if artifact.artifact_type == PAUSED_TYPE:
+        paused = json.loads(artifact.config_json)
+        views = [facts([("paused", f"after step {paused['step']}"), ("state", artifact.digest),
+                        ("size", human_bytes(artifact.size_bytes)), *_heldout(paused)])]  # fmt: skip
+        session.output.show({"job": to_document(job), "artifact": to_document(artifact), **paused}, *views)
+        return
+    found = await result_of(session, job.result_digest)
     document = {"job": to_document(job), "artifact": to_document(artifact), **found}
     document.pop("digest")
     session.output.show(document, artifact_view(artifact), facts(_heldout(found)), run_view(found["run"]))
+
+
+def _rungs(sweep: Any, specs: Sequence[trainer_pb2.TrainSpec], plans: Sequence[job_pb2.Plan]) -> list[Rung]:
+    """Where runs are stopped, none but of halving; BadConfig if they do not all have the same steps."""
+    for spec in specs:
+        if json.loads(spec.settings_json).get("until_step"):
+            raise BadConfig(
+                f"{spec.name}: until_step has no place in a sweep, whose runs pause by themselves; remove it"
+            )
+    if sweep.get("method") != HALVING or any(plan.refusals for plan in plans):
+        return []
+    steps = {spec.name: plan.counts["steps"] for spec, plan in zip(specs, plans, strict=True)}
+    least, most = min(steps, key=steps.__getitem__), max(steps, key=steps.__getitem__)
+    if steps[least] != steps[most]:
+        raise BadConfig(
+            f"halving compares runs after equal steps, but {least} has {steps[least]} and {most} {steps[most]}; set"
+            " max_steps, or take the keys that differ out of the sweep"
+        )
+    return rungs_of(sweep, len(plans), steps[most])
 
 
 def _on_gpus(specs: list[trainer_pb2.TrainSpec], waits: bool, vram: str) -> list[trainer_pb2.TrainSpec]:

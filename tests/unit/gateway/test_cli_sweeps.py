@@ -57,7 +57,7 @@ def test_a_random_sweep_is_the_same_for_a_seed() -> None:
         ({"keys": {}}, "must hold keys"),
         ({"method": "best", "keys": {"epochs": [1, 2]}}, "grid, random"),
         ({"keys": {"epochs": [1, 2]}, "runs": 3}, "sweep.runs has no effect with method grid"),
-        ({"keys": {"epochs": {"low": 1, "high": 2}}}, "ranges are for method random"),
+        ({"keys": {"epochs": {"low": 1, "high": 2}}}, "ranges are for runs that are drawn"),
         ({"keys": {"epochs": [1]}}, "1 different runs"),
         ({"keys": {"epochs": list(range(40)), "seed": [1, 2]}}, "more than 64"),
         ({"method": "random", "keys": {"epochs": [1, 2]}}, "sweep.runs=None"),

@@ -13,7 +13,6 @@ from training_files import prepared_from
 from benchmarks.gpu.shapes import SHAPES, TOKENS
 from benchmarks.gpu.train import CASES
 from services.trainer.adapters.lora import attach
-from services.trainer.heldout import compare
 from services.trainer.memory import components, trainable_parameters
 from services.trainer.plan import plan_of, prepare
 from services.trainer.settings import AdamSettings, LoraSettings, TrainSettings, parse_settings
@@ -22,6 +21,7 @@ from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.lineage import Lineage
+from smeltkit.paired import compare
 from smeltkit.testing.tiny_models import tiny_config
 
 EXAMPLES = Path(__file__).parents[4] / "examples"

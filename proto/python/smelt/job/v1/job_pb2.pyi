@@ -378,6 +378,26 @@ class Plan(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class CountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     READ_BYTES_FIELD_NUMBER: _builtins.int
     WRITE_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
@@ -386,6 +406,7 @@ class Plan(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
     CACHED_DIGEST_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
     read_bytes: _builtins.int
     """Bytes that would be read."""
     write_bytes: _builtins.int
@@ -408,6 +429,10 @@ class Plan(_message.Message):
     def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
         """Why it would be refused; empty if it can start."""
 
+    @_builtins.property
+    def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Numbers of the work for programs, e.g. "steps" and "tokens" of a training."""
+
     def __init__(
         self,
         *,
@@ -419,10 +444,11 @@ class Plan(_message.Message):
         items: _abc.Iterable[Global___PlanItem] | None = ...,
         refusals: _abc.Iterable[Global___Refusal] | None = ...,
         cached_digest: _builtins.str = ...,
+        counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_digest", b"cached_digest", "items", b"items", "memory_bytes", b"memory_bytes", "read_bytes", b"read_bytes", "refusals", b"refusals", "steps", b"steps", "time_s", b"time_s", "write_bytes", b"write_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_digest", b"cached_digest", "counts", b"counts", "items", b"items", "memory_bytes", b"memory_bytes", "read_bytes", b"read_bytes", "refusals", b"refusals", "steps", b"steps", "time_s", b"time_s", "write_bytes", b"write_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

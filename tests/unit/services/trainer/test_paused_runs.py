@@ -1,0 +1,90 @@
+"""Runs that pause and are measured on the way: stored, taken up elsewhere, and no different for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_files import prepared_from
+from training_runs import STEPS, make_run, some_samples
+
+from services.trainer import checkpoint
+from services.trainer.heldout import HeldoutCourse
+from services.trainer.loop import Run, StepReport
+from services.trainer.measured import HELDOUT_FILE, read_course
+from services.trainer.paused import CHECKPOINTS, store_paused, take_up
+from services.trainer.records import METRICS_FILE
+from services.trainer.settings import TrainSettings
+from services.trainer.together import Part, check_together
+from services.trainer.work import plain
+from smeltkit.blobs.local import LocalStore
+from smeltkit.errors import UnsupportedOption
+from smeltkit.manifest import PAUSED_TYPE
+
+
+def _numbers(reports: list[StepReport]) -> list[tuple[Any, ...]]:
+    return [(r.step, r.loss, r.grad_norm, r.tokens, r.sample_ids) for r in reports]
+
+
+def _outcome(run: Run) -> dict[str, Any]:
+    return {"paused": run.step, "cost": asdict(run.cost), "device": "cpu", "heldout": None}
+
+
+def test_a_run_that_paused_goes_on_elsewhere_as_if_it_had_not(tmp_path: Path) -> None:
+    """R-057, R-058: measured on the way, stored, taken up in another folder: same losses, samples and weights, with
+    dropout; what was stored is not written to."""
+    expected: list[StepReport] = []
+    make_run(tmp_path / "whole" / CHECKPOINTS, "lora").run(expected.append)
+    first, seen = tmp_path / "first", list[StepReport]()
+    first.mkdir()
+    run = make_run(first / CHECKPOINTS, "lora")
+    course = HeldoutCourse(first, some_samples()[:3])
+
+    def tell(report: StepReport) -> None:
+        seen.append(report)
+        course.measure(run.decoder, report.step, report.tokens)
+
+    run.run(tell, 3)
+    (first / METRICS_FILE).write_text("".join(json.dumps({"step": report.step}) + "\n" for report in seen))
+    assert run.step == 3 and [one.step for one in read_course(first / HELDOUT_FILE)] == [1, 2, 3]
+    store, told = LocalStore(tmp_path / "store"), list[int]()
+    paused = store_paused(store, first, {"base": "b"}, _outcome(run), told.append)
+    assert paused.artifact_type == PAUSED_TYPE and paused.config["step"] == 3 and told[-1] == paused.size_bytes
+    other = tmp_path / "other"
+    for _ in range(2):
+        take_up(store, store.get_manifest(paused.digest), other)
+    assert {path.name for path in other.iterdir()} == {CHECKPOINTS, METRICS_FILE, HELDOUT_FILE}
+    resumed = make_run(other / CHECKPOINTS, "lora")
+    assert resumed.step == 3
+    resumed.run(seen.append)
+    assert _numbers(seen) == _numbers(expected)
+    final = [checkpoint.read(tmp_path / name / CHECKPOINTS / f"step-{STEPS:08d}")[1] for name in ("whole", "other")]
+    assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
+
+
+def test_measurements_after_the_step_where_a_run_goes_on_are_made_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path / CHECKPOINTS, "full")
+    course = HeldoutCourse(tmp_path, some_samples()[:3])
+    made = [course.measure(run.decoder, step, 10 * step) for step in (0, 2, 4)]
+    assert course.measure(run.decoder, 2, 99) is made[1], "each is made once"
+    again = HeldoutCourse(tmp_path, some_samples()[:3])
+    assert again.measured == made
+    again.keep_until(3)
+    assert again.measured == made[:2] == read_course(tmp_path / HELDOUT_FILE)
+    assert again.comparison.change == 0.0 and again.comparison.rows == 3
+
+
+def test_where_a_run_pauses_is_no_part_of_what_is_trained(tmp_path: Path) -> None:
+    """It counts steps and tokens until then; it must come before the end, and not among adapters on one base."""
+    whole, paused = prepared_from(tmp_path), prepared_from(tmp_path, until_step=2)
+    assert plain(whole.settings) == plain(paused.settings) and not paused.refusals
+    assert (paused.end_step, paused.tokens) == (2, whole.order.tokens_in(2))
+    (refusal,) = prepared_from(tmp_path, until_step=whole.schedule.total_steps).refusals
+    assert f"must be below the run's {whole.schedule.total_steps} steps" in refusal.message
+    parts = [Part(name=name, data=(), settings=TrainSettings(until_step=2)) for name in ("a", "b")]
+    with pytest.raises(UnsupportedOption, match="a: until_step=2 pauses a training of its own"):
+        check_together(parts)
