@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks import results
+from services.trainer.data.curriculum import Curriculum
 from services.trainer.data.order import Order
 from services.trainer.data.samples import Sample
 from services.trainer.loop import Run, StepReport
@@ -104,7 +105,7 @@ def _run(folder: Path, total: int) -> Run:
     )
     order = Order(lengths=[TOKENS] * 16, pack_tokens=TOKENS, packs_per_step=1, seed=0)
     return Run(
-        Decoder(config, kernels=kernels_for("cpu")), samples, order,
+        Decoder(config, kernels=kernels_for("cpu")), samples, Curriculum([(order, total + 1)]),
         Schedule(kind="constant", peak=1e-4, warmup_steps=0, total_steps=total + 1), settings,
         folder=folder, run_digest="sha256:" + "0" * 64, peak=PeakMemory("cpu"),
     )  # fmt: skip

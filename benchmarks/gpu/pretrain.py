@@ -61,7 +61,7 @@ def prepared_from(base: Path, data: Path, steps: int, seed: int) -> Prepared:
     bundle = Bundle.from_folder(base, lineage=lineage, licence="Apache-2.0")
     run = {"max_steps": steps, "warmup_steps": min(WARMUP_STEPS, steps // 10), "seed": seed}
     settings = parse_settings(json.dumps({**SETTINGS, **run}))
-    prepared = prepare(base, bundle, data, None, settings)
+    prepared = prepare(base, bundle, [data], None, settings)
     for refusal in prepared.refusals:
         raise refusal
     return prepared
@@ -93,7 +93,7 @@ def plain(base: Path, data: Path, steps: int, seed: int, gpu: int, limit_s: floa
     """The written-out loop."""
     prepared = prepared_from(base, data, steps, seed)
     torch.cuda.set_device(gpu)
-    settings, samples = prepared.settings, prepared.data.samples
+    settings, samples = prepared.settings, prepared.samples
     decoder = fresh_decoder(prepared.config, seed=seed, dtype=torch.float32, device="cuda")
     matrices, vectors = ([p for p in decoder.parameters() if (p.dim() > 1) is wanted] for wanted in (True, False))
     how = settings.optimizer

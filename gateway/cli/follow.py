@@ -77,7 +77,7 @@ class _JobView:
     def __init__(self, output: Output) -> None:
         self._output = output
         self._phase = ""
-        self._alerts: set[str] = set()
+        self._told: set[str] = set()
         self._noted, self._noted_s = "", 0.0
         self._bar: TaskID | None = None
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
@@ -93,12 +93,13 @@ class _JobView:
             self._progress.stop()
 
     def update(self, job: job_pb2.Job) -> None:
-        """Shows the present state, and each alert once."""
+        """Shows the present state, and each alert and what else happened once."""
         phase = _phase(job)
-        for alert in job.progress.alerts:
-            if alert not in self._alerts:
-                self._alerts.add(alert)
-                self._output.warn(f"{job.id}  {alert}")
+        for lines, tell in ((job.progress.notes, self._output.note), (job.progress.alerts, self._output.warn)):
+            for line in lines:
+                if line not in self._told:
+                    self._told.add(line)
+                    tell(f"{job.id}  {line}")
         if not self._output.err.is_terminal:
             self._note(job, phase)
             return

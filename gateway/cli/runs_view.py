@@ -82,7 +82,24 @@ def run_views(run: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> lis
     )
     settings = facts((key, value) for key, value in flat(run.get("settings", {})).items())
     taken = {**run, **run["spikes"]}
-    return [known, "", run_view(taken), "", "settings", settings]
+    stages = run.get("stages", [])
+    return [known, "", *([_stages(stages), ""] if len(stages) > 1 else []), run_view(taken), "", "settings", settings]
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A line a stage of a run."""
+    rows = (
+        (
+            number,
+            _text(stage["data"]),
+            stage["steps"],
+            f"{stage['tokens']:,}",
+            f"{stage['loss']['first']:.4f} -> {stage['loss']['last']:.4f}",
+            measured(None if stage["heldout_loss"] is None else f"{stage['heldout_loss']:.4f}"),
+        )
+        for number, stage in enumerate(stages, start=1)
+    )
+    return table((">stage", "data", ">steps", ">tokens", ">loss", ">held-out loss at its end"), rows)
 
 
 def diff_document(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,8 +115,8 @@ def diff_document(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str,
             **{key: [one.get(key), other.get(key)] for key in _OUTCOMES},
             **{key: [one["outcome"][key], other["outcome"][key]] for key in one["outcome"]},
         },
-        "is_same_training_data": _is_same(one, other, 0),
-        "is_same_heldout_data": _is_same(one, other, 1),
+        "is_same_training_data": _training_data(one) == _training_data(other) != [],
+        "is_same_heldout_data": _heldout_data(one) == _heldout_data(other) != [],
     }
 
 
@@ -136,10 +153,15 @@ def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _is_same(one: Mapping[str, Any], other: Mapping[str, Any], number: int) -> bool:
-    """Whether both runs have data of this place, and the same."""
-    found = [run.get("data", [])[number : number + 1] for run in (one, other)]
-    return bool(found[0]) and bool(found[0] == found[1])
+def _training_data(run: Mapping[str, Any]) -> list[str]:
+    """Digests of the data that were trained on, in their order."""
+    count = sum(len(stage["data"]) for stage in run.get("stages", []))
+    return list(run.get("data", []))[: count or 1]
+
+
+def _heldout_data(run: Mapping[str, Any]) -> list[str]:
+    """Digest of the data that only measured, if there were any."""
+    return list(run.get("data", []))[len(_training_data(run)) :]
 
 
 def _loss(run: Mapping[str, Any]) -> str:

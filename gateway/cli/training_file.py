@@ -8,6 +8,9 @@ method: lora                  # and every other setting of a training
 adapters:                     # instead of name: adapters trained together, each with what it does not share
   - {name: ore-11m:one, data: one.jsonl, lora: {rank: 8}}
   - {name: ore-11m:two, data: two.jsonl, learning_rate: 1e-4}
+stages:                       # instead of data and its epochs: what follows one upon the other in one run
+  - {data: easy.jsonl, epochs: 2}
+  - {data: {easy.jsonl: 0.5, hard.jsonl: 1}, max_steps: 200}     # how often an epoch passes over each file
 """
 
 from __future__ import annotations
@@ -77,23 +80,65 @@ async def specs_of(session: Session, file: Path, found: Sequence[Mapping[str, An
     """Trainings as requests, their data stored."""
     from gateway.cli.uploads import upload
 
-    wanted: list[list[Path]] = []
+    wanted: list[tuple[list[Path], dict[str, Any]]] = []
     for value in found:
-        missing = [key for key in ("base", "data", "name") if not isinstance(value.get(key), str)]
+        missing = [key for key in ("base", "name") if not isinstance(value.get(key), str)]
         if missing:
             raise BadConfig(f"{file.name}: {missing[0]} is missing, or no text")
-        wanted.append([file.parent / str(value[key]) for key in ("data", "heldout") if value.get(key)])
-    paths = list(dict.fromkeys(path for own in wanted for path in own))
+        names, settings = files_of(value, file)
+        wanted.append(([file.parent / name for name in names], settings))
+    paths = list(dict.fromkeys(path for own, _ in wanted for path in own))
     for path in paths:
         if not path.is_file():
             raise UnknownSource(f"{path} does not exist; {file.name} names its data relative to its own folder")
     stored = await upload(session, paths)
     digests = {path: entry.digest for path, entry in zip(paths, stored, strict=True)}
-    return [_spec(value, [digests[path] for path in own]) for value, own in zip(found, wanted, strict=True)]
+    return [
+        _spec(value, settings, [digests[path] for path in own])
+        for value, (own, settings) in zip(found, wanted, strict=True)
+    ]
 
 
-def _spec(value: Mapping[str, Any], datasets: list[str]) -> trainer_pb2.TrainSpec:
+def files_of(value: Mapping[str, Any], file: Path) -> tuple[list[str], dict[str, Any]]:
+    """The data files that a training names, stage by stage and held-out rows last, and its settings without them."""
     settings = {key: item for key, item in value.items() if key not in _OWN_KEYS}
+    heldout = [str(value["heldout"])] if value.get("heldout") else []
+    if "stages" not in value:
+        names, own = _mixed(value, "", file)
+        return [*names, *heldout], {**settings, **own}
+    if "data" in value:
+        raise BadConfig(f"{file.name}: data has no effect beside stages, which each have their own; move it into them")
+    found, stages = value["stages"], []
+    if not isinstance(found, list) or not found or not all(isinstance(one, Mapping) for one in found):
+        raise BadConfig(f"{file.name}: stages must be a list of them, each with data and how long it goes on")
+    names = []
+    for number, stage in enumerate(found):
+        where = f"stages[{number}]."
+        if twice := sorted(stage.keys() & settings.keys()):
+            raise BadConfig(f"{file.name}: {twice[0]} is said of the training and in {where}{twice[0]}; say it once")
+        own_names, own = _mixed(stage, where, file)
+        names += own_names
+        stages.append({**{key: item for key, item in stage.items() if key != "data"}, **own})
+    return [*names, *heldout], {**settings, "stages": stages}
+
+
+def _mixed(value: Mapping[str, Any], where: str, file: Path) -> tuple[list[str], dict[str, Any]]:
+    """The data files of a training or a stage, and the setting that says how often an epoch passes over each."""
+    data = value.get("data")
+    if isinstance(data, str):
+        return [data], {}
+    found = dict.fromkeys(data, 1) if isinstance(data, list) else data
+    if not isinstance(found, Mapping) or not found or not all(isinstance(name, str) for name in found):
+        raise BadConfig(
+            f"{file.name}: {where}data is missing, or neither a file, nor a list of files, nor files with how often an"
+            " epoch passes over each"
+        )
+    if "mix" in value:
+        raise BadConfig(f"{file.name}: {where}mix is what {where}data says of several files; remove it")
+    return list(found), {"mix": list(found.values())}
+
+
+def _spec(value: Mapping[str, Any], settings: Mapping[str, Any], datasets: list[str]) -> trainer_pb2.TrainSpec:
     return trainer_pb2.TrainSpec(
         base=value["base"],
         method=_METHODS.get(str(settings.get("method", "lora")), trainer_pb2.METHOD_UNSPECIFIED),

@@ -1,4 +1,7 @@
-"""Steps of a training as facts on NATS: the newest one of each interval. What cannot be published stops no run."""
+"""Steps of a training as facts on NATS, the newest one of each interval, and its stages and alerts.
+
+What cannot be published stops no run.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ from smeltkit.bus.client import Bus
 from smeltkit.errors import BusUnavailable
 
 _log = logging.getLogger(__name__)
+Fact = event_pb2.TrainingStep | event_pb2.TrainingStage | event_pb2.TrainingAlert
 _TOLD = ("step", "steps", "loss", "learning_rate", "grad_norm", "tokens_per_second", "tokens", "memory_bytes", "mfu")
 
 
 class StepEvents:
-    """Publishes the steps and alerts of one job. Made on the event loop, told from a thread."""
+    """Publishes the steps, stages and alerts of one job. Made on the event loop, told from a thread."""
 
     def __init__(self, bus: Bus, job_id: str) -> None:
         self._bus, self._job_id = bus, job_id
@@ -41,10 +45,15 @@ class StepEvents:
         """Publishes an alert, of the adapter `name` where several are trained together."""
         self._send("trainer.alert.fired", to_alert(alert, self._job_id, name))
 
-    def _send(self, fact: str, message: event_pb2.TrainingStep | event_pb2.TrainingAlert) -> None:
+    def enter(self, stage: Mapping[str, Any], name: str = "") -> None:
+        """Publishes that a stage followed upon another, and leaves a line in the log."""
+        _log.info("job %s: %s%s", self._job_id, f"{name}: " if name else "", stage["message"])
+        self._send("trainer.stage.entered", event_pb2.TrainingStage(job_id=self._job_id, name=name, **stage))
+
+    def _send(self, fact: str, message: Fact) -> None:
         asyncio.run_coroutine_threadsafe(self._publish(fact, message), self._loop)
 
-    async def _publish(self, fact: str, message: event_pb2.TrainingStep | event_pb2.TrainingAlert) -> None:
+    async def _publish(self, fact: str, message: Fact) -> None:
         try:
             await self._bus.publish_event(fact, message)
         except BusUnavailable:

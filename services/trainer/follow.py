@@ -1,4 +1,4 @@
-"""A training followed to its end by the service that started it: its steps, its alerts, what it left as outcome."""
+"""A training followed to its end by the service that started it: its steps, stages and alerts, and its outcome."""
 
 from __future__ import annotations
 
@@ -35,18 +35,23 @@ class Phases(Protocol):
     def phase(self, name: str, total: int, unit: str = "bytes", message: Callable[[], str] | None = None) -> Tell:
         """`message` is asked for a line for people whenever progress is told."""
 
-    def measure(self, measured: Mapping[str, float], course: Sequence[float], alert: str = "") -> None:
-        """Tells the newest numbers, the course of the loss, and an alert if there is one."""
+    def measure(
+        self, measured: Mapping[str, float], course: Sequence[float], *, alert: str = "", note: str = ""
+    ) -> None:
+        """Tells the newest numbers, the course of the loss, and an alert or what else happened, if anything did."""
 
 
 class Told(Protocol):
-    """Whoever hears of steps and alerts as they come."""
+    """Whoever hears of steps, stages and alerts as they come."""
 
     def tell(self, step: Mapping[str, Any]) -> None:
         """A step, as it was written; not every one."""
 
     def alert(self, alert: Mapping[str, Any], name: str = "") -> None:
         """An alert that went off, of the adapter `name` where several are trained together."""
+
+    def enter(self, stage: Mapping[str, Any], name: str = "") -> None:
+        """A stage that followed upon another, likewise."""
 
 
 class Followed:
@@ -67,6 +72,8 @@ class Followed:
         """Takes in the steps that are new, and tells how far the training is."""
         for step in steps:
             self._course.add(step["loss"])
+            if "entered" in step:
+                self._enter(step["entered"], step.get("name", ""))
             for alert in step.get("alerts", ()):
                 self._alert(alert, step.get("name", ""))
         if steps:
@@ -101,24 +108,38 @@ class Followed:
             self.noticed.append(alert.to_dict())
             self._alert(alert.to_dict(), "")
 
-    def _alert(self, alert: Mapping[str, Any], name: str) -> None:
-        """Tells an alert once, however often its line is read."""
-        text = f"{name}: {alert['message']}" if name else str(alert["message"])
-        if (key := (text, alert["when"])) in self._seen:
-            return
-        self._seen.add(key)
-        self._measure(text)
-        self._told.alert(alert, name)
+    def _enter(self, stage: Mapping[str, Any], name: str) -> None:
+        text = _named(stage["message"], name)
+        if self._is_new(text, "stage"):
+            self._measure(note=text)
+            self._told.enter(stage, name)
 
-    def _measure(self, alert: str = "") -> None:
+    def _alert(self, alert: Mapping[str, Any], name: str) -> None:
+        text = _named(alert["message"], name)
+        if self._is_new(text, alert["when"]):
+            self._measure(alert=text)
+            self._told.alert(alert, name)
+
+    def _is_new(self, text: str, what: str) -> bool:
+        """Whether it is told for the first time: a line may be read again."""
+        is_new = (text, what) not in self._seen
+        self._seen.add((text, what))
+        return is_new
+
+    def _measure(self, *, alert: str = "", note: str = "") -> None:
         measured = {key: float(self._newest[key]) for key in _MEASURED if key in self._newest}
-        self._phases.measure(measured, self._course.points, alert)
+        self._phases.measure(measured, self._course.points, alert=alert, note=note)
 
     def _message(self) -> str:
         if not self._newest:
             return ""
         loss, rate = self._newest["loss"], self._newest["tokens_per_second"]
         return f"loss {loss:.4f}  {rate:.0f} tokens/s  {self._left_s:.0f} s left"
+
+
+def _named(message: str, name: str) -> str:
+    """A line about the adapter `name`, if it is about one of several."""
+    return f"{name}: {message}" if name else message
 
 
 def follow(

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from services.trainer.context_parallel import own_part
 from services.trainer.data.samples import Sample
-from services.trainer.loop import pack_of
 from services.trainer.measured import HELDOUT_FILE, Measured, read_course, write_course
+from services.trainer.packs import idle_pack, pack_of
+from services.trainer.ranks import ALONE, Ranks
 from smeltkit.ml.decoder import Decoder
 from smeltkit.paired import Comparison, compare
 
@@ -45,12 +47,20 @@ class HeldoutCourse:
         return compare(self.measured[0].losses, self.measured[-1].losses)
 
 
-def row_losses(decoder: Decoder, samples: Sequence[Sample]) -> list[float]:
-    """Mean loss over the learnt tokens of each sample."""
-    device, found = decoder.embed.weight.device, []
+@torch.no_grad()
+def row_losses(decoder: Decoder, samples: Sequence[Sample], ranks: Ranks = ALONE) -> list[float]:
+    """Mean loss over the learnt tokens of each sample; of a decoder that is spread over `ranks`, each is told all.
+
+    The decoder is left as it is when it is not trained.
+    """
+    device = decoder.embed.weight.device
+    found = torch.zeros(len(samples), dtype=torch.float64, device=device)
     decoder.eval()
-    for sample in samples:
-        pack = pack_of([sample], device)
-        with torch.no_grad():
-            found.append(decoder.token_losses(pack.batch, pack.targets).sum().item() / pack.counted)
-    return found
+    for begin in range(0, len(samples), ranks.replicas):
+        mine = ranks.share(range(begin, min(begin + ranks.replicas, len(samples))))
+        pack = own_part(pack_of([samples[number] for number in mine], device) if mine else idle_pack(device), ranks)
+        total = decoder.token_losses(pack.batch, pack.targets).sum().double()
+        for number in mine:
+            found[number] = total * ranks.is_teller / samples[number].counted
+    losses: list[float] = ranks.summed(found).tolist()
+    return losses

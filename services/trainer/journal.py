@@ -17,6 +17,7 @@ from services.trainer.loop import StepReport
 from services.trainer.peak import memory_bytes
 from services.trainer.plan import Prepared
 from services.trainer.records import METRICS_FILE
+from services.trainer.stages import Transition
 
 
 class Journal:
@@ -55,6 +56,10 @@ class Journal:
             "mfu": flops * report.tokens_per_second / sum(lengths) / self._rate,
             "memory_share": report.memory_bytes / self._memory_bytes,
         }
+        if self._prepared.order.enters(report.step - 1):
+            line["entered"] = asdict(
+                Transition.of(self._prepared.stages, report.stage, report.step, report.heldout_loss)
+            )
         if alerts := [alert.to_dict() for alert in self._alerts.judge(line)]:
             line["alerts"] = alerts
         self._file.write(json.dumps(line) + "\n")

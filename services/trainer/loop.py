@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from services.trainer import checkpoint, watch
 from services.trainer.context_parallel import own_part
-from services.trainer.data.order import Order
+from services.trainer.data.curriculum import Curriculum
 from services.trainer.data.samples import Sample
 from services.trainer.forecast import Cost
+from services.trainer.heldout import row_losses
 from services.trainer.optimizer import Optimizer
+from services.trainer.packs import idle_pack, pack_of
 from services.trainer.peak import PeakMemory
 from services.trainer.random_state import NAMES as GENERATORS
 from services.trainer.random_state import random_state, set_random_state
@@ -25,11 +26,9 @@ from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
 from services.trainer.sharding import held, is_spread, spread_as
 from services.trainer.spikes import SpikeGuard
-from services.trainer.step import Pack, StepResult, train_step
+from services.trainer.step import StepResult, train_step
 from smeltkit.errors import TrainingDiverged
 from smeltkit.ml.decoder import Decoder
-from smeltkit.ml.decoder_packing import Packed
-from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.revision import code_revision
 
 
@@ -41,6 +40,8 @@ class StepReport:
     """Number of the step, from 1."""
     steps: int
     """Steps of the run."""
+    stage: int
+    """Stage that it belongs to, from 1."""
     loss: float
     learning_rate: float
     grad_norm: float
@@ -57,6 +58,8 @@ class StepReport:
     first_grad_norm: float | None
     sample_ids: tuple[int, ...]
     """Which samples the step held."""
+    heldout_loss: float | None = None
+    """Mean of the held-out rows before the step, where it is the first of a stage after another."""
 
 
 class Run:
@@ -66,21 +69,23 @@ class Run:
         self,
         decoder: Decoder,
         samples: Sequence[Sample],
-        order: Order,
+        order: Curriculum,
         schedule: Schedule,
         settings: TrainSettings,
         *,
         folder: Path,
         run_digest: str,
         peak: PeakMemory,
+        heldout: Sequence[Sample] = (),
         ranks: Ranks = ALONE,
     ) -> None:
         """`folder` holds this run's checkpoints; it resumes from the newest. `run_digest` says which run it is.
 
-        Of several `ranks` each makes this run with the same arguments, over its part of the decoder.
+        Where a stage follows upon another, the loss of `heldout` is measured. Of several `ranks` each makes this run
+        with the same arguments, over its part of the decoder.
         """
         self.decoder, self.schedule = decoder, schedule
-        self._samples, self._order, self._settings = samples, order, settings
+        self._samples, self._order, self._settings, self._heldout = samples, order, settings, heldout
         self._folder, self._run_digest, self._peak, self._ranks = folder, run_digest, peak, ranks
         self._checkpoints = checkpoint.Checkpoints(folder, keep=settings.keep_checkpoints, ranks=ranks)
         self._device = decoder.embed.weight.device
@@ -112,12 +117,13 @@ class Run:
         if self.step == 0:
             self._try_longest()
         while self.step < end_step:
+            heldout_loss = self._measured() if self._order.enters(self.step) else None
             begin = time.monotonic()
             report = self._step()
             self._time_s += time.monotonic() - begin
             if self._guard.must_go_back:
                 self._go_back()
-            yield report
+            yield replace(report, heldout_loss=heldout_loss)
             if self.step % self._settings.checkpoint_steps == 0 or self.step == end_step:
                 self.start_saving()
         self.wait_for_saving()
@@ -177,6 +183,7 @@ class Run:
         return self._count(result, rate, took_s, tuple(number for pack in numbers for number in pack))
 
     def _count(self, result: StepResult, rate: float, took_s: float, ids: tuple[int, ...]) -> StepReport:
+        stage = self._order.stage(self.step) + 1
         self.step += 1
         self._tokens += result.tokens
         self._losses = [*self._losses, result.loss][-self._settings.stuck_steps :]
@@ -184,6 +191,7 @@ class Run:
         return StepReport(
             step=self.step,
             steps=self.schedule.total_steps,
+            stage=stage,
             loss=result.loss,
             learning_rate=rate,
             grad_norm=result.grad_norm,
@@ -197,10 +205,16 @@ class Run:
             sample_ids=ids,
         )
 
+    def _measured(self) -> float | None:
+        """Mean loss of the held-out rows, if there are any."""
+        losses = row_losses(self.decoder, self._heldout, self._ranks)
+        self.decoder.train()
+        return sum(losses) / len(losses) if losses else None
+
     def _try_longest(self) -> None:
         """Takes the fullest pack through the model and back, so that memory runs out now or never."""
-        fullest = self._order.fullest(self.schedule.total_steps)
-        pack = own_part(pack_of([self._samples[number] for number in fullest], self._device), self._ranks)
+        samples = [self._samples[number] for number in self._order.fullest()]
+        pack = own_part(pack_of(samples, self._device), self._ranks)
         state = random_state()
         self.decoder.loss(pack.batch, pack.targets).backward()
         set_random_state(state)
@@ -268,18 +282,3 @@ class Run:
 def _random_name(name: str, rank: int) -> str:
     """Name of the state of a process's generator among the tensors of a checkpoint."""
     return f"{checkpoint.RANDOM}{name}.{rank}" if rank else f"{checkpoint.RANDOM}{name}"
-
-
-def idle_pack(device: torch.device | str) -> Pack:
-    """What a process takes through the model that has nothing to do in a step while others have: nothing is learnt."""
-    return Pack(batch=Packed.of([[0]], device), targets=torch.tensor([IGNORED], device=device), counted=0, is_idle=True)
-
-
-def pack_of(samples: Sequence[Sample], device: torch.device | str) -> Pack:
-    """Samples as one pack on a device."""
-    targets = torch.from_numpy(np.concatenate([sample.targets for sample in samples], dtype=np.int64))
-    return Pack(
-        batch=Packed.of([sample.ids for sample in samples], device),
-        targets=targets.to(device, non_blocking=True),
-        counted=sum(sample.counted for sample in samples),
-    )

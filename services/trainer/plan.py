@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from services.trainer import devices, splits
 from services.trainer.adapters.targets import linear_names
 from services.trainer.alerts import never_fires
+from services.trainer.data.curriculum import Curriculum, Joined
 from services.trainer.data.dataset import Dataset, open_dataset, read_dataset
-from services.trainer.data.order import Order
 from services.trainer.data.recipe import Recipe
 from services.trainer.data.samples import Encoder
 from services.trainer.data.stored import is_sealed
@@ -18,6 +21,7 @@ from services.trainer.memory import checkpoint_bytes, components, state_bytes, t
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
 from services.trainer.shape import shaped
+from services.trainer.stages import Stage, make_stages
 from smeltkit.errors import BadConfig, BadSchedule, SettingsDiffer, SmeltError, UnsupportedOption
 from smeltkit.jobs.plan import Plan
 from smeltkit.ml.arch import ModelConfig
@@ -35,12 +39,16 @@ class Prepared:
     config: ModelConfig
     """Dimensions of the model that is trained: the base's, unless its weights begin at random."""
     settings: TrainSettings
-    data: Dataset
+    data: tuple[Dataset, ...]
+    """Each of the data files once."""
+    samples: Joined
+    """Those of all data files, as they are numbered in `order`."""
     heldout: Dataset | None
-    order: Order
+    stages: tuple[Stage, ...]
+    order: Curriculum
     schedule: Schedule
-    preview: str
-    """The first sample, with what is learnt between double angle brackets."""
+    previews: tuple[str, ...]
+    """The first sample of each data file, with what is learnt between double angle brackets."""
     refusals: tuple[SmeltError, ...]
 
     @property
@@ -54,48 +62,44 @@ class Prepared:
         return self.order.tokens_in(self.end_step)
 
 
-def prepare(folder: Path, bundle: Bundle, data: Path, heldout: Path | None, settings: TrainSettings) -> Prepared:
+def prepare(
+    folder: Path, bundle: Bundle, data: Sequence[Path], heldout: Path | None, settings: TrainSettings
+) -> Prepared:
     """Reads the data for a bundle's folder, rows or what they were tokenized to; BadDataset for a wrong row.
 
-    Why it cannot run is in `refusals`.
+    `data` are the files of all stages, some perhaps more than once. Why it cannot run is in `refusals`.
     """
     recipe = Recipe.of(bundle.contract, settings)
     encoder = recipe.encoder(folder)
     config = shaped(folder, bundle.config, settings.shape)
-    found = _read(data, encoder, recipe)
-    order = Order(
-        lengths=found.samples.lengths,
-        pack_tokens=settings.pack_size_tokens,
-        packs_per_step=settings.packs_per_step,
-        seed=settings.seed,
-    )
-    reachable = order.steps_in(settings.epochs)
+    read = {path: _read(path, encoder, recipe) for path in data}
+    found = tuple(read.values())
+    samples = Joined([one.samples for one in found])
+    firsts = dict(zip(read, samples.firsts, strict=False))
+    lengths = array("i", chain.from_iterable(one.samples.lengths for one in found))
+    stages = make_stages(settings, [(read[path], firsts[path]) for path in data], lengths)
+    order = Curriculum([(stage.order, stage.steps) for stage in stages])
     schedule = Schedule(
         kind=settings.schedule,
         peak=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
-        total_steps=settings.max_steps or reachable,
+        total_steps=order.starts[-1],
         final_share=settings.final_share,
-    )
-    refusals: list[SmeltError] = list(
-        schedule.refusals(
-            reachable_steps=reachable,
-            tokens=found.tokens * schedule.total_steps * settings.epochs // reachable,
-            tokens_min=settings.min_tokens,
-            horizon_steps=settings.horizon_steps,
-        )
     )
     return Prepared(
         bundle=bundle,
         config=config,
         settings=settings,
         data=found,
+        samples=samples,
         heldout=_read(heldout, encoder, Recipe.of(bundle.contract, settings, is_heldout=True)) if heldout else None,
+        stages=stages,
         order=order,
         schedule=schedule,
-        preview=encoder.preview(found.samples[0])[:PREVIEW_CHARS],
+        previews=tuple(encoder.preview(one.samples[0])[:PREVIEW_CHARS] for one in found),
         refusals=(
-            *refusals,
+            *chain.from_iterable(stage.refusals() for stage in stages),
+            *schedule.refusals(horizon_steps=settings.horizon_steps),
             *_pauses(settings, schedule),
             *never_fires(settings.alerts, schedule),
             *_misfits(bundle, settings),
@@ -109,7 +113,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
     settings, config = prepared.settings, prepared.config
     needs, trained = components(config, settings), trainable_parameters(config, settings)
     saved_bytes = checkpoint_bytes(config, settings)
-    schedule, data = prepared.schedule, prepared.data
+    schedule = prepared.schedule
     middle = schedule.total_steps // 2
     rates = [schedule.rate(step) for step in (0, middle, schedule.total_steps - 1)] if schedule.total_steps else []
     said = forecast(pace, prepared.tokens, settings.processes) if pace else None
@@ -117,20 +121,19 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
         "method": settings.method,
         "code": code_revision(),
         "trainable": f"{trained:,} of {config.parameters:,} parameters",
-        "data": f"{data.digest[:19]}: {data.rows} rows, {data.tokens:,} tokens, {data.counted:,} of them learnt",
-        **({"rearranged": f"{data.rearranged} rows, to fill in the middle"} if settings.fim.share else {}),
-        "left out": f"{len(data.too_long)} rows longer than {settings.sequence_tokens} tokens",
+        **_of_data(prepared),
         "held out": "none" if prepared.heldout is None else f"{len(prepared.heldout.samples)} samples",
-        "steps": f"{schedule.total_steps} of {prepared.order.steps_in(settings.epochs)} in {settings.epochs} epochs",
+        **_of_stages(prepared),
         **_of_pretraining(prepared),
         **_of_processes(settings),
         **_of_load(pace),
-        "packing": f"{prepared.order.efficiency:.1%} of {settings.pack_size_tokens} tokens a pack",
+        "packing": ", ".join(f"{stage.order.efficiency:.1%}" for stage in prepared.stages)
+        + f" of {settings.pack_size_tokens} tokens a pack",
         "learning rate": " -> ".join(f"{rate:.2e}" for rate in rates),
         "checkpoints": f"every {settings.checkpoint_steps} steps, {saved_bytes / 2**20:.1f} MiB each",
         **_of_host(config, settings),
         **{f"memory, {name}": f"{size / 2**20:.1f} MiB" for name, size in needs.items() if size},
-        "first sample": prepared.preview,
+        **_numbered("first sample", prepared.previews),
     }
     return Plan(
         read_bytes=base_bytes,
@@ -151,6 +154,35 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
         counts={} if prepared.refusals else {"steps": prepared.end_step, "tokens": prepared.tokens},
         refusals=prepared.refusals,
     )
+
+
+def _of_data(prepared: Prepared) -> dict[str, str]:
+    """What the data files hold, and what becomes of their rows."""
+    settings, files = prepared.settings, prepared.data
+    held = [f"{one.rows} rows, {one.tokens:,} tokens, {one.counted:,} of them learnt" for one in files]
+    moved = sum(one.rearranged for one in files)
+    return {
+        **_numbered("data", [f"{one.digest[:19]}: {text}" for one, text in zip(files, held, strict=True)]),
+        **({"rearranged": f"{moved} rows, to fill in the middle"} if settings.fim.share else {}),
+        "left out": f"{sum(len(one.too_long) for one in files)} rows longer than {settings.sequence_tokens} tokens",
+    }
+
+
+def _of_stages(prepared: Prepared) -> dict[str, str]:
+    """How far the run goes, and what of it are its stages, if it has any, or its mix."""
+    stages, settings = prepared.stages, prepared.settings
+    reachable, epochs = sum(one.reachable_steps for one in stages), sum(one.settings.epochs for one in stages)
+    told = [one.to_text(begin + 1) for one, begin in zip(stages, prepared.order.starts, strict=False)]
+    is_plain = not settings.stages and not settings.mix
+    return {
+        "steps": f"{prepared.schedule.total_steps} of {reachable} in {epochs} epochs",
+        **({} if is_plain else {f"stage {number}": text for number, text in enumerate(told, start=1)}),
+    }
+
+
+def _numbered(name: str, values: Sequence[str]) -> dict[str, str]:
+    """Items of a plan that there are one of or several."""
+    return {name if len(values) == 1 else f"{name} {number}": value for number, value in enumerate(values, start=1)}
 
 
 def _of_pretraining(prepared: Prepared) -> dict[str, str]:

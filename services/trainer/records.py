@@ -55,6 +55,7 @@ def store_run(
         "heldout": outcome.get("heldout"),
         "alerts": [*_alerts(path), *outcome["alerts"]][-limits.TRAIN_ALERTS_MAX :],
         "exports": outcome["exports"],
+        "stages": _stages(path, outcome),
         **_summary(path, outcome["matrix_flops"]),
     }
     manifest = Manifest(artifact_type=RUN_TYPE, config=config, layers=layers, subject=bundle.digest)
@@ -100,6 +101,19 @@ def _summary(path: Path, matrix_flops: float) -> dict[str, Any]:
 def _layer(store: Store, path: Path) -> Descriptor:
     digest, size_bytes = store.put_file(path)
     return Descriptor(media_type="application/x-ndjson", digest=digest, size_bytes=size_bytes, path=path.name)
+
+
+def _stages(path: Path, outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each stage was, its first and last loss, and the held-out loss at its end; None without any."""
+    losses: dict[int, dict[str, float]] = {}
+    ends: list[float | None] = []
+    for step in _steps(path):
+        losses.setdefault(step["stage"], {"first": step["loss"]})["last"] = step["loss"]
+        if "entered" in step:
+            ends.append(step["entered"]["heldout_loss"])
+    ends.append(outcome["heldout"]["after"] if "heldout" in outcome else None)
+    found = zip(outcome["stages"], losses.values(), ends, strict=True)
+    return [{**stage, "loss": loss, "heldout_loss": end} for stage, loss, end in found]
 
 
 def _alerts(path: Path) -> list[dict[str, Any]]:

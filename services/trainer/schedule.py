@@ -38,19 +38,10 @@ class Schedule:
         left = 0.5 * (1 + math.cos(math.pi * done)) if self.kind == "cosine" else 1 - done
         return self.peak * (self.final_share + (1 - self.final_share) * left)
 
-    def refusals(self, *, reachable_steps: int, tokens: int, tokens_min: int, horizon_steps: int) -> list[BadSchedule]:
-        """Why this schedule cannot do what it says; empty if it can.
-
-        `reachable_steps` is what data and epochs give, `tokens` what the run will see; `tokens_min` and
-        `horizon_steps`, both 0 where not given, are what the recipe expects of them.
-        """
+    def refusals(self, *, horizon_steps: int) -> list[BadSchedule]:
+        """Why this schedule cannot do what it says, or is not the one that the recipe believes in (0: any); empty if
+        it can."""
         found = []
-        if reachable_steps == 0:
-            found.append(BadSchedule("an epoch has no step: there is no data for even one"))
-        if self.total_steps > reachable_steps:
-            found.append(
-                BadSchedule(f"max_steps={self.total_steps} is out of reach: the epochs have {reachable_steps} steps")
-            )
         if self.warmup_steps > WARMUP_SHARE_MAX * self.total_steps:
             found.append(
                 BadSchedule(
@@ -62,6 +53,4 @@ class Schedule:
             found.append(
                 BadSchedule(f"horizon_steps={horizon_steps}, but the run has {self.total_steps}; leave it out")
             )
-        if tokens < tokens_min:
-            found.append(BadSchedule(f"the run sees {tokens} tokens; the recipe asks for at least {tokens_min}"))
         return found

@@ -10,28 +10,22 @@ lora: {rank: 16, alpha: 32}
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
-import re
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from services.trainer.alert_settings import DEFAULT_ALERTS, AlertSettings
 from services.trainer.export_settings import ExportSettings
 from services.trainer.ranges import among, below_one, within
 from services.trainer.schedule import KINDS
+from services.trainer.settings_reader import read_settings
+from services.trainer.stage_settings import StageSettings
 from smeltkit import limits
 from smeltkit.errors import BadConfig, UnsupportedOption
 
-T = TypeVar("T")
 OBSERVING: Final = ("alerts", "export", "code", "until_step")
 """Settings that do not change what is trained: no part of its name, its lineage or its pace."""
-_NUMBER: Final = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)([KMG]?)", re.IGNORECASE)
-_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,19 +156,18 @@ class ParallelSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(StageSettings):
     """Everything about a training but its model and its data."""
 
+    stages: tuple[StageSettings, ...] = ()
+    """What follows one upon the other in one run, each with data of its own; empty for a run of one stage, which is
+    then what the keys above say. Optimizer, schedule and random state go on from each to the next."""
     method: str = "lora"
     """`lora`, `qlora` (lora on a base in NF4), `full`, or `pretrain` (all weights, on text rows only)."""
     init: str = "base"
     """Weights to begin with, only with method pretrain: those of the `base`, or `random` ones of its shape."""
     shape: ShapeSettings = field(default_factory=ShapeSettings)
     """Other dimensions than the base's; only with init random."""
-    epochs: int = 1
-    """Passes over the data, 1 to 1000."""
-    max_steps: int = 0
-    """Optimizer steps after which the run ends; 0 for all that the epochs have."""
     until_step: int = 0
     """Step after which the run pauses: its state is stored, and a training that asks for a later step, or for all of
     them, goes on from there. 0 for no pause."""
@@ -211,8 +204,6 @@ class TrainSettings:
     """Last learning rate by the highest."""
     clip_norm: float = 1.0
     """Bound of the global gradient norm."""
-    min_tokens: int = 0
-    """Tokens that the run must see at least."""
     seed: int = 0
     """Decides shuffles, dropout, adapters and what is rearranged."""
     dtype: str = "float32"
@@ -241,11 +232,9 @@ class TrainSettings:
         among("schedule", self.schedule, KINDS)
         among("data_format", self.data_format, ("rows", "text"))
         among("dtype", self.dtype, ("float32", "bfloat16"))
-        whole = {"epochs": (1, 1000), "max_steps": (0, 10**9), "sequence_tokens": (8, 1 << 20),
-                 "pack_tokens": (0, 1 << 24), "seed": (0, 2**63 - 1), "packs_per_step": (1, 65536),
-                 "until_step": (0, 10**9),
-                 "warmup_steps": (0, 10**9), "min_tokens": (0, 10**15),
-                 "checkpoint_steps": (1, 10**9), "keep_checkpoints": (1, 1000), "stuck_steps": (2, 1000),
+        whole = {"sequence_tokens": (8, 1 << 20), "pack_tokens": (0, 1 << 24), "seed": (0, 2**63 - 1),
+                 "packs_per_step": (1, 65536), "warmup_steps": (0, 10**9), "checkpoint_steps": (1, 10**9),
+                 "until_step": (0, 10**9), "keep_checkpoints": (1, 1000), "stuck_steps": (2, 1000),
                  "horizon_steps": (0, 10**9), "processes": (1, limits.TRAIN_PROCESSES_MAX),
                  "nodes": (1, limits.TRAIN_NODES_MAX)}  # fmt: skip
         for name, (low, high) in whole.items():
@@ -261,6 +250,7 @@ class TrainSettings:
             raise BadConfig(
                 f"pack_tokens={self.pack_tokens} holds no sample of sequence_tokens={self.sequence_tokens}; raise it"
             )
+        self._check_stages()
         self._check_processes()
         if self.init != "base" and self.method != "pretrain":
             raise UnsupportedOption(f"init={self.init!r} has no effect with method {self.method}; choose pretrain")
@@ -277,6 +267,19 @@ class TrainSettings:
             )
         if self.schedule == "constant" and self.final_share != TrainSettings.final_share:
             raise UnsupportedOption("final_share has no effect with schedule constant; remove it")
+
+    def _check_stages(self) -> None:
+        """Each in its ranges, and nothing said of the whole that only its stages can say."""
+        self.check()
+        if len(self.stages) > limits.TRAIN_STAGES_MAX:
+            raise BadConfig(f"stages has {len(self.stages)} of them; {limits.TRAIN_STAGES_MAX} at most can be")
+        for number, stage in enumerate(self.stages):
+            stage.check(f"stages[{number}].")
+        for known in dataclasses.fields(StageSettings) if self.stages else ():
+            if (value := getattr(self, known.name)) != known.default:
+                raise UnsupportedOption(
+                    f"{known.name}={value!r} has no effect beside stages, which each have their own; move it into them"
+                )
 
     def _check_processes(self) -> None:
         """How the processes share the work, and what that leaves without effect."""
@@ -314,6 +317,16 @@ class TrainSettings:
             )
 
     @property
+    def curriculum(self) -> tuple[StageSettings, ...]:
+        """What the run is made of, at least one."""
+        return self.stages or (self,)
+
+    @property
+    def files(self) -> int:
+        """Data files of all stages, one after the other."""
+        return sum(len(stage.passes) for stage in self.curriculum)
+
+    @property
     def replicas(self) -> int:
         """Groups of processes that each take packs of their own; within one they share layers or tokens."""
         return self.processes // (self.parallel.tensor * self.parallel.context)
@@ -343,48 +356,3 @@ def parse_settings(text: str) -> TrainSettings:
     except (ValueError, RecursionError) as error:
         raise BadConfig(f"the settings are no JSON: {error}") from error
     return read_settings(TrainSettings, value)
-
-
-def read_settings(kind: type[T], value: Any, where: str = "") -> T:
-    """A settings class from plain values; numbers may be written 32K, 1e-4 or 1_000."""
-    if not isinstance(value, Mapping):
-        raise BadConfig(f"{where.rstrip('.') or 'settings'} must be a mapping of keys, not {value!r}")
-    types_of = typing.get_type_hints(kind)
-    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for key in value:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(known)}"
-            raise BadConfig(f"{where}{key} is no setting; {hint}")
-    return kind(**{key: _read(types_of[key], item, where + key) for key, item in value.items()})
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return read_settings(kind, value, f"{where}.")  # type: ignore[arg-type]
-    if isinstance(kind, types.GenericAlias):
-        of = typing.get_args(kind)[0]
-        if dataclasses.is_dataclass(of):
-            if not isinstance(value, list):
-                raise BadConfig(f"{where}={value!r} must be a list")
-            return tuple(read_settings(of, item, f"{where}[{number}].") for number, item in enumerate(value))  # type: ignore[arg-type]
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise BadConfig(f"{where}={value!r} must be a list of names")
-        return tuple(value)
-    if kind is bool or kind is str:
-        if not isinstance(value, kind):
-            raise BadConfig(f"{where}={value!r} must be {'true or false' if kind is bool else 'text'}")
-        return value
-    return _number(kind, value, where)
-
-
-def _number(kind: type[int] | type[float], value: Any, where: str) -> int | float:
-    """A number, also of a text such as 32K (1,024 each) or 1e-4; a whole one where `kind` is int."""
-    found: float | None = None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        found = value
-    elif isinstance(value, str) and (match := _NUMBER.fullmatch(value.strip())):
-        found = float(match[1].replace("_", "")) * _UNITS[match[2].upper()]
-    if found is None or not math.isfinite(found) or (kind is int and found != int(found)):
-        raise BadConfig(f"{where}={value!r} must be a {'whole ' if kind is int else ''}number such as 32K or 1e-4")
-    return kind(found)

@@ -64,7 +64,8 @@ def _spread(decoder: Decoder, mesh: DeviceMesh, regathers: bool) -> None:
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(decoder, "loss")
+    for name in ("loss", "token_losses"):
+        register_fsdp_forward_method(decoder, name)
 
 
 def is_spread(value: Tensor) -> bool:

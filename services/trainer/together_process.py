@@ -157,7 +157,8 @@ def run_lanes(folder: Path, journals: Mapping[Lane, Journal]) -> dict[Lane, Smel
 
 def _prepare(base: Path, bundle: Bundle, run: dict[str, Any]) -> Prepared:
     heldout = Path(run["heldout"]) if run["heldout"] else None
-    prepared = prepare(base, bundle, Path(run["data"]), heldout, parse_settings(json.dumps(run["settings"])))
+    data = [Path(path) for path in run["data"]]
+    prepared = prepare(base, bundle, data, heldout, parse_settings(json.dumps(run["settings"])))
     for refusal in prepared.refusals:
         raise refusal
     return prepared

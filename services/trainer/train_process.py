@@ -88,7 +88,7 @@ def train(folder: Path, spec: dict[str, Any], here: Place = ALONE_HERE) -> dict[
     base = Path(spec["base"])
     bundle = Bundle.from_folder(base, lineage=Lineage.from_dict(spec["lineage"]), licence=spec["licence"])
     heldout = Path(spec["heldout"]) if spec["heldout"] else None
-    prepared = prepare(base, bundle, Path(spec["data"]), heldout, settings)
+    prepared = prepare(base, bundle, [Path(path) for path in spec["data"]], heldout, settings)
     for refusal in prepared.refusals:
         raise refusal
     paces = Paces(Path(spec["paces"]), spec["threads"])
@@ -189,10 +189,11 @@ def _trained(folder: Path, base: Path, prepared: Prepared, device: str) -> Decod
 
 
 def finish(folder: Path, base: Path, prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
-    """Writes the bundle of a run that is over; what its base was dequantized to, as part of an outcome."""
+    """Writes the bundle of a run that is over; its stages and what its base was dequantized to, for its outcome."""
     _write_bundle(folder, base, prepared, decoder)
     exact = dequantization(decoder)
-    return {"dequantization": exact} if exact else {}
+    told = {"stages": [stage.to_dict() for stage in prepared.stages]}
+    return {**told, "dequantization": exact} if exact else told
 
 
 def load_base(base: Path, prepared: Prepared, device: str) -> Decoder:
@@ -218,13 +219,14 @@ def make_run(
     """The run of a prepared training in `folder`, at its newest checkpoint."""
     return Run(
         decoder,
-        prepared.data.samples,
+        prepared.samples,
         prepared.order,
         prepared.schedule,
         prepared.settings,
         folder=folder / "checkpoints",
         run_digest=run_digest,
         peak=peak,
+        heldout=prepared.heldout.samples if prepared.heldout else (),
         ranks=ranks,
     )
 

@@ -75,8 +75,8 @@ def prepare_training(
     with cache.materialize(manifest) as base:
         kept = _tokenized(store, cache, manifest, base, data, settings, folder, lambda rows: None)
         paths = [one.path for one in kept]
-        heldout = paths[1] if len(paths) > 1 else None
-        prepared = prepare(base, Bundle.from_manifest(manifest), paths[0], heldout, settings)
+        heldout = paths[-1] if len(paths) > settings.files else None
+        prepared = prepare(base, Bundle.from_manifest(manifest), paths[: settings.files], heldout, settings)
         processes = max(one.processes for one in kept)
         told = f"now, and kept for the run; processes: {processes}" if processes else "before, and kept since"
         return prepared, paces.of(prepared) if paces and not prepared.refusals else None, {"tokenized": told}
@@ -162,8 +162,8 @@ def run_spec(
     paths = [str(one.path) for one in _tokenized(store, cache, manifest, base, data, settings, folder, tell)]
     return {
         "settings": _all(settings),
-        "data": paths[0],
-        "heldout": "".join(paths[1:]),
+        "data": paths[: settings.files],
+        "heldout": "".join(paths[settings.files :]),
         "run_digest": digest_bytes(canonical_json([manifest.digest, *data, parameters])),
     }
 
@@ -234,11 +234,14 @@ def _tokenized(
     folder: Path,
     tell: Tell,
 ) -> list[Kept]:
-    """Training data and, if named, held-out data as samples in `folder`."""
+    """The files of all stages and, if named, held-out data as samples in `folder`; of equal ones all are the first."""
     contract = Bundle.from_manifest(manifest).contract
-    return [
-        keep_samples(
-            store, cache, digest, base, Recipe.of(contract, settings, is_heldout=name == "heldout"), folder, name, tell
-        )
-        for name, digest in zip(("data", "heldout"), data, strict=False)
-    ]
+
+    def kept(digest: str, name: str) -> Kept:
+        recipe = Recipe.of(contract, settings, is_heldout=name == "heldout")
+        return keep_samples(store, cache, digest, base, recipe, folder, name, tell)
+
+    files = data[: settings.files]
+    names = ["data"] if len(files) == 1 else [f"data-{number}" for number in range(1, len(files) + 1)]
+    found = {digest: kept(digest, names[files.index(digest)]) for digest in dict.fromkeys(files)}
+    return [*(found[digest] for digest in files), *(kept(digest, "heldout") for digest in data[settings.files :])]

@@ -209,8 +209,11 @@ def settings_of(spec: trainer_pb2.TrainSpec) -> TrainSettings:
         asked = trainer_pb2.Method.Name(spec.method)
         built = ", ".join(METHODS.values())
         raise BadRequest(f"the request says {asked}, its settings method={settings.method}; built are {built}")
-    if not 1 <= len(spec.datasets) <= 2:
-        raise BadRequest(f"{len(spec.datasets)} data sets are named; give the training data, then held-out data if any")
+    if len(spec.datasets) - settings.files not in (0, 1):
+        raise BadRequest(
+            f"{len(spec.datasets)} data sets are named; give the {settings.files} of training, stage by stage, then"
+            " held-out data if any"
+        )
     return settings
 
 

@@ -24,6 +24,7 @@ FACTS: Final[Mapping[str, type[Message]]] = MappingProxyType(
         "inference.model.unloaded": event_pb2.ModelUnloaded,
         "trainer.alert.fired": event_pb2.TrainingAlert,
         "trainer.bundle.stored": event_pb2.BundleStored,
+        "trainer.stage.entered": event_pb2.TrainingStage,
         "trainer.step.measured": event_pb2.TrainingStep,
         "trainer.training.finished": event_pb2.TrainingFinished,
     }

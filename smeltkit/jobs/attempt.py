@@ -70,13 +70,19 @@ class JobContext:
         latest.MergeFrom(self._beside)
         self.latest = latest
 
-    async def measure(self, measured: Mapping[str, float], course: Sequence[float], alert: str = "") -> None:
+    async def measure(
+        self, measured: Mapping[str, float], course: Sequence[float], *, alert: str = "", note: str = ""
+    ) -> None:
         """Tells the newest numbers of the work and the course of its main one, beside all progress from now on.
 
-        `alert`, if given, joins those that were told before.
+        `alert` and `note`, if given, join those that were told before.
         """
-        alerts = [*self._beside.alerts, alert] if alert else self._beside.alerts
-        self._beside = job_pb2.Progress(measured=measured, course=course, alerts=alerts[-limits.JOB_ALERTS_MAX :])
+        self._beside = job_pb2.Progress(
+            measured=measured,
+            course=course,
+            alerts=[*self._beside.alerts, *([alert] if alert else [])][-limits.JOB_ALERTS_MAX :],
+            notes=[*self._beside.notes, *([note] if note else [])][-limits.JOB_ALERTS_MAX :],
+        )
         latest = self.latest
         await self.progress(latest.phase, latest.done, latest.total, latest.unit, latest.message)
 

@@ -37,9 +37,11 @@ class Reporter:
 
         return report
 
-    def measure(self, measured: Mapping[str, float], course: Sequence[float], alert: str = "") -> None:
+    def measure(
+        self, measured: Mapping[str, float], course: Sequence[float], *, alert: str = "", note: str = ""
+    ) -> None:
         """See `JobContext.measure`."""
-        asyncio.run_coroutine_threadsafe(self._context.measure(measured, course, alert), self._loop)
+        asyncio.run_coroutine_threadsafe(self._context.measure(measured, course, alert=alert, note=note), self._loop)
 
 
 async def run(context: JobContext, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

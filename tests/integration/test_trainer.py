@@ -221,19 +221,38 @@ async def test_a_training_waits_for_a_gpu_in_use_or_is_refused(
 async def test_adapters_trained_together_are_found_again_alone(
     importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path
 ) -> None:
-    """R-013: one job; each adapter has bundle, lineage, run and name of its own, and is known to a training alone."""
+    """R-013: one job; each adapter has bundle, lineage, run and name of its own, and is known to a training alone.
+
+    One of them has two stages: told as it enters the second, in its lineage and its record by every digest.
+    """
+    entered: list[event_pb2.TrainingStage] = []
+
+    async def hear(message: Msg) -> None:
+        entered.append(event_pb2.TrainingStage.FromString(message.data))
+
     write_tiny_model(tmp_path / "model", "qwen2", is_chat=False)
     base = succeeded(await importing.import_folder(tmp_path / "model", "tiny-shared"))
     specs = [await _spec(importing, tmp_path, "tiny-shared", learning_rate=rate) for rate in (1e-3, 2e-3)]
     for spec, name in zip(specs, ("tiny:low", "tiny:high"), strict=True):
         spec.name = name
+    stages = {**SETTINGS, "learning_rate": 2e-3, "stages": [{"epochs": 1}, {"mix": [1, 2]}]}
+    specs[1].settings_json = json.dumps({key: value for key, value in stages.items() if key != "epochs"})
+    data, heldout = specs[1].datasets
+    further = importing.store.put_file(_rows(tmp_path / "further.jsonl", 30))[0]
+    specs[1].datasets[:] = [data, data, further, heldout]
     plan = (
         await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=specs[0], together=specs[1:]), timeout_s=60)
     ).plan
     assert not plan.refusals and plan.memory_bytes > 0
-    assert {"tiny:low, steps", "tiny:high, steps"} <= {item.name for item in plan.items}
+    assert {"tiny:low, steps", "tiny:high, stage 2"} <= {item.name for item in plan.items}
     request = trainer_pb2.StartTrainRequest(spec=specs[0], together=specs[1:], request_id=uuid4().hex)
-    made = succeeded(await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job))
+    async with importing.bus.listen("smelt.evt.trainer.stage.entered.>", hear):
+        done = await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job)
+        made = succeeded(done)
+        await eventually(lambda: bool(entered))
+    (stage,) = entered
+    assert (stage.name, list(stage.before), list(stage.after)) == ("tiny:high", [data], [data, further])
+    assert list(done.progress.notes) == [f"tiny:high: {stage.message}"] and stage.heldout_loss > 0
     bundles = importing.store.get_manifest(made).config["bundles"]
     assert bundles.keys() == {"tiny:low", "tiny:high"} and len(set(bundles.values())) == 2
     for spec in specs:
@@ -248,7 +267,9 @@ async def test_adapters_trained_together_are_found_again_alone(
         assert job.is_cached and job.result_digest == digest
     listed = (await call(stub.ListRuns, trainer_pb2.ListRunsRequest(limit=2), timeout_s=60)).runs
     assert {run.subject for run in listed} == set(bundles.values())
-    assert json.loads(listed[0].config_json)["settings"]["lora"]["rank"] == 4
+    records = {run.subject: json.loads(run.config_json) for run in listed}
+    assert all(record["settings"]["lora"]["rank"] == 4 for record in records.values())
+    assert [one["data"] for one in records[bundles["tiny:high"]]["stages"]] == [[data], [data, further]]
 
 
 def _check_facts(heard: list[tuple[str, bytes]], run: event_pb2.TrainingFinished) -> None:

@@ -2,7 +2,8 @@
 
 The order follows from seed and epoch alone, so a run resumes at any step by computing it again, to the sample. An epoch
 is an array of sample numbers and one of where packs begin, at most 12 bytes a sample, and only the newest are kept; a
-position is then found by looking it up.
+position is then found by looking it up. Where data files are mixed, an epoch passes as often over each as it shall: a
+part of a pass is so many of the file's samples, drawn anew for every epoch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, overload
 
 import numpy as np
@@ -18,12 +20,34 @@ import numpy.typing as npt
 from smeltkit.errors import BadSchedule
 
 _EPOCHS_KEPT: Final = 2
+Numbers = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What an epoch takes of some neighbouring samples."""
+
+    first: int
+    """Number of the first of them."""
+    count: int
+    passes: float = 1.0
+    """How often, above 0."""
+
+    def __len__(self) -> int:
+        """Samples that an epoch takes."""
+        return round(self.passes * self.count)
+
+    def drawn(self, generator: np.random.Generator) -> Numbers:
+        """Their numbers, in no order that matters."""
+        own = np.arange(self.first, self.first + self.count, dtype=np.int32)
+        whole, rest = divmod(len(self), self.count)
+        return np.concatenate([*[own] * whole, generator.permutation(own)[:rest] if rest else own[:0]])
 
 
 class Packs(Sequence[tuple[int, ...]]):
     """The packs of an epoch, each the numbers of its samples, from 0."""
 
-    def __init__(self, numbers: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], tokens: Sequence[int]) -> None:
+    def __init__(self, numbers: Numbers, starts: npt.NDArray[np.int64], tokens: Sequence[int]) -> None:
         """`numbers` in order, where each pack starts among them with their count at the end, tokens of each pack."""
         self._numbers, self._starts, self.tokens = numbers, starts, tokens
 
@@ -43,13 +67,29 @@ class Packs(Sequence[tuple[int, ...]]):
 
 
 class Order:
-    """The order of a whole run over samples of known lengths."""
+    """The order of epochs over samples of known lengths."""
 
-    def __init__(self, *, lengths: Sequence[int], pack_tokens: int, packs_per_step: int, seed: int) -> None:
-        """`lengths` in tokens; packs hold at most `pack_tokens`; shuffles derive from `seed`. BadSchedule."""
-        self.lengths = array("i", lengths)
+    def __init__(
+        self,
+        *,
+        lengths: Sequence[int],
+        pack_tokens: int,
+        packs_per_step: int,
+        seed: int,
+        shares: Sequence[Share] = (),
+        first_epoch: int = 0,
+    ) -> None:
+        """`lengths` in tokens; packs hold at most `pack_tokens`. BadSchedule.
+
+        `shares` say what of the samples an epoch takes, all of them once if empty. Shuffles derive from `seed` and the
+        epoch's number in a run in which `first_epoch` others came before.
+        """
+        self.lengths = lengths if isinstance(lengths, array) else array("i", lengths)
         if not self.lengths or max(self.lengths) > pack_tokens:
             raise BadSchedule(f"samples of {max(self.lengths, default=0)} tokens do not fit {pack_tokens}")
+        self._shares = shares or (Share(first=0, count=len(self.lengths)),)
+        assert all(map(len, self._shares)), "a share of no sample"
+        self._first_epoch = first_epoch
         self._pack_tokens, self._packs_per_step, self._seed = pack_tokens, packs_per_step, seed
         self._newest: dict[int, Packs] = {}
         self._starts = [0]
@@ -95,7 +135,7 @@ class Order:
     @property
     def efficiency(self) -> float:
         """Share of the first epoch's places that hold tokens, if every pack were as long as allowed."""
-        return sum(self.lengths) / (len(self.packs(0)) * self._pack_tokens)
+        return sum(self.packs(0).tokens) / (len(self.packs(0)) * self._pack_tokens)
 
     def _place(self, step: int) -> tuple[int, int]:
         """Epoch of a step, and its first pack there."""
@@ -113,9 +153,9 @@ class Order:
 
     def _packed(self, epoch: int) -> Packs:
         """Next-fit over the shuffled samples: the order of samples is the shuffle itself, whatever fits together."""
-        count = len(self.lengths)
-        generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-        shuffled = generator.permutation(count).astype(np.int32)
+        generator = np.random.Generator(np.random.PCG64([self._seed, self._first_epoch + epoch]))
+        shuffled = generator.permutation(np.concatenate([share.drawn(generator) for share in self._shares]))
+        count = len(shuffled)
         ends = np.concatenate([[0], np.cumsum(np.frombuffer(self.lengths, dtype=np.intc)[shuffled], dtype=np.int64)])
         following = np.searchsorted(ends, ends[:-1] + self._pack_tokens, side="right") - 1
         starts, position = array("q"), 0

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gateway.cli.runs_view import diff_document, diff_views, flat, runs_view, sparkline
+from gateway.cli.runs_view import diff_document, diff_views, flat, run_views, runs_view, sparkline
 from gateway.cli.sweeps import points_of, run_of
-from gateway.cli.training_file import merged, trainings
+from gateway.cli.training_file import files_of, merged, trainings
 from smeltkit.errors import BadConfig
 
 FILE = Path("training.yaml")
@@ -84,6 +84,53 @@ def test_adapters_share_what_they_do_not_say_themselves() -> None:
     with pytest.raises(BadConfig, match="name has no effect"):
         trainings({**value, "name": "x"}, FILE)
     assert merged({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
+
+
+def test_the_data_files_of_a_training_come_stage_by_stage() -> None:
+    """What goes to the trainer is files in order and the settings; a mix is how often an epoch passes over each."""
+    value = {"base": "ore", "name": "a", "heldout": "h", "epochs": 2}
+    assert files_of({**value, "data": "x"}, FILE) == (["x", "h"], {"epochs": 2})
+    assert files_of({**value, "data": ["x", "y"]}, FILE) == (["x", "y", "h"], {"epochs": 2, "mix": [1, 1]})
+    del value["epochs"]
+    stages = [{"data": "x", "epochs": 2}, {"data": {"x": "0.5", "y": 1}, "max_steps": 9}]
+    names, settings = files_of({**value, "stages": stages, "seed": 1}, FILE)
+    assert names == ["x", "x", "y", "h"]
+    assert settings == {"seed": 1, "stages": [{"epochs": 2}, {"max_steps": 9, "mix": ["0.5", 1]}]}
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({}, "data is missing"),
+        ({"data": {}}, "data is missing, or neither a file"),
+        ({"data": [1]}, "data is missing, or neither"),
+        ({"data": ["x"], "mix": [2]}, "mix is what data says"),
+        ({"stages": []}, "stages must be a list"),
+        ({"stages": ["x"]}, "stages must be a list"),
+        ({"stages": [{"data": "x"}, {"epochs": 1}]}, r"stages\[1\].data is missing"),
+        ({"stages": [{"data": "x"}], "data": "y"}, "data has no effect beside stages"),
+        ({"stages": [{"data": "x", "epochs": 2}], "epochs": 1}, r"epochs is said of the training and in stages\[0\]"),
+    ],
+)
+def test_files_that_name_their_data_wrongly_are_refused(value: dict[str, Any], says: str) -> None:
+    """R-006: nothing is passed over, and nothing said twice."""
+    with pytest.raises(BadConfig, match=says):
+        files_of(value, FILE)
+
+
+def test_a_run_shows_its_stages() -> None:
+    """A line each, with the held-out loss where it ended; runs of other stages were trained on other data."""
+    data = [*RUN["data"], "sha256:" + "f" * 64]
+    stages = [
+        {"data": data[:1], "steps": 30, "tokens": 9000, "loss": {"first": 2.0, "last": 1.4}, "heldout_loss": 1.7},
+        {"data": data[1:2], "steps": 10, "tokens": 1000, "loss": {"first": 1.5, "last": 1.0}, "heldout_loss": None},
+    ]
+    run = {**RUN, "data": data, "stages": stages, "missed": [], "forecast": None, "alerts": [], "exports": {},
+           "spikes": {"clipped": 0, "skipped": 0, "rollbacks": 0}}  # fmt: skip
+    shown = _shown(*run_views(run, [{"loss": 2.0}]))
+    assert "9,000" in shown and "1.5000 -> 1.0000" in shown and "1.7000" in shown
+    found = diff_document(run, {**RUN, "data": [data[0], data[2]]})
+    assert (found["is_same_training_data"], found["is_same_heldout_data"]) == (False, True)
 
 
 def test_a_sparkline_falls_as_the_loss_falls() -> None:

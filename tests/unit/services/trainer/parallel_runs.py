@@ -19,9 +19,11 @@ from training_runs import DIGEST, some_samples
 
 from services.trainer.adapters.lora import attach
 from services.trainer.context_parallel import own_part
-from services.trainer.data.order import Order
-from services.trainer.loop import Run, pack_of
+from services.trainer.data.curriculum import Curriculum
+from services.trainer.data.order import Order, Share
+from services.trainer.loop import Run
 from services.trainer.optimizer import Optimizer
+from services.trainer.packs import pack_of
 from services.trainer.peak import PeakMemory
 from services.trainer.places import Place
 from services.trainer.ranks import Ranks, joined
@@ -44,10 +46,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def train(layout: dict[str, int], rank: int, rendezvous: Path, method: str, folder: Path, steps: int) -> list[Any]:
-    """Goes on in `folder` until `steps` steps are done; of each step loss and norm, then the weights by name."""
+    """Goes on in `folder` until `steps` steps are done; what is measured of each step, then the weights by name.
+
+    The third step is the first of another stage.
+    """
     with _met(layout, rank, rendezvous) as ranks:
         run = _make_run(folder, method, ranks, steps)
-        numbers = [(report.loss, report.grad_norm, report.tokens, report.counted) for report in run.steps()]
+        numbers = [
+            (report.loss, report.grad_norm, report.tokens, report.counted, report.heldout_loss or 0.0)
+            for report in run.steps()
+        ]
         weights = {name: _whole(value) for name, value in run.decoder.named_parameters() if value.requires_grad}
         return [*numbers, weights]
 
@@ -91,12 +99,15 @@ def _make_run(folder: Path, method: str, ranks: Ranks, steps: int) -> Run:
         lora=lora if method == "lora" else LoraSettings(), optimizer=AdamSettings(eps=1e-4),
     )  # fmt: skip
     samples = some_samples()
-    order = Order(
-        lengths=[len(sample.ids) for sample in samples], pack_tokens=PACK_TOKENS, packs_per_step=2, seed=1
-    )  # fmt: skip
+    lengths = [len(sample.ids) for sample in samples]
+    first, later = (
+        Order(lengths=lengths, pack_tokens=PACK_TOKENS, packs_per_step=2, seed=1, shares=shares, first_epoch=epoch)
+        for epoch, shares in ((0, ()), (1, (Share(first=5, count=11, passes=1.5),)))
+    )
+    order = Curriculum([(first, 2), (later, STEPS - 2)])
     return Run(
         decoder, samples, order, Schedule(kind="constant", peak=1e-2, warmup_steps=0, total_steps=steps), settings,
-        folder=folder, run_digest=DIGEST, peak=PeakMemory("cpu"), ranks=ranks,
+        folder=folder, run_digest=DIGEST, peak=PeakMemory("cpu"), heldout=samples[:3], ranks=ranks,
     )  # fmt: skip
 
 

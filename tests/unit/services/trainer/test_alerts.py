@@ -151,6 +151,8 @@ class Heard:
 
     def __init__(self) -> None:
         self.alerts: list[tuple[str, str]] = []
+        self.stages: list[tuple[str, int]] = []
+        self.notes: list[str] = []
         self.measured: list[tuple[Mapping[str, float], str]] = []
         self.steps: list[int] = []
 
@@ -158,13 +160,20 @@ class Heard:
         """Phases are not looked at."""
         return lambda done: None
 
-    def measure(self, measured: Mapping[str, float], course: Sequence[float], alert: str = "") -> None:
+    def measure(
+        self, measured: Mapping[str, float], course: Sequence[float], *, alert: str = "", note: str = ""
+    ) -> None:
         """What progress is told."""
         self.measured.append((measured, alert))
+        self.notes += [note] if note else []
 
     def tell(self, step: Mapping[str, Any]) -> None:
         """What is told of steps."""
         self.steps.append(step["step"])
+
+    def enter(self, stage: Mapping[str, Any], name: str = "") -> None:
+        """What is told of stages."""
+        self.stages.append((name, stage["stage"]))
 
     def alert(self, alert: Mapping[str, Any], name: str = "") -> None:
         """What is told of alerts."""
@@ -193,6 +202,17 @@ def test_every_alert_is_told_once_also_between_two_looks() -> None:
     assert heard.alerts == [("", "a"), ("one", "b"), ("", "c")] and heard.steps == [3, 4]
     assert [alert for _, alert in heard.measured if alert] == ["a", "one: b", "c"]
     assert heard.measured[-1][0]["loss"] == 2.0
+
+
+def test_every_stage_is_told_once() -> None:
+    """To the run's stream and, as a note, to its progress; of several adapters with the name."""
+    heard = Heard()
+    followed = Followed([TrainSettings()], heard, heard)
+    entered = {"stage": 2, "message": "stage 2 of 2 begins"}
+    for _ in range(2):
+        followed.hear([line(1), line(2, entered=entered, name="one"), line(3, entered=entered)])
+    assert heard.stages == [("one", 2), ("", 2)] and heard.alerts == []
+    assert heard.notes == ["one: stage 2 of 2 begins", "stage 2 of 2 begins"]
 
 
 def test_a_run_that_diverges_sets_off_an_alert_with_its_error() -> None:

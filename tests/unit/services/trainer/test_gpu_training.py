@@ -17,8 +17,8 @@ from services.trainer import checkpoint
 from services.trainer.device import prepare_device
 from services.trainer.groups import RESTARTS_FILE
 from services.trainer.launch import TrainingProcesses
-from services.trainer.loop import pack_of
 from services.trainer.optimizer import Optimizer
+from services.trainer.packs import pack_of
 from services.trainer.settings import AdamSettings
 from services.trainer.step import train_step
 from smeltkit.ml.arch import ModelConfig

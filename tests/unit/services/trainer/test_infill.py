@@ -114,8 +114,8 @@ def test_a_plan_tells_how_many_rows_are_rearranged(tmp_path: Path) -> None:
         (tmp_path / name).write_text("".join(rows))
     bundle = Bundle.from_folder(EXAMPLE, lineage=Lineage(operation="import", code_revision="test"))
     settings = parse_settings('{"method": "pretrain", "fim": {"share": "0.5"}, "sequence_tokens": 128}')
-    prepared = prepare(EXAMPLE, bundle, tmp_path / "data", tmp_path / "heldout", settings)
+    prepared = prepare(EXAMPLE, bundle, [tmp_path / "data"], tmp_path / "heldout", settings)
     assert prepared.heldout is not None and prepared.heldout.rearranged == 0
-    assert 10 <= prepared.data.rearranged <= 30
+    assert 10 <= prepared.data[0].rearranged <= 30
     said = plan_of(prepared, 0).items["rearranged"]
-    assert said == f"{prepared.data.rearranged} rows, to fill in the middle"
+    assert said == f"{prepared.data[0].rearranged} rows, to fill in the middle"

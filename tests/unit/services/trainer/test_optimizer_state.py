@@ -10,9 +10,9 @@ import pytest
 import torch
 from training_runs import some_samples
 
-from services.trainer.loop import pack_of
 from services.trainer.memory import components, state_bytes
 from services.trainer.optimizer import Optimizer
+from services.trainer.packs import pack_of
 from services.trainer.settings import AdamSettings, TrainSettings
 from services.trainer.step import train_step
 from smeltkit.errors import UnsupportedOption

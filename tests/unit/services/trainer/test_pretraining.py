@@ -45,7 +45,7 @@ def _prepared(folder: Path, rows: list[dict[str, Any]] | None = None, **settings
     bundle = Bundle.from_folder(
         folder / "base", lineage=Lineage(operation="import", code_revision="test"), licence="Apache-2.0"
     )
-    return prepare(folder / "base", bundle, data, None, parse_settings(json.dumps({**SETTINGS, **settings})))
+    return prepare(folder / "base", bundle, [data], None, parse_settings(json.dumps({**SETTINGS, **settings})))
 
 
 def _fresh(prepared: Prepared) -> Decoder:
@@ -62,7 +62,7 @@ def _plain_loss(decoder: Decoder, sample: Sample) -> torch.Tensor:
 def test_pretraining_equals_a_plain_torch_loop(tmp_path: Path) -> None:
     """Same batches, sample by sample, torch's own loss, clipping and AdamW: the same losses, and they fall."""
     prepared = _prepared(tmp_path)
-    settings, samples = prepared.settings, prepared.data.samples
+    settings, samples = prepared.settings, prepared.samples
     losses: list[float] = []
     run = Run(
         _fresh(prepared), samples, prepared.order, prepared.schedule, settings,
@@ -90,8 +90,9 @@ def test_the_result_is_a_bundle_of_the_new_shape(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Paces, "of", lambda self, prepared: Pace(step_s=0.1, step_tokens=100, memory_bytes=1 << 20))
     monkeypatch.setattr("torch.use_deterministic_algorithms", lambda flag: None)
     spec = {
-        "settings": {**SETTINGS, "max_steps": 2}, "base": str(tmp_path / "base"), "data": str(tmp_path / "code.jsonl"),
-        "heldout": "", "lineage": prepared.bundle.lineage.to_dict(), "licence": "Apache-2.0", "threads": 1,
+        "settings": {**SETTINGS, "max_steps": 2}, "base": str(tmp_path / "base"), "heldout": "",
+        "data": [str(tmp_path / "code.jsonl")], "lineage": prepared.bundle.lineage.to_dict(),
+        "licence": "Apache-2.0", "threads": 1,
         "paces": str(tmp_path), "run_digest": "sha256:" + "0" * 64,
     }  # fmt: skip
     outcome = train(tmp_path, spec)
@@ -107,8 +108,8 @@ def test_the_plan_tells_shape_and_tokens(tmp_path: Path) -> None:
     items = plan_of(prepared, 1000).items
     assert prepared.config.layers == 2 and prepared.config.hidden_size == 32
     assert items["trainable"].startswith(f"{sum(p.numel() for p in _fresh(prepared).parameters()):,} of ")
-    assert items["tokens a parameter"].startswith(f"{prepared.data.tokens * 3 / prepared.config.parameters:.2f}")
-    assert prepared.tokens == prepared.data.tokens * 3
+    assert items["tokens a parameter"].startswith(f"{prepared.data[0].tokens * 3 / prepared.config.parameters:.2f}")
+    assert prepared.tokens == prepared.data[0].tokens * 3
 
 
 def test_a_seed_means_the_same_weights() -> None:

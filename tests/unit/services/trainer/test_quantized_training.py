@@ -139,7 +139,7 @@ def test_a_whole_process_ends_in_a_merged_bundle(tmp_path: Path, monkeypatch: py
     spec = {
         "settings": plain(replace(settings, learning_rate=5e-3)),
         "base": str(tmp_path / "base"),
-        "data": str(tmp_path / "data.jsonl"),
+        "data": [str(tmp_path / "data.jsonl")],
         "heldout": str(tmp_path / "heldout.jsonl"),
         "lineage": Lineage(operation="import", code_revision="test").to_dict(),
         "licence": "Apache-2.0",

@@ -56,7 +56,7 @@ def _specs(folder: Path, method: str = "lora") -> tuple[dict[str, Any], list[dic
         data.write_text("".join(rows))
         parsed = parse_settings(json.dumps({**SHARED, **settings, "method": method}))
         heldout = str(data) if number == 0 else ""
-        runs.append({"name": f"tiny:{number}", "settings": plain(parsed), "data": str(data), "heldout": heldout,
+        runs.append({"name": f"tiny:{number}", "settings": plain(parsed), "data": [str(data)], "heldout": heldout,
                      "run_digest": "sha256:" + str(number) * 64})  # fmt: skip
     return shared, runs
 

@@ -86,12 +86,12 @@ def test_the_shipped_training_is_accepted() -> None:
     lineage = Lineage(operation="import", code_revision="test")
     bundle = Bundle.from_folder(base, lineage=lineage, licence="Apache-2.0")
     files = [EXAMPLES / "refine" / value[key] for key in ("data", "heldout")]
-    prepared = prepare(base, bundle, files[0], files[1], settings)
+    prepared = prepare(base, bundle, files[:1], files[1], settings)
     plan = plan_of(prepared, 1000)
-    assert not plan.refusals and prepared.data.rows == 2500 and not prepared.data.too_long
-    assert prepared.order.efficiency > 0.85
+    assert not plan.refusals and prepared.data[0].rows == 2500 and not prepared.data[0].too_long
+    assert prepared.stages[0].order.efficiency > 0.85
     assert plan.items["steps"].startswith(f"{prepared.schedule.total_steps} of")
-    assert prepare(base, bundle, *files, replace(settings, code=plan.items["code"])).refusals == ()
+    assert prepare(base, bundle, files[:1], files[1], replace(settings, code=plan.items["code"])).refusals == ()
 
 
 def test_another_trainer_than_was_asked_for_is_refused(tmp_path: Path) -> None:

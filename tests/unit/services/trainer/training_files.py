@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ SETTINGS: dict[str, Any] = {
 DEADLINE_S = 120.0
 
 
-def prepared_from(folder: Path, **settings: Any) -> Prepared:
-    """A tiny base and rows that make some steps, the last of them with fewer packs than the others."""
+def prepared_from(folder: Path, files: Sequence[str] = ("code.jsonl",), **settings: Any) -> Prepared:
+    """A tiny base and rows that make some steps, the last of them with fewer packs than the others; or other `files`
+    of its folder."""
     if not (folder / "base").is_dir():
         write_tiny_model(folder / "base", "qwen2")
         rows = ({"text": f"def f{n}(x):\n    return x + {n}\n" * (1 + n % 3)} for n in range(39))
@@ -31,17 +33,18 @@ def prepared_from(folder: Path, **settings: Any) -> Prepared:
     lineage = Lineage(operation="import", code_revision="test")
     bundle = Bundle.from_folder(folder / "base", lineage=lineage, licence="Apache-2.0")
     parsed = parse_settings(json.dumps({**SETTINGS, **settings}))
-    return prepare(folder / "base", bundle, folder / "code.jsonl", None, parsed)
+    return prepare(folder / "base", bundle, [folder / name for name in files], None, parsed)
 
 
-def write_spec(folder: Path, name: str, **settings: Any) -> dict[str, Any]:
+def write_spec(folder: Path, name: str, files: Sequence[str] = ("code.jsonl",), **settings: Any) -> dict[str, Any]:
     """What the processes of a training in `folder`/`name` are told; the pace is known, so that none is measured."""
-    prepared = prepared_from(folder, **settings)
+    prepared = prepared_from(folder, files, **settings)
     Paces(folder / "paces", 1).learn(prepared, Cost(time_s=1.0, memory_bytes=1 << 20, tokens=1000))
     spec = {
         "settings": {**SETTINGS, **settings}, "base": str(folder / "base"), "heldout": "",
-        "data": str(folder / "code.jsonl"), "lineage": prepared.bundle.lineage.to_dict(), "licence": "Apache-2.0",
-        "threads": 1, "paces": str(folder / "paces"), "run_digest": "sha256:" + "0" * 64,
+        "data": [str(folder / name) for name in files], "licence": "Apache-2.0",
+        "lineage": prepared.bundle.lineage.to_dict(), "threads": 1, "paces": str(folder / "paces"),
+        "run_digest": "sha256:" + "0" * 64,
     }  # fmt: skip
     (folder / name).mkdir()
     (folder / name / "spec.json").write_text(json.dumps(spec))

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from services.trainer.adapters.lora import attach
-from services.trainer.data.order import Order
+from services.trainer.data.curriculum import Curriculum
+from services.trainer.data.order import Order, Share
 from services.trainer.data.samples import Sample
 from services.trainer.loop import Run
 from services.trainer.peak import PeakMemory
@@ -24,11 +25,13 @@ from smeltkit.ml.kernels import kernels_for
 from smeltkit.testing.tiny_models import tiny_config
 
 STEPS = 8
+STAGE_STEPS = (3, 5)
+"""A second stage, of other samples, follows upon the first."""
 DIGEST = "sha256:" + "0" * 64
 
 
 def make_run(folder: Path, method: str, *, run_digest: str = DIGEST, device: str = "cpu", keep: int = 2) -> Run:
-    """A run of eight steps over two epochs, with a checkpoint after every second step; spread over who has joined."""
+    """A run of eight steps in two stages, with a checkpoint after every second step; spread over who has joined."""
     torch.set_num_threads(1)
     torch.manual_seed(3)
     decoder = Decoder(ModelConfig.from_hf(tiny_config("qwen2")), kernels=kernels_for(device)).to(device)
@@ -43,10 +46,22 @@ def make_run(folder: Path, method: str, *, run_digest: str = DIGEST, device: str
         attach(decoder, lora)
     shard(decoder, ALONE)
     samples = some_samples()
-    order = Order(lengths=tuple(len(sample.ids) for sample in samples), pack_tokens=64, packs_per_step=2, seed=1)
+    lengths = [len(sample.ids) for sample in samples]
+    all_, later = (
+        (Share(first=0, count=16),),
+        (Share(first=0, count=4, passes=0.5), Share(first=6, count=10, passes=1.3)),
+    )
+    orders = [
+        Order(lengths=lengths, pack_tokens=64, packs_per_step=2, seed=1, shares=shares, first_epoch=epoch)
+        for epoch, shares in ((0, all_), (2, later))
+    ]
+    order = Curriculum(list(zip(orders, STAGE_STEPS, strict=True)))
     schedule = Schedule(kind="cosine", peak=1e-2, warmup_steps=0, total_steps=STEPS)
     peak = PeakMemory(device)
-    return Run(decoder, samples, order, schedule, settings, folder=folder, run_digest=run_digest, peak=peak)
+    return Run(
+        decoder, samples, order, schedule, settings, folder=folder, run_digest=run_digest, peak=peak,
+        heldout=samples[:3],
+    )  # fmt: skip
 
 
 def some_samples() -> list[Sample]:

@@ -321,6 +321,66 @@ class TrainingStep(_message.Message):
 Global___TrainingStep: _TypeAlias = TrainingStep  # noqa: Y015
 
 @_typing.final
+class TrainingStage(_message.Message):
+    """A training went on to its next stage, which has data of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    HELDOUT_LOSS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Job that trains."""
+    name: _builtins.str
+    """Name for the result of the adapter whose stage it is, where several are trained together; empty otherwise."""
+    step: _builtins.int
+    """First step of the stage, from 1."""
+    stage: _builtins.int
+    """Number of the stage, from 2."""
+    stages: _builtins.int
+    """Stages of the run."""
+    heldout_loss: _builtins.float
+    """Mean loss of the held-out rows before the step, in nats; unset without any."""
+    message: _builtins.str
+    """One line for people."""
+    @_builtins.property
+    def before(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Data of the stage before, by digest."""
+
+    @_builtins.property
+    def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Data of this stage, by digest."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        step: _builtins.int = ...,
+        stage: _builtins.int = ...,
+        stages: _builtins.int = ...,
+        before: _abc.Iterable[_builtins.str] | None = ...,
+        after: _abc.Iterable[_builtins.str] | None = ...,
+        heldout_loss: _builtins.float | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_heldout_loss", b"_heldout_loss", "heldout_loss", b"heldout_loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heldout_loss", b"_heldout_loss", "after", b"after", "before", b"before", "heldout_loss", b"heldout_loss", "job_id", b"job_id", "message", b"message", "name", b"name", "stage", b"stage", "stages", b"stages", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__heldout_loss: _TypeAlias = _typing.Literal["heldout_loss"]  # noqa: Y015
+    _WhichOneofArgType__heldout_loss: _TypeAlias = _typing.Literal["_heldout_loss", b"_heldout_loss"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heldout_loss) -> _WhichOneofReturnType__heldout_loss | None: ...
+
+Global___TrainingStage: _TypeAlias = TrainingStage  # noqa: Y015
+
+@_typing.final
 class TrainingAlert(_message.Message):
     """An alert of a training went off."""
 

@@ -146,6 +146,7 @@ class Progress(_message.Message):
     ALERTS_FIELD_NUMBER: _builtins.int
     MEASURED_FIELD_NUMBER: _builtins.int
     COURSE_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
     """What is being done now, e.g. "generate"."""
     done: _builtins.int
@@ -168,6 +169,10 @@ class Progress(_message.Message):
     def course(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Course of the work's main number, e.g. its loss, thinned to 64 points at most."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What happened in this attempt that is no alert, oldest first; the newest 16."""
+
     def __init__(
         self,
         *,
@@ -179,10 +184,11 @@ class Progress(_message.Message):
         alerts: _abc.Iterable[_builtins.str] | None = ...,
         measured: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         course: _abc.Iterable[_builtins.float] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "course", b"course", "done", b"done", "measured", b"measured", "message", b"message", "phase", b"phase", "total", b"total", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "course", b"course", "done", b"done", "measured", b"measured", "message", b"message", "notes", b"notes", "phase", b"phase", "total", b"total", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -115,7 +115,9 @@ class TrainSpec(_message.Message):
     """Name for the result."""
     @_builtins.property
     def datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Datasets, by name or digest."""
+        """Datasets, by name or digest: the files of training, stage by stage where the settings have stages, then held-out
+        data if any.
+        """
 
     @_builtins.property
     def gpu(self) -> Global___GpuTerms:

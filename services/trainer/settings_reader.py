@@ -1,0 +1,65 @@
+"""Settings from plain values: each key known or refused with the nearest one that is, numbers as people write them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+from smeltkit.errors import BadConfig
+
+T = TypeVar("T")
+_NUMBER: Final = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)([KMG]?)", re.IGNORECASE)
+_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+
+
+def read_settings(kind: type[T], value: Any, where: str = "") -> T:
+    """A settings class from plain values; numbers may be written 32K, 1e-4 or 1_000."""
+    if not isinstance(value, Mapping):
+        raise BadConfig(f"{where.rstrip('.') or 'settings'} must be a mapping of keys, not {value!r}")
+    types_of = typing.get_type_hints(kind)
+    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(known)}"
+            raise BadConfig(f"{where}{key} is no setting; {hint}")
+    return kind(**{key: _read(types_of[key], item, where + key) for key, item in value.items()})
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return read_settings(kind, value, f"{where}.")  # type: ignore[arg-type]
+    if isinstance(kind, types.GenericAlias):
+        of = typing.get_args(kind)[0]
+        if dataclasses.is_dataclass(of):
+            if not isinstance(value, list):
+                raise BadConfig(f"{where}={value!r} must be a list")
+            return tuple(read_settings(of, item, f"{where}[{number}].") for number, item in enumerate(value))  # type: ignore[arg-type]
+        if of is float and isinstance(value, list):
+            return tuple(_number(float, item, f"{where}[{number}]") for number, item in enumerate(value))
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise BadConfig(f"{where}={value!r} must be a list of {'numbers' if of is float else 'names'}")
+        return tuple(value)
+    if kind is bool or kind is str:
+        if not isinstance(value, kind):
+            raise BadConfig(f"{where}={value!r} must be {'true or false' if kind is bool else 'text'}")
+        return value
+    return _number(kind, value, where)
+
+
+def _number(kind: type[int] | type[float], value: Any, where: str) -> int | float:
+    """A number, also of a text such as 32K (1,024 each) or 1e-4; a whole one where `kind` is int."""
+    found: float | None = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        found = value
+    elif isinstance(value, str) and (match := _NUMBER.fullmatch(value.strip())):
+        found = float(match[1].replace("_", "")) * _UNITS[match[2].upper()]
+    if found is None or not math.isfinite(found) or (kind is int and found != int(found)):
+        raise BadConfig(f"{where}={value!r} must be a {'whole ' if kind is int else ''}number such as 32K or 1e-4")
+    return kind(found)
