@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> str | None:
     source, made = Path(arguments[0]), arguments[arguments.index("-o") + 1]
     for driver in PREFIX.glob("lib/python3*/site-packages/triton/backends/nvidia/driver.c"):
         if driver.read_bytes() == source.read_bytes():
-            shutil.copyfile(driver.with_suffix(".so"), made)
+            shutil.copyfile(driver.with_suffix(".compiled"), made)
             return None
     return f"{source} cannot be compiled: this image has no C compiler, only what Triton's own driver became"
 

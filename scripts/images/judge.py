@@ -63,7 +63,7 @@ def mistakes(image: Image, root: Path, described: Mapping[str, Any]) -> Iterator
     if next(package, None) is None:
         yield f"python -m {image.module} would not start: it is not inside"
     for source in root.glob("opt/smelt/lib/python3*/site-packages/triton/backends/nvidia/driver.c"):
-        if not source.with_suffix(".so").exists():
+        if not source.with_suffix(".compiled").exists():
             yield "Triton would look for a C compiler on its first GPU: its driver was not compiled"
     if (root / "run/machine").exists() and any((root / "run/machine").iterdir()):
         yield "settings of the machine that built it are inside, below /run/machine"

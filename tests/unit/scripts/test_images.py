@@ -114,7 +114,7 @@ def test_triton_is_handed_its_own_driver_and_nothing_else(
 ) -> None:
     """Called as Triton calls a compiler; the source lies in a temporary folder then."""
     driver = add_driver(root)
-    driver.with_suffix(".so").write_text("compiled")
+    driver.with_suffix(".compiled").write_text("compiled")
     monkeypatch.setattr(sys, "prefix", str(root / "opt/smelt"))
     compiler = runpy.run_path(str(CONTAINERFILE.with_name("triton_cc.py")))["main"]
     asked, made = tmp_path / "main.c", tmp_path / "main.so"
