@@ -111,8 +111,8 @@ def _tried(builder: Builder, rows: list[dict[str, Any]], *, is_whole: bool) -> l
     """Runs the images side by side and records what came of it; what went wrong. The whole platform also does a job."""
     kinds: list[dict[str, Any]] = []
     if is_whole:
-        with builder.mounted(images()["inference"]) as root:
-            kinds = cpus.rows(root)
+        with builder.mounted(images()["inference"]) as root, cpus.question() as question:
+            kinds = cpus.rows(root, question)
         print(table([{**row, "wrong": len(row["wrong"])} for row in kinds]))
     found, outcome = trial.run([row["image"] for row in rows], images(), builder.storage, FOLDER / "trial")
     print(table([{**row, "wrong": len(row["wrong"])} for row in found]))
