@@ -126,6 +126,20 @@ def test_the_plan_has_a_row_for_every_stage(folder: Path) -> None:
     assert "stage 1" not in plan_of(prepared_from(folder), 1000).items
 
 
+def test_a_mix_and_its_seed_decide_what_is_trained_on(folder: Path) -> None:
+    """R-077: the digest over every sample in its place is the same whenever it is made, and another for other ones."""
+
+    def digest(**settings: Any) -> str:
+        made = prepared_from(folder, FILES[:2], **{"mix": [1.5, 0.5], "seed": 4, **settings})
+        samples = (made.samples[number] for step in range(made.order.starts[-1])
+                   for pack in made.order.at(step) for number in pack)  # fmt: skip
+        return digest_bytes(b"".join(sample.ids.tobytes() + sample.targets.tobytes() for sample in samples))
+
+    first = digest()
+    assert digest() == first
+    assert len({first, digest(seed=5), digest(mix=[1.5, 0.4])}) == 3
+
+
 def test_the_heldout_loss_is_measured_where_a_stage_ends(tmp_path: Path) -> None:
     """By what the steps before made of the model, and nothing of the steps after hangs on it."""
     run = make_run(tmp_path / "one", "lora")
