@@ -34,6 +34,12 @@ class PackedPart(Packed):
     tokens: int
     """Those that are not filled in."""
 
+    @property
+    def sample_tokens(self) -> Tensor:
+        """Tokens of the whole sample that each of these tokens belongs to [T], int64."""
+        whole = super().sample_tokens
+        return torch.cat([whole[piece.begin : piece.end] for piece in self.pieces])
+
     def __len__(self) -> int:
         return self.tokens
 

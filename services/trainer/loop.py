@@ -16,6 +16,7 @@ from services.trainer.data.curriculum import Curriculum
 from services.trainer.data.samples import Sample
 from services.trainer.forecast import Cost
 from services.trainer.heldout import row_losses
+from services.trainer.neftune import noise_of
 from services.trainer.optimizer import Optimizer
 from services.trainer.packs import idle_pack, pack_of
 from services.trainer.peak import PeakMemory
@@ -91,6 +92,7 @@ class Run:
         self._device = decoder.embed.weight.device
         self._optimizer = Optimizer(decoder.named_parameters(), settings.optimizer)
         self._guard = SpikeGuard(settings.spikes)
+        self._noise = noise_of(settings.neftune.alpha) if settings.neftune else None
         self._losses: list[float] = []
         self._tokens, self._time_s = 0, 0.0
         self.step = 0
@@ -169,6 +171,7 @@ class Run:
         packs = [own_part(pack, self._ranks) for pack in packs]
         rate = self.schedule.rate(self.step)
         frozen = watch.frozen_print(self.decoder) if self.step == 0 else {}
+        self.decoder.noise = self._noise  # adapters that take turns on a decoder each have their own
         begin = time.monotonic()
         result = train_step(
             self.decoder, self._optimizer, packs, learning_rate=rate, clip_norm=self._settings.clip_norm,

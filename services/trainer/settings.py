@@ -141,6 +141,19 @@ class SpikeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NeftuneSettings:
+    """Noise on the embeddings in training, see `neftune`; what is held out is measured without it."""
+
+    alpha: float = 5.0
+    """Bound of the noise, times the root of a sample's tokens by the hidden size; above 0 to 1000."""
+
+    def __post_init__(self) -> None:
+        if self.alpha == 0:
+            raise UnsupportedOption("neftune.alpha=0 adds no noise; raise it, 5 to 15 are usual, or remove neftune")
+        within("neftune.alpha", self.alpha, 1e-6, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParallelSettings:
     """How the processes of a training share its work: `tensor` of them each layer, `context` such groups the tokens of
     a pack, and what is left of their number the packs of a step."""
@@ -218,6 +231,8 @@ class TrainSettings(StageSettings):
     """Steps of one and the same loss after which the run ends, 2 to 1000."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     optimizer: AdamSettings = field(default_factory=AdamSettings)
+    neftune: NeftuneSettings | None = None
+    """Noise on the embeddings; none unless it is given."""
     spikes: SpikeSettings = field(default_factory=SpikeSettings)
     alerts: tuple[AlertSettings, ...] = DEFAULT_ALERTS
     """What is told of the run's numbers; an empty list for nothing. They do not change what is trained."""
@@ -309,6 +324,11 @@ class TrainSettings(StageSettings):
             raise UnsupportedOption(
                 f"parallel.tensor={tensor} splits neither weights in NF4 nor DoRA; choose lora without dora, or set"
                 " it to 1 and use parallel.context"
+            )
+        if tensor > 1 and self.neftune:
+            raise UnsupportedOption(
+                f"parallel.tensor={tensor} computes each token in several processes, which draw noise of their own;"
+                " remove neftune, or set it to 1 and use parallel.context"
             )
         if self.processes > 1 and (self.optimizer.offload or self.optimizer.state == "int8"):
             raise UnsupportedOption(

@@ -33,6 +33,8 @@ def read_settings(kind: type[T], value: Any, where: str = "") -> T:
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(kind, types.UnionType):  # of a class and None, which stands for what is not given
+        return None if value is None else _read(typing.get_args(kind)[0], value, where)
     if dataclasses.is_dataclass(kind):
         return read_settings(kind, value, f"{where}.")  # type: ignore[arg-type]
     if isinstance(kind, types.GenericAlias):

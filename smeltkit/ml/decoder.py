@@ -24,6 +24,8 @@ MakeLinear = Callable[[int, int, bool], nn.Module]
 """(inputs, outputs, has a bias) to a layer."""
 Attention = Callable[[Tensor, Tensor, Tensor, Packed], Tensor]
 """As `packed_attention`."""
+Noise = Callable[[Tensor, Packed], Tensor]
+"""Embeddings [T, hidden] of packed samples to what is added to them."""
 
 
 class Decoder(nn.Module):
@@ -45,6 +47,8 @@ class Decoder(nn.Module):
         self.sequence_tokens = sequence_tokens or config.context_tokens
         self.recomputes = False
         """Whether a layer's activations are computed again in the backward pass instead of being kept."""
+        self.noise: Noise | None = None
+        """What is added to embeddings while training, if anything is."""
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, kernels, make_linear, attention) for _ in range(config.layers))
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps, kernels)
@@ -59,6 +63,8 @@ class Decoder(nn.Module):
     def hidden(self, batch: Packed) -> Tensor:
         """Hidden states [T, hidden] after the last norm."""
         x: Tensor = self.embed(batch.ids)
+        if self.noise is not None and self.training:
+            x = x + self.noise(x, batch)
         cos, sin = cos_sin(self.config, batch.positions, sequence_tokens=self.sequence_tokens)
         for layer in self.layers:
             if self.recomputes and torch.is_grad_enabled():

@@ -54,6 +54,12 @@ class Packed:
         moved = [value.to(device, non_blocking=True) for value in host]
         return cls(ids=moved[0], positions=moved[1], starts=moved[2], lengths=lengths)
 
+    @property
+    def sample_tokens(self) -> Tensor:
+        """Tokens of the sample that each token belongs to [T], int64."""
+        found = torch.from_numpy(np.repeat(self.lengths, self.lengths))
+        return found.to(self.ids.device, non_blocking=True)
+
     def __len__(self) -> int:
         return sum(self.lengths)
 

@@ -26,7 +26,7 @@ from smeltkit.testing.tiny_models import tiny_config, write_tiny_model
 
 SHARED = {"method": "lora", "sequence_tokens": 64, "packs_per_step": 2, "checkpoint_steps": 2}
 RUNS: list[dict[str, Any]] = [
-    {"epochs": 1, "learning_rate": 5e-3, "seed": 1, "lora": {"rank": 4, "dropout": 0.3}},
+    {"epochs": 1, "learning_rate": 5e-3, "seed": 1, "lora": {"rank": 4, "dropout": 0.3}, "neftune": {"alpha": 8}},
     {"epochs": 2, "learning_rate": 1e-3, "seed": 2, "lora": {"rank": 8, "alpha": 4, "dora": True}},
     {"epochs": 2, "learning_rate": 2e-3, "seed": 3, "lora": {"rank": 2, "targets": ["attn.q", "mlp.down"]}},
 ]

@@ -36,6 +36,8 @@ def test_numbers_may_be_written_as_people_write_them() -> None:
         ({"schedule": "cosin"}, "must be one of cosine"),
         ({"recompute": "yes"}, "true or false"),
         ({"lora": {"targets": "attn.q"}}, "list of names"),
+        ({"neftune": {"alpha": -1}}, "neftune.alpha=-1.0 must be"),
+        ({"neftune": 5}, "neftune must be a mapping"),
         ([1], "mapping"),
     ],
 )
@@ -53,8 +55,9 @@ def test_settings_without_effect_are_refused() -> None:
         {"schedule": "constant", "final_share": 0.5},
         {**rounded, "dtype": "bfloat16"},
         {**rounded, "method": "full"},
+        {"neftune": {"alpha": 0}},
     ):
-        with pytest.raises(UnsupportedOption, match="no effect"):
+        with pytest.raises(UnsupportedOption, match="no effect|adds no noise"):
             parse_settings(json.dumps(value))
 
 

@@ -16,7 +16,7 @@ from services.trainer.loop import Run
 from services.trainer.peak import PeakMemory
 from services.trainer.ranks import ALONE
 from services.trainer.schedule import Schedule
-from services.trainer.settings import LoraSettings, TrainSettings
+from services.trainer.settings import LoraSettings, NeftuneSettings, TrainSettings
 from services.trainer.sharding import shard
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
@@ -38,7 +38,7 @@ def make_run(folder: Path, method: str, *, run_digest: str = DIGEST, device: str
     lora = LoraSettings() if method == "full" else LoraSettings(rank=4, dropout=0.2)
     settings = TrainSettings(
         method=method, lora=lora, epochs=2, sequence_tokens=64, packs_per_step=2, checkpoint_steps=2, stuck_steps=20,
-        keep_checkpoints=keep,
+        keep_checkpoints=keep, neftune=NeftuneSettings() if method == "lora" else None,
     )  # fmt: skip
     if method == "qlora":
         quantize_linears(decoder)
