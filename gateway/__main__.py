@@ -89,11 +89,6 @@ async def serve() -> None:
         )
 
 
-def main() -> None:
-    """Serves, as a process of its own."""
-    run_service("gateway", serve)
-
-
 async def _is_serving(channel: grpc.aio.Channel) -> bool:
     check = health_pb2_grpc.HealthStub(channel).Check
     reply = await check(health_pb2.HealthCheckRequest(), timeout=limits.HTTP_READY_TIMEOUT_S)
@@ -101,4 +96,4 @@ async def _is_serving(channel: grpc.aio.Channel) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run_service("gateway", serve)

@@ -51,10 +51,5 @@ async def serve() -> None:
         await workshop.run(host, Handlers(tools).by_kind(), slots=config.slots)
 
 
-def main() -> None:
-    """Serves, as a process of its own."""
-    run_service("evaluator", serve)
-
-
 if __name__ == "__main__":
-    main()
+    run_service("evaluator", serve)

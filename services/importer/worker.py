@@ -16,32 +16,20 @@ from services.importer import check, spec
 from services.importer.build import build_import, build_quantized
 from services.importer.config import ImporterConfig
 from smeltkit import probing
-from smeltkit.blobs.cache import NodeCache
-from smeltkit.blobs.store import Store
-from smeltkit.bus.client import Bus
-from smeltkit.catalog import Catalog
 from smeltkit.errors import BadRequest
 from smeltkit.jobs import threads
-from smeltkit.jobs.stages import StageCache
+from smeltkit.jobs.bench import Bench
 from smeltkit.jobs.threads import Reporter
 from smeltkit.jobs.worker import Handler, JobContext
 from smeltkit.manifest import BUNDLE_TYPE, Manifest
 from smeltkit.telemetry import span
-from smeltkit.workspaces import Workspaces
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tools:
+class Tools(Bench):
     """What the importer works with."""
 
     config: ImporterConfig
-    store: Store
-    cache: NodeCache
-    workspaces: Workspaces
-    stages: StageCache
-    catalog: Catalog
-    bus: Bus
-    prober: probing.Prober
 
 
 class Handlers:

@@ -56,10 +56,5 @@ async def serve() -> None:
     await host.run(get_ready, models.sweep, partial(events.publish, platform))
 
 
-def main() -> None:
-    """Serves, as a process of its own."""
-    run_service("inference", serve)
-
-
 if __name__ == "__main__":
-    main()
+    run_service("inference", serve)

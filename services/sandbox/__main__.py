@@ -30,10 +30,5 @@ async def serve() -> None:
         await sandbox.close()
 
 
-def main() -> None:
-    """Serves, as a process of its own."""
-    run_service("sandbox", serve)
-
-
 if __name__ == "__main__":
-    main()
+    run_service("sandbox", serve)

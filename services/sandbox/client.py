@@ -121,7 +121,7 @@ class SlotClient:
         for end in (ours, cancels):
             end.setblocking(False)
         descriptors = (theirs.fileno(), cancels_end.fileno())
-        code = [self.spec.judge.code] if self.spec.judge.code >= 0 else []
+        code = [self.spec.code] if self.spec.code >= 0 else []
         self._process = await asyncio.create_subprocess_exec(
             _INTERPRETER,
             *FLAGS,

@@ -50,6 +50,7 @@ def _slot_spec(
         },
         judge=_jail_spec("judge", isolation, level, 0, profiles[BARE]),
         uid_base=config.uid_base + UIDS_PER_SLOT * index,
+        code=shared_code(),
         hierarchy=hierarchy,
         group_name=f"{os.getpid()}-{index}",
         judge_digest=judge_digest(),
@@ -79,7 +80,6 @@ def _jail_spec(role: str, isolation: Isolation, level: Level, tmp_bytes: int, pr
         tmp_bytes=tmp_bytes,
         tmp_inodes=TMP_INODES,
         preload=profile.preload,
-        code=shared_code(),
         packages=profile.folder,
         executables=programs,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from smelt.trainer.v1 import trainer_pb2_grpc
 
 from services.trainer.config import TrainerConfig
@@ -12,15 +10,13 @@ from services.trainer.run_folders import RunFolders
 from services.trainer.servicer import TrainerServicer
 from services.trainer.verbs import Trainer
 from services.trainer.worker import Handlers, Tools
-from smeltkit.blobs.cache import NodeCache
 from smeltkit.config import PlatformConfig, environment, from_environment
 from smeltkit.gpus.devices import NvidiaSmi
 from smeltkit.gpus.ledger import GpuLedger
+from smeltkit.jobs.bench import bench_of
 from smeltkit.jobs.workshop import open_workshop
-from smeltkit.probing import InferenceProber
 from smeltkit.rpc.server import RpcConfig, ServiceHost
 from smeltkit.service import run_service
-from smeltkit.workspaces import Workspaces
 
 
 async def serve() -> None:
@@ -28,25 +24,16 @@ async def serve() -> None:
     config = from_environment(TrainerConfig, "SMELT_TRAINER_")
     platform, rpc = from_environment(PlatformConfig, "SMELT_PLATFORM_"), from_environment(RpcConfig, "SMELT_RPC_")
     async with open_workshop("trainer", platform) as workshop:
-        workspaces = Workspaces(config.cache_dir / "work")
-        await asyncio.to_thread(workspaces.reap)
+        folder, inference = config.cache_dir, config.inference_address
+        bench = await bench_of(
+            workshop, platform, rpc, inference=inference, folder=folder, cache_bytes=config.cache_bytes
+        )
         devices = NvidiaSmi(config.nvidia_smi, visible=environment().get("CUDA_VISIBLE_DEVICES"))
         tools = Tools(
+            **vars(bench),
             config=config,
-            store=workshop.store,
-            cache=NodeCache(config.cache_dir / "bundles", workshop.store, config.cache_bytes),
-            workspaces=workspaces,
-            stages=workshop.stages,
-            catalog=workshop.catalog,
-            bus=workshop.bus,
-            prober=InferenceProber(
-                config.inference_address,
-                token=rpc.secret(),
-                identity=rpc.identity(),
-                start_s=platform.inference_start_s,
-            ),
-            folders=RunFolders(config.cache_dir / "runs", workshop.ledger),
-            paces=Paces(config.cache_dir / "paces", config.threads),
+            folders=RunFolders(folder / "runs", workshop.ledger),
+            paces=Paces(folder / "paces", config.threads),
             gpus=GpuLedger(
                 workshop.bus,
                 workshop.ledger,
@@ -64,10 +51,5 @@ async def serve() -> None:
         await workshop.run(host, Handlers(tools).by_kind(), tools.folders.run, slots=config.slots)
 
 
-def main() -> None:
-    """Serves, as a process of its own."""
-    run_service("trainer", serve)
-
-
 if __name__ == "__main__":
-    main()
+    run_service("trainer", serve)

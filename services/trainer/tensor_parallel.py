@@ -12,7 +12,7 @@ What is whole in every process gets the same gradient in each: from sums that ar
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import functional
 
 from services.trainer.adapters.lora import LoraLinear
-from services.trainer.collectives import gathered, summed
+from services.trainer.collectives import exchanged, gathered, summed
 from services.trainer.splits import axes_of
 from smeltkit.ml.decoder import Decoder, Mlp, RmsNorm, SelfAttention
 from smeltkit.ml.decoder_targets import IGNORED
@@ -131,39 +131,12 @@ def _held(value: DTensor) -> Tensor:
 
 def _enter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """x, which every process has; its gradient is the sum over what each makes of it."""
-    return cast(Tensor, _Enter.apply(x, group))  # type: ignore[no-untyped-call]
+    return exchanged(x, lambda whole: whole.view_as(whole), lambda upstream: summed(upstream, group))
 
 
 def _leave(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The sum over the processes; its gradient is that of every summand."""
-    return cast(Tensor, _Leave.apply(x, group))  # type: ignore[no-untyped-call]
-
-
-class _Enter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        """See `_enter`."""
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        """The sum."""
-        return summed(upstream, ctx.group), None
-
-
-class _Leave(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        """See `_leave`."""
-        return summed(x, group)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        """What came."""
-        return upstream, None
+    return exchanged(x, lambda summand: summed(summand, group), lambda upstream: upstream)
 
 
 class _Words:

@@ -14,6 +14,7 @@ from services.trainer.memory import components
 from services.trainer.paces import Paces
 from services.trainer.plan import Prepared, plan_of
 from services.trainer.settings import TrainSettings
+from services.trainer.work import Inputs
 from smeltkit import limits
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.store import Store
@@ -101,30 +102,31 @@ def largest_and_adapters(alone: Sequence[int], adapters: Sequence[int]) -> int:
     return alone[highest] + sum(adapters) - adapters[highest]
 
 
-def plan_parts(
-    store: Store,
-    cache: NodeCache,
-    manifest: Manifest,
-    parts: Sequence[Part],
-    folder: Path,
-    paces: Paces | None,
-) -> Plan:
-    """The plan of training `parts` together on a stored base, their data read into the empty `folder`."""
+def inputs_of(store: Store, cache: NodeCache, manifest: Manifest, parts: Sequence[Part], folder: Path) -> list[Inputs]:
+    """What each part is made of, in a new or known folder of its own below `folder`."""
     found = []
     for number, part in enumerate(parts):
         own = folder / str(number)
-        own.mkdir()
-        prepared, pace, items = work.prepare_training(store, cache, manifest, part.data, part.settings, own, paces)
-        plan = plan_of(prepared, manifest.size_bytes, pace)
+        own.mkdir(exist_ok=True)
+        found.append(
+            Inputs(store=store, cache=cache, manifest=manifest, data=part.data, settings=part.settings, folder=own)
+        )
+    return found
+
+
+def plan_parts(parts: Sequence[Part], inputs: Sequence[Inputs], paces: Paces | None) -> Plan:
+    """The plan of training `parts` together on their base, their data read into empty folders."""
+    base_bytes, found = inputs[0].manifest.size_bytes, []
+    for part, own in zip(parts, inputs, strict=True):
+        prepared, pace, items = work.prepare_training(own, paces)
+        plan = plan_of(prepared, base_bytes, pace)
         found.append((part, replace(plan, items={**plan.items, **items}), prepared))
-    return joint_plan(found, manifest.size_bytes)
+    return joint_plan(found, base_bytes)
 
 
 def train_parts(
-    store: Store,
-    cache: NodeCache,
-    manifest: Manifest,
     parts: Sequence[Part],
+    inputs: Sequence[Inputs],
     folder: Path,
     phases: Phases,
     *,
@@ -136,14 +138,11 @@ def train_parts(
     """Trains `parts` together in `folder` on the GPU of `lease`, going on from what lies there; the outcome, see
     `store_parts`."""
     work.check_torch()
-    runs = []
-    with cache.materialize(manifest) as base:
-        for number, part in enumerate(parts):
-            own = folder / str(number)
-            own.mkdir(exist_ok=True)
+    manifest, runs = inputs[0].manifest, []
+    with inputs[0].cache.materialize(manifest) as base:
+        for part, own in zip(parts, inputs, strict=True):
             named = {"name": part.name, "exports": {**exports, "name": part.name}}
-            run = work.run_spec(store, cache, manifest, base, part.data, part.settings, own, phases)
-            runs.append({**named, **run})
+            runs.append({**named, **work.run_spec(own, base, phases)})
         spec = {**work.base_spec(manifest, base, paces, lease), "runs": runs}
         (folder / "spec.json").write_text(json.dumps(spec))
         outcome = follow("together_process", folder, phases, told, [part.settings for part in parts], lease=lease)
@@ -152,18 +151,17 @@ def train_parts(
 
 
 def store_parts(
-    store: Store, manifest: Manifest, parts: Sequence[Part], folder: Path, outcome: Mapping[str, Any], phases: Phases
+    parts: Sequence[Part], inputs: Sequence[Inputs], outcome: Mapping[str, Any], phases: Phases
 ) -> list[Made | SmeltError]:
-    """Stores what a joint training in `folder` made; what became of each part, in their order."""
+    """Stores what a joint training made; what became of each part, in their order."""
     found: list[Made | SmeltError] = []
-    for number, (part, reached) in enumerate(zip(parts, outcome["runs"], strict=True)):
+    for part, own, reached in zip(parts, inputs, outcome["runs"], strict=True):
         if "reason" in reached:
             found.append(all_errors()[reached["reason"]](f"{part.name}: {reached['message']}"))
             continue
-        own = folder / str(number)
         reached["alerts"] = outcome["alerts"]
-        made = work.store_trained(store, manifest, part.data, part.settings, own, reached, phases)
-        found.append(Made(manifest=made, outcome=reached, folder=own))
+        manifest = work.store_trained(own, reached, phases)
+        found.append(Made(manifest=manifest, outcome=reached, folder=own.folder))
     return found
 
 

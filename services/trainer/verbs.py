@@ -12,6 +12,7 @@ from smelt.trainer.v1 import trainer_pb2
 
 from services.trainer import exports, records, together, work
 from services.trainer.admission import Admission, admit
+from services.trainer.paces import Paces
 from services.trainer.settings import TrainSettings
 from services.trainer.worker import TOGETHER, Tools, announce, begun, parts_of, settings_of, title_of, train_key
 from smeltkit.errors import BadConfig, BadRequest, SmeltError
@@ -75,11 +76,13 @@ class Trainer:
         manifest = await asyncio.to_thread(tools.store.get_manifest, pinned[0].base)
         admission = await self._admit(manifest, [part.settings for part in parts], pinned[0])
         with tools.workspaces.folder() as folder:
-            found = await asyncio.to_thread(
-                together.plan_parts, tools.store, tools.cache, manifest, parts, folder,
-                tools.paces.seeing(admission.environment) if admission.is_free else None,
-            )  # fmt: skip
+            inputs = together.inputs_of(tools.store, tools.cache, manifest, parts, folder)
+            found = await asyncio.to_thread(together.plan_parts, parts, inputs, self._paces(admission))
         return _with(found, admission), trainer_pb2.TrainTogether(specs=pinned)
+
+    def _paces(self, admission: Admission) -> Paces | None:
+        """What a training as it would run now was seen to take; None where it could not begin now."""
+        return self._tools.paces.seeing(admission.environment) if admission.is_free else None
 
     async def _admit(
         self, manifest: Manifest, settings: Sequence[TrainSettings], spec: trainer_pb2.TrainSpec
@@ -109,16 +112,16 @@ class Trainer:
     async def _plan(self, spec: trainer_pb2.TrainSpec) -> tuple[Plan, trainer_pb2.TrainSpec]:
         settings, tools = settings_of(spec), self._tools
         pinned = await self._pinned(spec)
-        data = tuple(pinned.datasets)
         manifest = await asyncio.to_thread(tools.store.get_manifest, pinned.base)
         cached = await tools.stages.get(train_key(tools.stages, pinned, settings))
         admission = Admission(is_free=False) if cached else await self._admit(manifest, [settings], pinned)
         before = None if cached else await begun(tools, pinned, settings)
         with tools.workspaces.folder() as folder:
-            found = await asyncio.to_thread(
-                work.plan_training, tools.store, tools.cache, manifest, data, settings, folder,
-                tools.paces.seeing(admission.environment) if admission.is_free else None, before,
+            inputs = work.Inputs(
+                store=tools.store, cache=tools.cache, manifest=manifest, data=tuple(pinned.datasets),
+                settings=settings, folder=folder, begun=before,
             )  # fmt: skip
+            found = await asyncio.to_thread(work.plan_training, inputs, self._paces(admission))
         return replace(_with(found, admission), cached_digest=cached or ""), pinned
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -37,84 +37,71 @@ _RECORDED: Final = ("heldout", "dequantization", "codes")
 """What a training finds out that stays with its result."""
 
 
-def plan_training(
-    store: Store,
-    cache: NodeCache,
-    manifest: Manifest,
-    data: tuple[str, ...],
-    settings: TrainSettings,
-    folder: Path,
-    paces: Paces | None,
-    begun: Manifest | None,
-) -> Plan:
-    """The plan of training a stored base on stored data, read into the empty `folder`; without `paces` no time.
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a training is made of."""
 
-    Its time is that of what is left after `begun`, the paused run that it would go on from.
-    """
-    prepared, pace, items = prepare_training(store, cache, manifest, data, settings, folder, paces)
-    plan = plan_of(prepared, manifest.size_bytes, pace)
-    if begun is not None:
-        items["goes on from"] = f"step {begun.config['step']}, which is stored; time is that of the steps after it"
-        left = 1 - begun.config["cost"]["tokens"] / prepared.tokens
-        counts = {**plan.counts, "steps_stored": begun.config["step"]}
+    store: Store
+    cache: NodeCache
+    manifest: Manifest
+    """The base."""
+    data: tuple[str, ...]
+    """By digest: the training rows of its files, then held-out ones if any."""
+    settings: TrainSettings
+    folder: Path
+    """Where its files are brought and made."""
+    begun: Manifest | None = None
+    """The paused run that it goes on from."""
+
+
+def plan_training(inputs: Inputs, paces: Paces | None) -> Plan:
+    """The plan of a training, its data read into the empty folder; without `paces` no time. Where it goes on from a
+    paused run its time is that of what is left."""
+    prepared, pace, items = prepare_training(inputs, paces)
+    plan = plan_of(prepared, inputs.manifest.size_bytes, pace)
+    if inputs.begun is not None:
+        begun = inputs.begun.config
+        items["goes on from"] = f"step {begun['step']}, which is stored; time is that of the steps after it"
+        left, counts = 1 - begun["cost"]["tokens"] / prepared.tokens, {**plan.counts, "steps_stored": begun["step"]}
         plan = replace(plan, time_s=plan.time_s * left, counts=counts)
     return replace(plan, items={**plan.items, **items})
 
 
-def prepare_training(
-    store: Store,
-    cache: NodeCache,
-    manifest: Manifest,
-    data: tuple[str, ...],
-    settings: TrainSettings,
-    folder: Path,
-    paces: Paces | None,
-) -> tuple[Prepared, Pace | None, dict[str, str]]:
-    """The data of a training, tokenized in `folder` and put in order, its pace where that is asked for and known, and
-    what a plan says of tokenizing."""
-    with cache.materialize(manifest) as base:
-        kept = _tokenized(store, cache, manifest, base, data, settings, folder, lambda rows: None)
+def prepare_training(inputs: Inputs, paces: Paces | None) -> tuple[Prepared, Pace | None, dict[str, str]]:
+    """The data of a training, tokenized and put in order, its pace where that is asked for and known, and what a plan
+    says of tokenizing."""
+    with inputs.cache.materialize(inputs.manifest) as base:
+        kept = _tokenized(inputs, base, lambda rows: None)
         paths = [one.path for one in kept]
-        heldout = paths[-1] if len(paths) > settings.files else None
-        prepared = prepare(base, Bundle.from_manifest(manifest), paths[: settings.files], heldout, settings)
+        count = inputs.settings.files
+        heldout = paths[-1] if len(paths) > count else None
+        prepared = prepare(base, Bundle.from_manifest(inputs.manifest), paths[:count], heldout, inputs.settings)
         processes = max(one.processes for one in kept)
         told = f"now, and kept for the run; processes: {processes}" if processes else "before, and kept since"
         return prepared, paces.of(prepared) if paces and not prepared.refusals else None, {"tokenized": told}
 
 
 def train(
-    store: Store,
-    cache: NodeCache,
-    manifest: Manifest,
-    data: tuple[str, ...],
-    settings: TrainSettings,
-    folder: Path,
-    phases: Phases,
-    *,
-    paces: Paces,
-    told: Told,
-    lease: Lease,
-    exports: Mapping[str, Any],
-    address: str,
-    begun: Manifest | None,
+    inputs: Inputs, phases: Phases, *, paces: Paces, told: Told, lease: Lease, exports: Mapping[str, Any], address: str
 ) -> dict[str, Any]:
-    """Trains in `folder` on the GPUs of `lease`, going on from the checkpoints there, or from the paused run `begun`;
-    the outcome, see `store_result`.
+    """Trains on the GPUs of `lease`, going on from the checkpoints in the folder, or else from the paused run; the
+    outcome, see `store_result`.
 
     `told` hears of steps and alerts; `exports` is what `open_exports` is told; other machines come to `address`. The
     training process's own error is raised again; NotBuilt where torch is not installed.
     """
     check_torch()
-    if begun is not None:
-        take_up(store, begun, folder)
-    with cache.materialize(manifest) as base:
+    folder = inputs.folder
+    if inputs.begun is not None:
+        take_up(inputs.store, inputs.begun, folder)
+    with inputs.cache.materialize(inputs.manifest) as base:
         spec = {
-            **base_spec(manifest, base, paces, lease),
+            **base_spec(inputs.manifest, base, paces, lease),
             "exports": exports,
-            **run_spec(store, cache, manifest, base, data, settings, folder, phases),
+            **run_spec(inputs, base, phases),
         }
         (folder / "spec.json").write_text(json.dumps(spec))
-        outcome = follow("train_process", folder, phases, told, (settings,), lease=lease, address=address)
+        outcome = follow("train_process", folder, phases, told, (inputs.settings,), lease=lease, address=address)
     raise_error(outcome)
     return outcome
 
@@ -147,65 +134,40 @@ def base_spec(manifest: Manifest, base: Path, paces: Paces, lease: Lease) -> dic
     }
 
 
-def run_spec(
-    store: Store,
-    cache: NodeCache,
-    manifest: Manifest,
-    base: Path,
-    data: tuple[str, ...],
-    settings: TrainSettings,
-    folder: Path,
-    phases: Phases,
-) -> dict[str, Any]:
-    """What a training process is told of one run, its data tokenized in `folder`."""
-    tell, parameters = phases.phase("tokenize", 0, "rows"), plain(settings)
-    paths = [str(one.path) for one in _tokenized(store, cache, manifest, base, data, settings, folder, tell)]
+def run_spec(inputs: Inputs, base: Path, phases: Phases) -> dict[str, Any]:
+    """What a training process is told of one run, its data tokenized by the base in folder `base`."""
+    tell, parameters = phases.phase("tokenize", 0, "rows"), plain(inputs.settings)
+    paths = [str(one.path) for one in _tokenized(inputs, base, tell)]
     return {
-        "settings": _all(settings),
-        "data": paths[: settings.files],
-        "heldout": "".join(paths[settings.files :]),
-        "run_digest": digest_bytes(canonical_json([manifest.digest, *data, parameters])),
+        "settings": _all(inputs.settings),
+        "data": paths[: inputs.settings.files],
+        "heldout": "".join(paths[inputs.settings.files :]),
+        "run_digest": digest_bytes(canonical_json([inputs.manifest.digest, *inputs.data, parameters])),
     }
 
 
-def store_result(
-    store: Store,
-    manifest: Manifest,
-    data: tuple[str, ...],
-    settings: TrainSettings,
-    folder: Path,
-    outcome: dict[str, Any],
-    phases: Phases,
-) -> Manifest:
-    """Stores what a run left in `folder`: its bundle, or its state if it paused."""
+def store_result(inputs: Inputs, outcome: Mapping[str, Any], phases: Phases) -> Manifest:
+    """Stores what a run left in its folder: its bundle, or its state if it paused."""
     if "paused" not in outcome:
-        return store_trained(store, manifest, data, settings, folder, outcome, phases)
-    about = {"base": manifest.digest, "data": list(data), "settings": plain(settings)}
-    return store_paused(store, folder, about, outcome, phases.phase("store", 0))
+        return store_trained(inputs, outcome, phases)
+    about = {"base": inputs.manifest.digest, "data": list(inputs.data), "settings": plain(inputs.settings)}
+    return store_paused(inputs.store, inputs.folder, about, outcome, phases.phase("store", 0))
 
 
-def store_trained(
-    store: Store,
-    manifest: Manifest,
-    data: tuple[str, ...],
-    settings: TrainSettings,
-    folder: Path,
-    outcome: dict[str, Any],
-    phases: Phases,
-) -> Manifest:
-    """Stores the bundle that a run left in `folder`, with its lineage."""
-    bundle = Bundle.from_manifest(manifest)
+def store_trained(inputs: Inputs, outcome: Mapping[str, Any], phases: Phases) -> Manifest:
+    """Stores the bundle that a run left in its folder, with its lineage."""
+    bundle = Bundle.from_manifest(inputs.manifest)
     lineage = Lineage(
         operation="train",
-        inputs=(manifest.digest, *data),
-        parameters={"settings": plain(settings)} | {key: outcome[key] for key in _RECORDED if key in outcome},
+        inputs=(inputs.manifest.digest, *inputs.data),
+        parameters={"settings": plain(inputs.settings)} | {key: outcome[key] for key in _RECORDED if key in outcome},
         code_revision=code_revision(),
         origin=bundle.lineage.origin,
     )
-    result = folder / "bundle"
+    result = inputs.folder / "bundle"
     trained = Bundle.from_folder(result, lineage=lineage, licence=bundle.licence)
     size_bytes = sum(path.stat().st_size for path in result.iterdir())
-    return store_bundle(store, result, trained, phases.phase("store", size_bytes))
+    return store_bundle(inputs.store, result, trained, phases.phase("store", size_bytes))
 
 
 def raise_error(outcome: dict[str, Any]) -> None:
@@ -224,24 +186,15 @@ def _all(settings: TrainSettings) -> dict[str, Any]:
     return value
 
 
-def _tokenized(
-    store: Store,
-    cache: NodeCache,
-    manifest: Manifest,
-    base: Path,
-    data: tuple[str, ...],
-    settings: TrainSettings,
-    folder: Path,
-    tell: Tell,
-) -> list[Kept]:
-    """The files of all stages and, if named, held-out data as samples in `folder`; of equal ones all are the first."""
-    contract = Bundle.from_manifest(manifest).contract
+def _tokenized(inputs: Inputs, base: Path, tell: Tell) -> list[Kept]:
+    """The files of all stages and, if named, held-out data as samples in the folder; equal ones are kept once."""
+    contract, settings = Bundle.from_manifest(inputs.manifest).contract, inputs.settings
 
     def kept(digest: str, name: str) -> Kept:
         recipe = Recipe.of(contract, settings, is_heldout=name == "heldout")
-        return keep_samples(store, cache, digest, base, recipe, folder, name, tell)
+        return keep_samples(inputs.store, inputs.cache, digest, base, recipe, inputs.folder, name, tell)
 
-    files = data[: settings.files]
+    files, heldout = inputs.data[: settings.files], inputs.data[settings.files :]
     names = ["data"] if len(files) == 1 else [f"data-{number}" for number in range(1, len(files) + 1)]
     found = {digest: kept(digest, names[files.index(digest)]) for digest in dict.fromkeys(files)}
-    return [*(found[digest] for digest in files), *(kept(digest, "heldout") for digest in data[settings.files :])]
+    return [*(found[digest] for digest in files), *(kept(digest, "heldout") for digest in heldout)]

@@ -24,21 +24,18 @@ from services.trainer.paces import Paces
 from services.trainer.run_folders import RunFolders
 from services.trainer.settings import TrainSettings, parse_settings
 from services.trainer.together import Part
+from services.trainer.work import Inputs
 from smeltkit import probing
-from smeltkit.blobs.cache import NodeCache
-from smeltkit.blobs.store import Store
-from smeltkit.bus.client import Bus
-from smeltkit.catalog import Catalog
 from smeltkit.errors import BadRequest, SmeltError
 from smeltkit.gpus.ledger import GpuLedger, Lease
 from smeltkit.jobs import threads
+from smeltkit.jobs.bench import Bench
 from smeltkit.jobs.stages import StageCache
 from smeltkit.jobs.threads import Reporter
 from smeltkit.jobs.worker import Handler, JobContext
 from smeltkit.locks import file_lock
 from smeltkit.manifest import BUNDLE_TYPE, PAUSED_TYPE, Manifest
 from smeltkit.telemetry import span
-from smeltkit.workspaces import Workspaces
 
 TOGETHER: Final = "train-together"
 """Kind of a job that trains several adapters on one base in memory."""
@@ -52,17 +49,10 @@ METHODS: Mapping[int, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tools:
+class Tools(Bench):
     """What the trainer works with."""
 
     config: TrainerConfig
-    store: Store
-    cache: NodeCache
-    workspaces: Workspaces
-    stages: StageCache
-    catalog: Catalog
-    bus: Bus
-    prober: probing.Prober
     folders: RunFolders
     paces: Paces
     gpus: GpuLedger
@@ -81,7 +71,7 @@ class Handlers:
     async def train(self, context: JobContext) -> str:
         """Trains what a TrainSpec names, proves that the result generates, names it; its digest."""
         spec = trainer_pb2.TrainSpec.FromString(context.request)
-        tools, settings, data = self._tools, settings_of(spec), tuple(spec.datasets)
+        tools, settings = self._tools, settings_of(spec)
         key = train_key(tools.stages, spec, settings)
         digest = await tools.stages.get(key)
         folder = tools.folders.of(context.job_id)
@@ -89,17 +79,18 @@ class Handlers:
             manifest = await threads.run(context, tools.store.get_manifest, spec.base)
             folder.mkdir(parents=True, exist_ok=True)
             reporter = Reporter(context)
-            before = await begun(tools, spec, settings)
+            inputs = Inputs(
+                store=tools.store, cache=tools.cache, manifest=manifest, data=tuple(spec.datasets), settings=settings,
+                folder=folder, begun=await begun(tools, spec, settings),
+            )  # fmt: skip
             with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
                 async with self._on_gpus(context, manifest, [settings], spec) as lease:
                     outcome = await threads.run(
-                        context, work.train, tools.store, tools.cache, manifest, data, settings, folder, reporter,
-                        paces=tools.paces, told=StepEvents(tools.bus, context.job_id), lease=lease,
-                        exports=self._exports(context, spec.name), address=tools.config.address, begun=before,
+                        context, work.train, inputs, reporter, paces=tools.paces, lease=lease,
+                        told=StepEvents(tools.bus, context.job_id), exports=self._exports(context, spec.name),
+                        address=tools.config.address,
                     )  # fmt: skip
-                made = await threads.run(
-                    context, work.store_result, tools.store, manifest, data, settings, folder, outcome, reporter
-                )
+                made = await threads.run(context, work.store_result, inputs, outcome, reporter)
             digest = made.digest
             if made.artifact_type == PAUSED_TYPE:
                 await self._remember_pause(context, key, spec, settings, made, outcome)
@@ -125,17 +116,14 @@ class Handlers:
             manifest = await threads.run(context, tools.store.get_manifest, specs[0].base)
             folder.mkdir(parents=True, exist_ok=True)
             wanted = [parts[number] for number in missing]
-            reporter = Reporter(context)
+            reporter, inputs = Reporter(context), together.inputs_of(tools.store, tools.cache, manifest, wanted, folder)
             with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
                 async with self._on_gpus(context, manifest, [part.settings for part in wanted], specs[0]) as lease:
                     outcome = await threads.run(
-                        context, together.train_parts, tools.store, tools.cache, manifest, wanted, folder, reporter,
-                        paces=tools.paces, told=StepEvents(tools.bus, context.job_id), lease=lease,
-                        exports=self._exports(context),
+                        context, together.train_parts, wanted, inputs, folder, reporter, paces=tools.paces,
+                        told=StepEvents(tools.bus, context.job_id), lease=lease, exports=self._exports(context),
                     )  # fmt: skip
-                found = await threads.run(
-                    context, together.store_parts, tools.store, manifest, wanted, folder, outcome, reporter
-                )
+                found = await threads.run(context, together.store_parts, wanted, inputs, outcome, reporter)
             for number, made in zip(missing, found, strict=True):
                 if isinstance(made, SmeltError):
                     errors.append(made)

@@ -162,8 +162,8 @@ async def test_a_training_that_paused_goes_on_in_another_job(
         done = await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job)
         return importing.store.get_manifest(succeeded(done))
 
-    whole = await _spec(importing, tmp_path, "tiny-paused")
-    paused = await _spec(importing, tmp_path, "tiny-paused", until_step=1)
+    whole = await _spec(importing, tmp_path, "tiny-paused", seed=57)
+    paused = await _spec(importing, tmp_path, "tiny-paused", seed=57, until_step=1)
     assert (await plan(paused)).counts["steps"] == 1
     first = await train(paused)
     assert (first.artifact_type, first.config["step"], first.config["heldout"]["rows"]) == (PAUSED_TYPE, 1, 6)

@@ -39,8 +39,6 @@ class JailSpec(NamedTuple):
     """Files that /tmp can hold."""
     preload: tuple[str, ...]
     """Modules imported before any child is forked."""
-    code: int = -1
-    """Descriptor, in the supervisor, of the memory file with the interpreter's code; -1 without one."""
     packages: str = ""
     """Folder of third-party packages, inside the binds; empty for none."""
     executables: tuple[str, ...] = ()

@@ -46,6 +46,7 @@ class Candidates:
         first_uids: Mapping[str, int],
         on_spawn: Callable[[int], None],
         is_expendable: bool,
+        code: int,
     ) -> None:
         """`first_uids` are the first of two host uids a profile; `is_expendable` lets the kernel end candidates first
         when the memory of their group runs out. JailRefused, ZygoteLost."""
@@ -53,6 +54,7 @@ class Candidates:
         self._first_uids = first_uids
         self._on_spawn = on_spawn
         self._is_expendable = is_expendable
+        self._code = code
         self._zygotes: dict[str, Zygote] = {}
         self._tmp_bytes: dict[str, int] = {name: spec.tmp_bytes for name, spec in specs.items()}
         self._profile = next(iter(specs))
@@ -88,7 +90,9 @@ class Candidates:
     def _zygote(self) -> Zygote:
         name = self._profile
         if name not in self._zygotes:
-            self._zygotes[name] = Zygote(self._specs[name], uid_base=self._first_uids[name], on_spawn=self._on_spawn)
+            self._zygotes[name] = Zygote(
+                self._specs[name], uid_base=self._first_uids[name], on_spawn=self._on_spawn, code=self._code
+            )
         return self._zygotes[name]
 
     def _prepare(self) -> Prepared:

@@ -45,10 +45,10 @@ class JudgeProcess:
 class Judges:
     """Forks judges. A judge serves jobs of one key only, and none twice that has no key."""
 
-    def __init__(self, spec: JailSpec, *, uid_base: int) -> None:
+    def __init__(self, spec: JailSpec, *, uid_base: int, code: int) -> None:
         """JailRefused, ZygoteLost."""
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self._zygote = Zygote(spec, uid_base=uid_base, on_spawn=lambda pid: None)
+        self._zygote = Zygote(spec, uid_base=uid_base, on_spawn=lambda pid: None, code=code)
         self._spare: JudgeProcess | None = None
         self._kept: JudgeProcess | None = None
         self.prepare_next()

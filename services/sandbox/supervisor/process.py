@@ -45,7 +45,7 @@ def _serve(service: Channel, cancels: socket.socket) -> None:
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, {spec.core})
     with contextlib.suppress(OSError):
-        use_code(spec.judge.code)
+        use_code(spec.code)
     try:
         slot = Slot(spec)
     except ZygoteLost as error:

@@ -44,9 +44,13 @@ class Slot:
         self._group = Group(spec.hierarchy, spec.group_name) if spec.hierarchy else None
         self._meter: Meter = GroupMeter(self._group) if self._group else TreeMeter()
         first_uids = {name: spec.uid_base + UIDS_PER_ZYGOTE * (1 + i) for i, name in enumerate(spec.candidates)}
-        self._judges = Judges(spec.judge, uid_base=spec.uid_base)
+        self._judges = Judges(spec.judge, uid_base=spec.uid_base, code=spec.code)
         self._candidates = Candidates(
-            spec.candidates, first_uids=first_uids, on_spawn=self._adopt, is_expendable=self._group is not None
+            spec.candidates,
+            first_uids=first_uids,
+            on_spawn=self._adopt,
+            is_expendable=self._group is not None,
+            code=spec.code,
         )
 
     def run(self, job: Job, cancel: int) -> Record:

@@ -25,6 +25,8 @@ class SlotSpec:
     judge: JailSpec
     uid_base: int
     """First host uid of this slot: two for the judge, then two a profile."""
+    code: int
+    """Descriptor of the memory file with the interpreter's code; -1 without one."""
     hierarchy: Hierarchy | None
     """Where its control group is made; None without."""
     group_name: str

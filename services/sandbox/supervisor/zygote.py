@@ -89,15 +89,15 @@ class _Tmp:
 class Zygote:
     """A warm, jailed interpreter that forks children of one role."""
 
-    def __init__(self, spec: JailSpec, *, uid_base: int, on_spawn: Callable[[int], None]) -> None:
-        """Builds the jail; `on_spawn` gets the pid before anything else happens (to put it into a cgroup).
-        JailRefused, ZygoteLost."""
+    def __init__(self, spec: JailSpec, *, uid_base: int, on_spawn: Callable[[int], None], code: int = -1) -> None:
+        """Builds the jail; `on_spawn` gets the pid before anything else happens (to put it into a cgroup); `code` is
+        the descriptor of the interpreter's code. JailRefused, ZygoteLost."""
         self._control, control_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._broom, broom_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.spec = spec
         self._tmp: _Tmp | None = None
         self._left: list[bytes] = []
-        self.pid = _spawn(spec, control_end, broom_end)
+        self.pid = _spawn(spec, control_end, broom_end, code)
         try:
             on_spawn(self.pid)
             _limit_waits(self._control, START_TIMEOUT_S)
@@ -203,7 +203,7 @@ def _limit_waits(end: socket.socket, timeout_s: float) -> None:
         end.setsockopt(socket.SOL_SOCKET, option, bound)
 
 
-def _spawn(spec: JailSpec, control: socket.socket, broom: socket.socket) -> int:
+def _spawn(spec: JailSpec, control: socket.socket, broom: socket.socket, code: int) -> int:
     """Starts the interpreter by exec with two sockets, nothing on its standard descriptors but our stderr, and an
     environment of its own."""
     high = [fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH) for end in (control, broom)]
@@ -215,8 +215,8 @@ def _spawn(spec: JailSpec, control: socket.socket, broom: socket.socket) -> int:
         (os.POSIX_SPAWN_DUP2, high[0], CONTROL),
         (os.POSIX_SPAWN_DUP2, high[1], BROOM),
     ]
-    if spec.code >= 0:
-        actions.append((os.POSIX_SPAWN_DUP2, spec.code, CODE))
+    if code >= 0:
+        actions.append((os.POSIX_SPAWN_DUP2, code, CODE))
     interpreter = os.path.realpath(sys.executable)
     arguments = [interpreter, *FLAGS, "-c", _BOOT, spec.to_json(), _ROOT]
     environment = {**_ENVIRONMENT, **_ONE_THREAD} if spec.packages else _ENVIRONMENT

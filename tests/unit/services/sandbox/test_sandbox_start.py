@@ -33,7 +33,7 @@ SPEC = JailSpec(
 def test_a_jail_that_takes_too_long_is_no_refusal_and_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    def spawn_silent(spec: JailSpec, control: object, broom: object) -> int:
+    def spawn_silent(spec: JailSpec, control: object, broom: object, code: int) -> int:
         started.append(subprocess.Popen(["sleep", "60"]))
         kept.append((control, broom))
         return started[0].pid
