@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
+import openai
 import pytest
+from edge_fakes import Served, served_edge
 
 from smeltkit.bus import Bus, topology
 from smeltkit.config import PlatformConfig
@@ -65,3 +68,24 @@ async def importing(
     """A caller of the importer."""
     async with import_rig(importer.address, import_platform, tmp_path / "state") as made:
         yield made
+
+
+@pytest.fixture
+async def edge() -> AsyncIterator[Served]:
+    """An edge with default settings."""
+    async with served_edge() as served:
+        yield served
+
+
+@pytest.fixture
+async def client(edge: Served) -> AsyncIterator[openai.AsyncOpenAI]:
+    """OpenAI's client; it must not repeat requests here."""
+    async with openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def http(edge: Served) -> AsyncIterator[httpx.AsyncClient]:
+    """A plain HTTP client."""
+    async with httpx.AsyncClient(base_url=edge.url) as client:
+        yield client

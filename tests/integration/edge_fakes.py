@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import uvicorn
 from smelt.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -26,6 +27,12 @@ MODEL = digest_bytes(b"bundle")
 ABSENT = digest_bytes(b"another bundle")
 _GRACE_S = 1
 WORDS = ("def ", "f", "(x):", "\n\treturn ", "h\u00e9", "\U0001f600")
+HELLO: list[Any] = [{"role": "user", "content": "hello"}]
+
+
+def chat(content: str | list[Any], **fields: Any) -> dict[str, Any]:
+    """A chat request's body."""
+    return {"model": "ore-11m", "messages": [{"role": "user", "content": content}], **fields}
 
 
 @dataclass

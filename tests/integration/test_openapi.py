@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from edge_fakes import Served, served_edge
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
@@ -25,20 +23,6 @@ DOCUMENT: dict[str, Any] = yaml.safe_load(FILE.read_text())
 CHAT = {"model": "ore-11m", "messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 1}
 TEXT = {"model": "ore-11m", "prompt": "x", "logprobs": 1}
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
-
-
-@pytest.fixture
-async def edge() -> AsyncIterator[Served]:
-    """A running edge."""
-    async with served_edge() as served:
-        yield served
-
-
-@pytest.fixture
-async def http(edge: Served) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of it."""
-    async with httpx.AsyncClient(base_url=edge.url) as client:
-        yield client
 
 
 def test_checked_in_description_is_up_to_date() -> None:

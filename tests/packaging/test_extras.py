@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -24,6 +25,9 @@ ROOTS = {
     "sandbox": "services.sandbox",
     "gateway": "gateway",
 }
+CONTROL = ["gateway.cli.main", "services.sandbox.__main__", "services.evaluator.__main__"]
+ENTRY_POINTS = [*CONTROL, "services.importer.__main__", "services.inference.__main__", "services.trainer.__main__"]
+HEAVY = {"torch", "triton", "transformers", "peft", "llama_cpp"}
 # Imported as another distribution's public surface, or loaded by name at run time.
 SAME_AS = {"opentelemetry-exporter-otlp-proto-grpc": "opentelemetry-sdk", "googleapis-common-protos": "protobuf"}
 
@@ -72,27 +76,24 @@ def test_extra_lists_exactly_what_its_service_reaches(extra: str) -> None:
     assert declared - reached == set(), "declared but not imported"
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "gateway.cli.main",
-        "services.sandbox.__main__",
-        "services.evaluator.__main__",
-        "services.importer.__main__",
-        "services.inference.__main__",
-        "services.trainer.__main__",
-    ],
-)
+@cache
+def _heavy_after() -> dict[str, list[str]]:
+    """What each entry point brings with it, all imported in one process: those that may have the engine come last."""
+    code = (
+        "import importlib, json, sys\n"
+        f"heavy, found = {HEAVY}, dict()\n"
+        f"for name in {ENTRY_POINTS}:\n"
+        "    importlib.import_module(name)\n"
+        "    found[name] = sorted(heavy & sys.modules.keys())\n"
+        "print(json.dumps(found))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("module", ENTRY_POINTS)
 def test_no_service_of_this_release_imports_torch(module: str) -> None:
-    """Importing a service's entry point loads neither torch nor triton."""
-    code = f"import sys, {module}; print(sorted(set(sys.modules) & {{'torch', 'triton', 'transformers', 'peft'}}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("module", ["gateway.cli.main", "services.sandbox.__main__", "services.evaluator.__main__"])
-def test_control_services_do_not_import_the_engine(module: str) -> None:
-    """The command line, sandbox and evaluator never load llama.cpp."""
-    code = f"import sys, {module}; print('llama_cpp' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "False"
+    """Importing a service's entry point loads neither torch nor triton; the command line, the sandbox and the evaluator
+    do not load llama.cpp either."""
+    assert set(_heavy_after()[module]) <= (set() if module in CONTROL else {"llama_cpp"})
