@@ -28,7 +28,7 @@ def monitor_document(jobs: Sequence[job_pb2.Job], gpus: trainer_pb2.ListGpusResp
 
 def monitor_view(jobs: Sequence[job_pb2.Job], gpus: trainer_pb2.ListGpusResponse, at: str) -> RenderableType:
     """One moment, for people."""
-    columns = ("job", "work", "state", "progress", "loss", ">now", ">tokens/s", ">memory", ">MFU")
+    columns = ("job", "work", "state", "progress", "loss", ">now", ">held-out", ">tokens/s", ">memory", ">MFU")
     views: list[RenderableType] = [Text(at, style="dim"), table(columns, map(_row, jobs))]
     alerts = [(job.id, text) for job in jobs for text in job.progress.alerts]
     if alerts:
@@ -48,6 +48,7 @@ def _row(job: job_pb2.Job) -> tuple[object, ...]:
         amount_of(job),
         sparkline(job.progress.course, _CURVE_WIDTH),
         _number(known.get("loss"), ".4f"),
+        _number(known.get("heldout"), ".4f"),
         _number(known.get("tokens_per_second"), ",.0f"),
         measured(human_bytes(known["memory_bytes"]) if "memory_bytes" in known else None),
         _number(known.get("mfu"), ".1%"),

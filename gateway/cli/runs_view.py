@@ -76,7 +76,10 @@ def run_views(run: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> lis
             ("held-out loss", heldout_text(heldout) if heldout else ""),
             ("tokens/s", _speed(run)),
             ("MFU", _share(run.get("mfu"))),
+            ("held out, on the way", _course(run)),
             ("gradient noise scale", _noise(run)),
+            *(("advice", text) for text in run.get("advice", ())),
+            ("stopped early", _stopped(run)),
             *((f"exported to {tool}", _exported(found)) for tool, found in run.get("exports", {}).items()),
         ]
     )
@@ -188,6 +191,26 @@ def _share(value: float | None) -> str:
 def _noise(run: Mapping[str, Any]) -> str:
     value = run.get("noise_scale")
     return f"{value:,.0f} learnt tokens" if value else "-"
+
+
+def _course(run: Mapping[str, Any]) -> str:
+    """The held-out losses of a run, or that there are too few to say what more tokens would bring."""
+    points = [point["loss"] for point in run.get("course", ())]
+    if not points:
+        return ""
+    law = run.get("outlook")
+    told = f"{sparkline(points)} {len(points)} measurements"
+    if law is None:
+        return f"{told}: too few to say what more tokens would bring, which needs 3 after the first; set heldout_steps"
+    return (
+        f"{told}; floor {law['floor']:.4f} [{law['floor_low']:.4f}, {law['floor_high']:.4f}], exponent"
+        f" {law['exponent']:.2f} [{law['exponent_low']:.2f}, {law['exponent_high']:.2f}]"
+    )
+
+
+def _stopped(run: Mapping[str, Any]) -> str:
+    found = run.get("stopped")
+    return f"after step {found['step']}: {found['why']}" if found else ""
 
 
 def _exported(found: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _NEEDS: Final = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
 """Tool to the module that its extra installs."""
 _SETTING: Final = {"tensorboard": "TENSORBOARD_DIR", "mlflow": "MLFLOW_URI"}
-_NAMES: Final = (*ALERT_METRICS, "memory_bytes", "tokens")
+_NAMES: Final = (*ALERT_METRICS, "memory_bytes", "tokens", "heldout")
 """What is exported of a step."""
 _END: Final[dict[str, Any]] = {}
 

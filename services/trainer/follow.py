@@ -25,6 +25,7 @@ _MEASURED: Final[tuple[str, ...]] = (
     "tokens",
     "memory_bytes",
     "mfu",
+    "heldout",
 )
 """What progress tells of the newest step."""
 
@@ -65,6 +66,7 @@ class Followed:
         self._first_step, self._began_s, self._left_s = 0, 0.0, 0.0
         self._until_step = settings[0].until_step
         self._newest: dict[str, Any] = {}
+        self._heldout: dict[str, Any] = {}
         self.noticed: list[dict[str, Any]] = []
         """Alerts that the training itself did not write down."""
 
@@ -74,6 +76,7 @@ class Followed:
             self._course.add(step["loss"])
             if "entered" in step:
                 self._enter(step["entered"], step.get("name", ""))
+            self._heldout |= {key: step[key] for key in ("heldout", "outlook") if key in step}
             for alert in step.get("alerts", ()):
                 self._alert(alert, step.get("name", ""))
         if steps:
@@ -127,14 +130,17 @@ class Followed:
         return is_new
 
     def _measure(self, *, alert: str = "", note: str = "") -> None:
-        measured = {key: float(self._newest[key]) for key in _MEASURED if key in self._newest}
+        known = {**self._newest, **self._heldout}
+        measured = {key: float(known[key]) for key in _MEASURED if key in known}
         self._phases.measure(measured, self._course.points, alert=alert, note=note)
 
     def _message(self) -> str:
         if not self._newest:
             return ""
         loss, rate = self._newest["loss"], self._newest["tokens_per_second"]
-        return f"loss {loss:.4f}  {rate:.0f} tokens/s  {self._left_s:.0f} s left"
+        heldout = f"  held-out {self._heldout['heldout']:.4f}" if self._heldout else ""
+        outlook = f"  {self._heldout['outlook']}" if "outlook" in self._heldout else ""
+        return f"loss {loss:.4f}{heldout}  {rate:.0f} tokens/s  {self._left_s:.0f} s left{outlook}"
 
 
 def _named(message: str, name: str) -> str:

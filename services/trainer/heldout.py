@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from services.trainer.context_parallel import own_part
 from services.trainer.data.samples import Sample
+from services.trainer.early_stop import why_stop
 from services.trainer.measured import HELDOUT_FILE, Measured, read_course, write_course
 from services.trainer.packs import idle_pack, pack_of
 from services.trainer.ranks import ALONE, Ranks
+from services.trainer.scaling import outlook
+from services.trainer.settings import TrainSettings
 from smeltkit.ml.decoder import Decoder
 from smeltkit.paired import Comparison, compare
 
@@ -19,32 +23,51 @@ from smeltkit.paired import Comparison, compare
 class HeldoutCourse:
     """The measurements of a run, each made once and kept in its folder: a run that goes on takes over what is there."""
 
-    def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
-        """Begins with what is in `folder`."""
-        self._path, self._samples = folder / HELDOUT_FILE, samples
+    def __init__(self, folder: Path, samples: Sequence[Sample], *, writes: bool = True) -> None:
+        """Begins with what is in `folder`; of several processes each has one, and the first `writes`."""
+        self._path, self._samples, self._writes = folder / HELDOUT_FILE, samples, writes
         self.measured = read_course(self._path)
         """So far, in order."""
 
     def keep_until(self, step: int) -> None:
         """Drops what was measured after `step`, since those steps will be done again."""
         self.measured = [one for one in self.measured if one.step <= step]
-        write_course(self._path, self.measured)
+        self._write()
 
-    def measure(self, decoder: Decoder, step: int, tokens: int) -> Measured:
-        """The measurement after `step`; draws no random number and leaves the decoder as it was."""
+    def measure(self, decoder: Decoder, step: int, tokens: int, ranks: Ranks = ALONE) -> Measured:
+        """The measurement after `step`, of a decoder that is spread over `ranks` by all of them; draws no random number
+        and leaves the decoder as it was."""
         known = next((one for one in self.measured if one.step == step), None)
         if known is None:
             is_training = decoder.training
-            known = Measured(step=step, tokens=tokens, losses=tuple(row_losses(decoder, self._samples)))
+            known = Measured(step=step, tokens=tokens, losses=tuple(row_losses(decoder, self._samples, ranks)))
             decoder.train(is_training)
             self.measured.append(known)
-            write_course(self._path, self.measured)
+            self._write()
         return known
+
+    def after(self, decoder: Decoder, step: int, tokens: int, settings: TrainSettings, ranks: Ranks) -> dict[str, Any]:
+        """What a step's line tells of the held-out loss: nothing unless it is measured after this step."""
+        every = (settings.heldout_steps, settings.early_stop.steps)
+        if not any(steps and step % steps == 0 for steps in every):
+            return {}
+        found: dict[str, Any] = {"heldout": self.measure(decoder, step, tokens, ranks).loss}
+        if expected := outlook(self.measured):
+            found["outlook"] = expected.advice
+        return found
+
+    def why_stop(self, settings: TrainSettings) -> str:
+        """Why the run ends early now; empty if it goes on."""
+        return why_stop(self.measured, settings.early_stop)
 
     @property
     def comparison(self) -> Comparison:
         """The newest measurement beside the first."""
         return compare(self.measured[0].losses, self.measured[-1].losses)
+
+    def _write(self) -> None:
+        if self._writes:
+            write_course(self._path, self.measured)
 
 
 @torch.no_grad()

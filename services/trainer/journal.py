@@ -47,14 +47,15 @@ class Journal:
         self._file.close()
         self.exported = self._exports.close(is_finished)
 
-    def write(self, report: StepReport) -> dict[str, Any]:
-        """Writes a step; what was written."""
+    def write(self, report: StepReport, measured: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Writes a step, with what was `measured` after it; what was written."""
         lengths = [self._prepared.order.lengths[number] for number in report.sample_ids]
         flops = model_flops(self._prepared.config, lengths, is_adapted=self._prepared.settings.is_adapted)
         line = {
             **asdict(report),
             "mfu": flops * report.tokens_per_second / sum(lengths) / self._rate,
             "memory_share": report.memory_bytes / self._memory_bytes,
+            **(measured or {}),
         }
         if self._prepared.order.enters(report.step - 1):
             line["entered"] = asdict(

@@ -101,14 +101,17 @@ class Run:
         """See `Progress.codes`."""
         self._resume()
 
-    def run(self, tell: Callable[[StepReport], None], end_step: int = 0) -> None:
-        """Trains to the end, or until `end_step` is saved; `tell` hears of every step and may raise to stop.
+    def run(self, tell: Callable[[StepReport], bool | None], end_step: int = 0) -> None:
+        """Trains to the end, or until `end_step` is saved; `tell` hears of every step, and returns true where the run
+        is to end with that one, saved, or raises to stop.
 
         Errors of `step` and `watch`.
         """
         try:
             for report in self.steps(end_step):
-                tell(report)
+                if tell(report):
+                    self.save()
+                    break
         finally:
             self.wait_for_saving()
 

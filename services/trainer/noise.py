@@ -13,6 +13,8 @@ from typing import Any, Final
 
 STEPS_MIN: Final = 20
 """Steps without which the averages say nothing."""
+FAR: Final = 4.0
+"""A batch this many times below or above the noise scale is worth a word."""
 
 
 def noise_scale(steps: Iterable[Mapping[str, Any]]) -> float | None:
@@ -31,3 +33,17 @@ def noise_scale(steps: Iterable[Mapping[str, Any]]) -> float | None:
         signal += (large * whole - small * first) / (large - small)
         noise += (first - whole) / (1 / small - 1 / large)
     return noise / signal if count >= STEPS_MIN and signal > 0 and noise > 0 else None
+
+
+def advice(scale: float, batch: float) -> str:
+    """What to think of steps of `batch` learnt tokens where the noise scale is `scale`; empty if they are about right.
+
+    At the noise scale a run needs twice the fewest steps and twice the fewest tokens; below it more steps, above it
+    more tokens (section 2.3).
+    """
+    said = f"a step learns {batch:,.0f} tokens, {batch / scale:.2g} of the gradient noise scale ({scale:,.0f})"
+    if batch * FAR < scale:
+        return f"{said}: larger steps (packs_per_step) take fewer of them for hardly more tokens"
+    if batch > scale * FAR:
+        return f"{said}: smaller steps (packs_per_step) learn as much from fewer tokens"
+    return ""

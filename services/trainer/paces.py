@@ -38,6 +38,7 @@ WITHOUT_EFFECT = (
     "schedule",
     "warmup_steps",
     "horizon_steps",
+    "early_stop",
 )
 """Settings that a step's pace does not depend on, with others that only matter beyond a step."""
 

@@ -22,7 +22,7 @@ from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
 from services.trainer.shape import shaped
 from services.trainer.stages import Stage, make_stages
-from smeltkit.errors import BadConfig, BadSchedule, SettingsDiffer, SmeltError, UnsupportedOption
+from smeltkit.errors import BadConfig, BadDataset, BadSchedule, SettingsDiffer, SmeltError, UnsupportedOption
 from smeltkit.jobs.plan import Plan
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.bundle import Bundle
@@ -61,6 +61,12 @@ class Prepared:
         """Tokens that go through the model until then."""
         return self.order.tokens_in(self.end_step)
 
+    @property
+    def step_tokens(self) -> float:
+        """Learnt tokens of a step, on average and about: the share of them is that of all files."""
+        share = sum(one.counted for one in self.data) / sum(one.tokens for one in self.data)
+        return share * self.tokens / self.end_step
+
 
 def prepare(
     folder: Path, bundle: Bundle, data: Sequence[Path], heldout: Path | None, settings: TrainSettings
@@ -86,13 +92,14 @@ def prepare(
         total_steps=order.starts[-1],
         final_share=settings.final_share,
     )
+    held = _read(heldout, encoder, Recipe.of(bundle.contract, settings, is_heldout=True)) if heldout else None
     return Prepared(
         bundle=bundle,
         config=config,
         settings=settings,
         data=found,
         samples=samples,
-        heldout=_read(heldout, encoder, Recipe.of(bundle.contract, settings, is_heldout=True)) if heldout else None,
+        heldout=held,
         stages=stages,
         order=order,
         schedule=schedule,
@@ -100,7 +107,7 @@ def prepare(
         refusals=(
             *chain.from_iterable(stage.refusals() for stage in stages),
             *schedule.refusals(horizon_steps=settings.horizon_steps),
-            *_pauses(settings, schedule),
+            *_on_the_way(settings, schedule, held),
             *never_fires(settings.alerts, schedule),
             *_misfits(bundle, settings),
             *splits.refusals(config, settings),
@@ -123,6 +130,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
         "trainable": f"{trained:,} of {config.parameters:,} parameters",
         **_of_data(prepared),
         "held out": "none" if prepared.heldout is None else f"{len(prepared.heldout.samples)} samples",
+        **_of_measuring(prepared),
         **_of_stages(prepared),
         **_of_pretraining(prepared),
         **_of_processes(settings),
@@ -183,6 +191,19 @@ def _of_stages(prepared: Prepared) -> dict[str, str]:
 def _numbered(name: str, values: Sequence[str]) -> dict[str, str]:
     """Items of a plan that there are one of or several."""
     return {name if len(values) == 1 else f"{name} {number}": value for number, value in enumerate(values, start=1)}
+
+
+def _of_measuring(prepared: Prepared) -> dict[str, str]:
+    """How often held-out rows are measured on the way, and what that is beside the tokens of the run."""
+    settings, heldout = prepared.settings, prepared.heldout
+    every = [steps for steps in (settings.heldout_steps, settings.early_stop.steps) if steps]
+    if not every or heldout is None or prepared.refusals:
+        return {}
+    times = len({step for steps in every for step in range(steps, prepared.end_step, steps)})
+    tokens = times * heldout.tokens
+    stop = settings.early_stop
+    early = f"; may stop after step {stop.first_step} or later" if stop.steps else ""
+    return {"held out, on the way": f"{times} times, {tokens:,} tokens beside {prepared.tokens:,} of training{early}"}
 
 
 def _of_pretraining(prepared: Prepared) -> dict[str, str]:
@@ -257,16 +278,29 @@ def _misfits(bundle: Bundle, settings: TrainSettings) -> list[SmeltError]:
     return found
 
 
-def _pauses(settings: TrainSettings, schedule: Schedule) -> list[SmeltError]:
-    """Why the run cannot pause where it should."""
-    if settings.until_step < max(schedule.total_steps, 1):
-        return []
-    return [
-        BadSchedule(
-            f"until_step={settings.until_step} must be below the run's {schedule.total_steps} steps; remove it to train"
-            " to the end"
-        )
+def _on_the_way(settings: TrainSettings, schedule: Schedule, heldout: Dataset | None) -> list[SmeltError]:
+    """Why the run cannot pause, be measured or stop where it should."""
+    first = {
+        "until_step": settings.until_step,
+        "heldout_steps": settings.heldout_steps,
+        "early_stop: steps * (window + patience)": settings.early_stop.first_step if settings.early_stop.steps else 0,
+    }
+    found: list[SmeltError] = [
+        BadSchedule(f"{name}={step} must be below the run's {schedule.total_steps} steps; lower it, or remove it")
+        for name, step in first.items()
+        if step >= max(schedule.total_steps, 1)
     ]
+    if heldout is not None and len(heldout.samples) < 2:
+        found.append(BadDataset("the held-out data have one row, which gives no interval; name two or more, or none"))
+    if settings.measures_on_the_way and heldout is None:
+        found.append(
+            UnsupportedOption("heldout_steps and early_stop have no effect without heldout; name held-out data")
+        )
+    if settings.early_stop.steps and settings.stages:
+        found.append(
+            UnsupportedOption("early_stop would end the run before its later stages; remove it, or the stages")
+        )
+    return found
 
 
 def _read(path: Path, encoder: Encoder, recipe: Recipe) -> Dataset:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +16,9 @@ from smelt.event.v1 import event_pb2
 
 from services.trainer.events import to_alert
 from services.trainer.forecast import Cost, missed
-from services.trainer.measured import HELDOUT_FILE
-from services.trainer.noise import noise_scale
+from services.trainer.measured import HELDOUT_FILE, Measured, read_course
+from services.trainer.noise import advice, noise_scale
+from services.trainer.scaling import outlook
 from smeltkit import limits
 from smeltkit.blobs.store import Store
 from smeltkit.errors import BadRequest, UnknownArtifact
@@ -56,8 +57,10 @@ def store_run(
         "alerts": [*_alerts(path), *outcome["alerts"]][-limits.TRAIN_ALERTS_MAX :],
         "exports": outcome["exports"],
         "stages": _stages(path, outcome),
+        "stopped": outcome.get("stopped"),
         **_summary(path, outcome["matrix_flops"]),
     }
+    config |= _prospects(read_course(folder / HELDOUT_FILE), config)
     manifest = Manifest(artifact_type=RUN_TYPE, config=config, layers=layers, subject=bundle.digest)
     store.put_ref(_ref(bundle.digest), store.put_manifest(manifest))
     return _to_message(manifest)
@@ -83,11 +86,12 @@ def list_runs(store: Store, limit: int) -> list[Manifest]:
 
 def _summary(path: Path, matrix_flops: float) -> dict[str, Any]:
     """What the steps say together: speed by all their seconds, MFU by each one's share of them; None without a step."""
-    losses, took_s, used_s, tokens = [], 0.0, 0.0, 0
+    losses, took_s, used_s, tokens, learnt = [], 0.0, 0.0, 0, 0
     for step in _steps(path):
         step_s = (step["tokens"] - tokens) / step["tokens_per_second"]
         took_s, used_s, tokens = took_s + step_s, used_s + step_s * step["mfu"], step["tokens"]
         losses.append(step["loss"])
+        learnt += step["counted"]
     return {
         "steps": len(losses),
         "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
@@ -95,6 +99,19 @@ def _summary(path: Path, matrix_flops: float) -> dict[str, Any]:
         "mfu": used_s / took_s if losses else None,
         "matrix_flops": matrix_flops,
         "noise_scale": noise_scale(_steps(path)),
+        "step_tokens": learnt / len(losses) if losses else None,
+    }
+
+
+def _prospects(course: Sequence[Measured], run: Mapping[str, Any]) -> dict[str, Any]:
+    """The held-out course of a run, what follows from it for more tokens, and what to do otherwise next time."""
+    expected = outlook(course, run["tokens_per_second"])
+    scale, batch = run["noise_scale"], run["step_tokens"]
+    told = [advice(scale, batch) if scale and batch else "", expected.advice if expected else ""]
+    return {
+        "course": [{"step": one.step, "tokens": one.tokens, "loss": one.loss} for one in course],
+        "outlook": expected.to_dict() if expected else None,
+        "advice": [text for text in told if text],
     }
 
 

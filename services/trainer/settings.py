@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from services.trainer.alert_settings import DEFAULT_ALERTS, AlertSettings
+from services.trainer.early_stop import EarlyStopSettings
 from services.trainer.export_settings import ExportSettings
 from services.trainer.ranges import among, below_one, within
 from services.trainer.schedule import KINDS
@@ -24,7 +25,7 @@ from services.trainer.stage_settings import StageSettings
 from smeltkit import limits
 from smeltkit.errors import BadConfig, UnsupportedOption
 
-OBSERVING: Final = ("alerts", "export", "code", "until_step")
+OBSERVING: Final = ("alerts", "export", "code", "until_step", "heldout_steps")
 """Settings that do not change what is trained: no part of its name, its lineage or its pace."""
 
 
@@ -234,6 +235,9 @@ class TrainSettings(StageSettings):
     neftune: NeftuneSettings | None = None
     """Noise on the embeddings; none unless it is given."""
     spikes: SpikeSettings = field(default_factory=SpikeSettings)
+    heldout_steps: int = 0
+    """Steps between measurements of the held-out loss during the run; 0 for one before and one after it."""
+    early_stop: EarlyStopSettings = field(default_factory=EarlyStopSettings)
     alerts: tuple[AlertSettings, ...] = DEFAULT_ALERTS
     """What is told of the run's numbers; an empty list for nothing. They do not change what is trained."""
     export: ExportSettings = field(default_factory=ExportSettings)
@@ -249,7 +253,8 @@ class TrainSettings(StageSettings):
         among("dtype", self.dtype, ("float32", "bfloat16"))
         whole = {"sequence_tokens": (8, 1 << 20), "pack_tokens": (0, 1 << 24), "seed": (0, 2**63 - 1),
                  "packs_per_step": (1, 65536), "warmup_steps": (0, 10**9), "checkpoint_steps": (1, 10**9),
-                 "until_step": (0, 10**9), "keep_checkpoints": (1, 1000), "stuck_steps": (2, 1000),
+                 "until_step": (0, 10**9), "heldout_steps": (0, 10**9), "keep_checkpoints": (1, 1000),
+                 "stuck_steps": (2, 1000),
                  "horizon_steps": (0, 10**9), "processes": (1, limits.TRAIN_PROCESSES_MAX),
                  "nodes": (1, limits.TRAIN_NODES_MAX)}  # fmt: skip
         for name, (low, high) in whole.items():
@@ -360,6 +365,11 @@ class TrainSettings(StageSettings):
     def pack_size_tokens(self) -> int:
         """Most tokens that go through the model at once."""
         return self.pack_tokens or self.sequence_tokens
+
+    @property
+    def measures_on_the_way(self) -> bool:
+        """Whether the held-out loss is measured while the run goes on."""
+        return bool(self.heldout_steps or self.early_stop.steps)
 
     @property
     def is_adapted(self) -> bool:

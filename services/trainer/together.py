@@ -62,11 +62,12 @@ def check_together(parts: Sequence[Part]) -> None:
         raise UnsupportedOption(f"method {first.method} trains the base itself; lora and qlora train together")
     if first.processes > 1:
         raise UnsupportedOption(f"processes={first.processes} cannot share a base with adapters that take turns; set 1")
-    if pausing := next((part for part in parts if part.settings.until_step), None):
-        raise UnsupportedOption(
-            f"{pausing.name}: until_step={pausing.settings.until_step} pauses a training of its own; adapters that are"
-            " trained together take turns to their ends, so remove it"
-        )
+    for part in parts:
+        if part.settings.until_step or part.settings.measures_on_the_way:
+            raise UnsupportedOption(
+                f"{part.name}: until_step, heldout_steps and early_stop are for a training of its own; adapters that"
+                " are trained together take turns to their ends, so remove them"
+            )
     for part in parts[1:]:
         for key in SHARED:
             own, wanted = getattr(part.settings, key), getattr(first, key)

@@ -101,14 +101,14 @@ def train(folder: Path, spec: dict[str, Any], here: Place = ALONE_HERE) -> dict[
         torch.manual_seed(settings.seed)
         peak = PeakMemory(device)
         decoder = load_base(base, prepared, device)
-        course = begin_course(folder, prepared, decoder) if ranks.is_first else None
+        course = begin_course(folder, prepared, decoder, is_first=ranks.is_first)
         adapt(decoder, settings)
         shard(decoder, ranks, regathers=settings.regather)
         run = make_run(folder, spec["run_digest"], prepared, decoder, peak, ranks)
         if course is not None:
             course.keep_until(run.step)
         with open_journal(folder, spec, prepared, run.step, rate) if ranks.is_first else nullcontext() as journal:
-            _run_to_end(run, prepared.end_step, ranks, journal)
+            why = run_to_end(run, prepared, ranks, journal, course)
     if journal is None:
         return {}
     paces.learn(prepared, run.cost)
@@ -119,17 +119,21 @@ def train(folder: Path, spec: dict[str, Any], here: Place = ALONE_HERE) -> dict[
         del run, decoder
         decoder = _trained(folder, base, prepared, device)
     facts |= reached(course, decoder, step, tokens)
-    if step < prepared.schedule.total_steps:
+    if why:
+        facts["stopped"] = {"step": step, "why": why}
+    elif step < prepared.schedule.total_steps:
         return {**facts, "paused": step}
     return {**facts, **finish(folder, base, prepared, decoder)}
 
 
-def begin_course(folder: Path, prepared: Prepared, decoder: Decoder) -> HeldoutCourse | None:
-    """The held-out measurements of a run in `folder`, beginning with the base, unless nothing is held out."""
+def begin_course(folder: Path, prepared: Prepared, decoder: Decoder, *, is_first: bool = True) -> HeldoutCourse | None:
+    """The held-out measurements of a run in `folder`, unless nothing is held out; the first process measures the base,
+    which it has whole."""
     if prepared.heldout is None:
         return None
-    course = HeldoutCourse(folder, prepared.heldout.samples)
-    course.measure(decoder, 0, 0)
+    course = HeldoutCourse(folder, prepared.heldout.samples, writes=is_first)
+    if is_first:
+        course.measure(decoder, 0, 0)
     return course
 
 
@@ -149,23 +153,33 @@ def adapt(decoder: Decoder, settings: TrainSettings) -> None:
         attach(decoder, settings.lora)
 
 
-def _run_to_end(run: Run, end_step: int, ranks: Ranks, journal: Journal | None) -> None:
-    """Trains until `end_step` is saved; JobCancelled after the step, and the checkpoint, in which any of the processes
-    got SIGTERM."""
+def run_to_end(
+    run: Run, prepared: Prepared, ranks: Ranks, journal: Journal | None, course: HeldoutCourse | None
+) -> str:
+    """Trains to the end or to a pause, or as far as is worth it; in the last case why that is.
+
+    JobCancelled after the step, and the checkpoint, in which any of the processes got SIGTERM.
+    """
+    settings = prepared.settings
+    if course is not None and run.step < prepared.end_step and (why := course.why_stop(settings)):
+        return why
     stops: list[int] = []
     parent = os.getppid()
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
 
-    def tell(report: StepReport) -> None:
+    def tell(report: StepReport) -> bool:
         if os.getppid() != parent:
             raise SystemExit("whoever started this training is gone; another may be at work in its folder")
+        measured = course.after(run.decoder, report.step, report.tokens, settings, ranks) if course is not None else {}
         if journal is not None:
-            journal.write(report)
+            journal.write(report, measured)
         if ranks.any(bool(stops)):
             run.save()
             raise JobCancelled(f"stopped after step {report.step}, which is saved")
+        return bool(measured) and course is not None and bool(course.why_stop(settings))
 
-    run.run(tell, end_step)
+    run.run(tell, prepared.end_step)
+    return course.why_stop(settings) if course is not None and run.step < prepared.end_step else ""
 
 
 def taken(run: Run) -> dict[str, Any]:

@@ -14,7 +14,17 @@ from services.trainer import exports, records, together, work
 from services.trainer.admission import Admission, admit
 from services.trainer.paces import Paces
 from services.trainer.settings import TrainSettings
-from services.trainer.worker import TOGETHER, Tools, announce, begun, parts_of, settings_of, title_of, train_key
+from services.trainer.worker import (
+    TOGETHER,
+    Tools,
+    announce,
+    begun,
+    noise_key,
+    parts_of,
+    settings_of,
+    title_of,
+    train_key,
+)
 from smeltkit.errors import BadConfig, BadRequest, SmeltError
 from smeltkit.gpus.ledger import Standing
 from smeltkit.ids import check_digest, check_name
@@ -116,12 +126,14 @@ class Trainer:
         cached = await tools.stages.get(train_key(tools.stages, pinned, settings))
         admission = Admission(is_free=False) if cached else await self._admit(manifest, [settings], pinned)
         before = None if cached else await begun(tools, pinned, settings)
+        measured = await tools.stages.get(noise_key(tools.stages, pinned.base, pinned.datasets[0], settings.method))
+        similar = await asyncio.to_thread(tools.store.get_manifest, measured) if measured else None
         with tools.workspaces.folder() as folder:
             inputs = work.Inputs(
                 store=tools.store, cache=tools.cache, manifest=manifest, data=tuple(pinned.datasets),
                 settings=settings, folder=folder, begun=before,
             )  # fmt: skip
-            found = await asyncio.to_thread(work.plan_training, inputs, self._paces(admission))
+            found = await asyncio.to_thread(work.plan_training, inputs, self._paces(admission), similar)
         return replace(_with(found, admission), cached_digest=cached or ""), pinned
 
 

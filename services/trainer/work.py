@@ -15,6 +15,7 @@ from services.trainer.data.tokenize import Tell
 from services.trainer.follow import Phases, Told, follow
 from services.trainer.forecast import Pace
 from services.trainer.memory import CONTEXT_BYTES
+from services.trainer.noise import advice
 from services.trainer.paces import Paces
 from services.trainer.paused import store_paused, take_up
 from services.trainer.plan import Prepared, plan_of, prepare
@@ -33,7 +34,7 @@ from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.lineage import Lineage
 from smeltkit.revision import code_revision
 
-_RECORDED: Final = ("heldout", "dequantization", "codes")
+_RECORDED: Final = ("heldout", "dequantization", "codes", "stopped")
 """What a training finds out that stays with its result."""
 
 
@@ -54,11 +55,17 @@ class Inputs:
     """The paused run that it goes on from."""
 
 
-def plan_training(inputs: Inputs, paces: Paces | None) -> Plan:
+def plan_training(inputs: Inputs, paces: Paces | None, similar: Manifest | None) -> Plan:
     """The plan of a training, its data read into the empty folder; without `paces` no time. Where it goes on from a
-    paused run its time is that of what is left."""
+    paused run its time is that of what is left.
+
+    `similar` is the record of a training of the same base on the same data, by whose noise scale its steps are judged.
+    """
     prepared, pace, items = prepare_training(inputs, paces)
     plan = plan_of(prepared, inputs.manifest.size_bytes, pace)
+    if similar is not None and not prepared.refusals:
+        told = advice(similar.config["noise_scale"], prepared.step_tokens)
+        items |= {"size of steps": f"{told}, as {similar.digest[:19]} measured"} if told else {}
     if inputs.begun is not None:
         begun = inputs.begun.config
         items["goes on from"] = f"step {begun['step']}, which is stored; time is that of the steps after it"

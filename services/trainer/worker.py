@@ -167,6 +167,10 @@ class Handlers:
             context, records.store_run, tools.store, folder, context.job_id, name, made, outcome
         )
         await tools.bus.publish_event("trainer.training.finished", finished)
+        run = (await threads.run(context, tools.store.get_manifest, finished.run_digest)).config
+        if run["noise_scale"]:
+            key_of_noise = noise_key(tools.stages, run["base"], run["data"][0], run["settings"]["method"])
+            await tools.stages.put(key_of_noise, finished.run_digest)
         if "codes" not in outcome:  # what two revisions did together is no result of either
             await tools.stages.put(key, made.digest)
 
@@ -228,6 +232,11 @@ def train_key(stages: StageCache, spec: trainer_pb2.TrainSpec, settings: TrainSe
 def paused_key(stages: StageCache, spec: trainer_pb2.TrainSpec, settings: TrainSettings) -> str:
     """Key of where a training paused last."""
     return stages.key("train-paused", work.plain(settings), [spec.base, *spec.datasets])
+
+
+def noise_key(stages: StageCache, base: str, data: str, method: str) -> str:
+    """Key of the newest record that tells the gradient noise scale of a method on this base and these data."""
+    return stages.key("train-noise", {"method": method}, [base, data])
 
 
 async def newest_pause(tools: Tools, spec: trainer_pb2.TrainSpec, settings: TrainSettings) -> Manifest | None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from training_files import prepared_from
 from training_runs import STEPS, make_run, some_samples
 
-from services.trainer import checkpoint
+from services.trainer import checkpoint, heldout, train_process
+from services.trainer.early_stop import EarlyStopSettings
 from services.trainer.heldout import HeldoutCourse
 from services.trainer.loop import Run, StepReport
 from services.trainer.measured import HELDOUT_FILE, read_course
 from services.trainer.paused import CHECKPOINTS, store_paused, take_up
+from services.trainer.plan import Prepared
+from services.trainer.ranks import ALONE
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import TrainSettings
 from services.trainer.together import Part, check_together
@@ -86,5 +90,22 @@ def test_where_a_run_pauses_is_no_part_of_what_is_trained(tmp_path: Path) -> Non
     (refusal,) = prepared_from(tmp_path, until_step=whole.schedule.total_steps).refusals
     assert f"must be below the run's {whole.schedule.total_steps} steps" in refusal.message
     parts = [Part(name=name, data=(), settings=TrainSettings(until_step=2)) for name in ("a", "b")]
-    with pytest.raises(UnsupportedOption, match="a: until_step=2 pauses a training of its own"):
+    with pytest.raises(UnsupportedOption, match="a: until_step, heldout_steps and early_stop"):
         check_together(parts)
+
+
+def test_a_run_whose_heldout_loss_stands_still_ends_early_and_stays_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRN-42: with the step saved that decided; whoever takes the run over before its outcome is told does no more."""
+    monkeypatch.setattr(heldout, "row_losses", lambda *given: [1.0, 2.0])
+    monkeypatch.setattr(train_process.signal, "signal", lambda *handler: None)
+    settings = TrainSettings(early_stop=EarlyStopSettings(steps=2, patience=1))
+    prepared = cast(Prepared, SimpleNamespace(settings=settings, end_step=STEPS))
+    for _ in range(2):
+        run = make_run(tmp_path / CHECKPOINTS, "full")
+        course = HeldoutCourse(tmp_path, some_samples()[:2])
+        why = train_process.run_to_end(run, prepared, ALONE, None, course)
+        assert run.step == 4 and "no better than after step 2" in why
+        assert checkpoint.latest(tmp_path / CHECKPOINTS) == tmp_path / CHECKPOINTS / "step-00000004"
+    assert [one.step for one in course.measured] == [2, 4]
