@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import RenderableType
@@ -47,7 +47,7 @@ def runs_view(runs: Iterable[Mapping[str, Any]]) -> RenderableType:
             _heldout(run),
             human_time(run["outcome"]["time_s"]),
             _speed(run),
-            _share(run.get("mfu")),
+            _mfu(run),
             human_bytes(run["outcome"]["memory_bytes"]),
             run.get("finished_at", "-"),
             short_digest(run["digest"]),
@@ -75,8 +75,12 @@ def run_views(run: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> lis
             ("loss", f"{sparkline(losses)} {losses[0]:.4f} -> {losses[-1]:.4f}" if losses else ""),
             ("held-out loss", heldout_text(heldout) if heldout else ""),
             ("tokens/s", _speed(run)),
+<<<<<<< HEAD
             ("MFU", _share(run.get("mfu"))),
             ("held out, on the way", _course(run)),
+=======
+            ("MFU", _mfu(run)),
+>>>>>>> 2ecfd14 (wipC)
             ("gradient noise scale", _noise(run)),
             *(("advice", text) for text in run.get("advice", ())),
             ("stopped early", _stopped(run)),
@@ -128,19 +132,9 @@ def diff_views(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Rendera
     found = diff_document(one, other)
     names = [run.get("name") or short_digest(run["digest"]) for run in (one, other)]
     inputs = {**found["settings"], **found["inputs"]}
-    rows = [(key, *(_text(value) for value in pair)) for key, pair in inputs.items()]
+    rows = [(key, *map(_text, pair)) for key, pair in inputs.items()]
     views: list[RenderableType] = [table(("differs", *names), rows)] if rows else ["nothing that went in differs"]
-    outcomes = [
-        ("loss, first and last", *(_loss(run) for run in (one, other))),
-        ("held-out loss", *(_heldout(run) for run in (one, other))),
-        ("time", *(human_time(run["outcome"]["time_s"]) for run in (one, other))),
-        ("peak memory", *(human_bytes(run["outcome"]["memory_bytes"]) for run in (one, other))),
-        ("tokens", *(f"{run['outcome']['tokens']:,}" for run in (one, other))),
-        ("tokens/s", *(_speed(run) for run in (one, other))),
-        ("MFU", *(_share(run.get("mfu")) for run in (one, other))),
-        ("gradient noise scale", *(_noise(run) for run in (one, other))),
-    ]
-    views += ["", table(("", *names), outcomes)]
+    views += ["", table(("", *names), ((title, tell(one), tell(other)) for title, tell in _COMPARED.items()))]
     if not found["is_same_training_data"]:
         views.append("the training data differ: losses of training cannot be compared")
     if not found["is_same_heldout_data"]:
@@ -184,7 +178,8 @@ def _speed(run: Mapping[str, Any]) -> str:
     return f"{speed:,.0f}" if speed else "-"
 
 
-def _share(value: float | None) -> str:
+def _mfu(run: Mapping[str, Any]) -> str:
+    value = run.get("mfu")
     return "-" if value is None else f"{value:.1%}"
 
 
@@ -193,6 +188,7 @@ def _noise(run: Mapping[str, Any]) -> str:
     return f"{value:,.0f} learnt tokens" if value else "-"
 
 
+<<<<<<< HEAD
 def _course(run: Mapping[str, Any]) -> str:
     """The held-out losses of a run, or that there are too few to say what more tokens would bring."""
     points = [point["loss"] for point in run.get("course", ())]
@@ -211,6 +207,19 @@ def _course(run: Mapping[str, Any]) -> str:
 def _stopped(run: Mapping[str, Any]) -> str:
     found = run.get("stopped")
     return f"after step {found['step']}: {found['why']}" if found else ""
+=======
+_COMPARED: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+    "loss, first and last": _loss,
+    "held-out loss": _heldout,
+    "time": lambda run: human_time(run["outcome"]["time_s"]),
+    "peak memory": lambda run: human_bytes(run["outcome"]["memory_bytes"]),
+    "tokens": lambda run: f"{run['outcome']['tokens']:,}",
+    "tokens/s": _speed,
+    "MFU": _mfu,
+    "gradient noise scale": _noise,
+}
+"""What two runs are compared by, and how it is told of each."""
+>>>>>>> 2ecfd14 (wipC)
 
 
 def _exported(found: Mapping[str, Any]) -> str:

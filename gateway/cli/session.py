@@ -17,6 +17,7 @@ from smelt.sandbox.v1 import sandbox_pb2_grpc
 from smelt.trainer.v1 import trainer_pb2_grpc
 
 from gateway.cli import follow
+from gateway.cli.documents import to_document
 from gateway.cli.output import Output
 from gateway.cli.platform import configured_gateway
 from smeltkit import limits
@@ -73,6 +74,13 @@ class Session:
     async def finish(self, job: job_pb2.Job) -> job_pb2.Job:
         """Follows the job to its end, showing progress; JobFailed or JobCancelled if it gives no result."""
         return await follow.finish(self, job)
+
+    async def finish_or_show(self, job: job_pb2.Job, *, wait: bool) -> job_pb2.Job | None:
+        """The job at its end, see `finish`; where nobody wants to wait, it is shown as it is, and None."""
+        if wait:
+            return await self.finish(job)
+        self.output.show(to_document(job), job.id)
+        return None
 
     def _explain(self, error: ServiceUnavailable) -> None:
         """Raises the error anew if no gateway answers, as a person knows it; what a service behind it says stays."""

@@ -84,14 +84,7 @@ class NvidiaSmi:
 
     def _partitions(self, partitioned: Mapping[str, tuple[str, str]]) -> list[Device]:
         """The partitions of GPUs, which are given by UUID with number and name."""
-        listed: dict[tuple[str, str], tuple[str, str]] = {}
-        whole = ""
-        for line in self._text("-L").splitlines():
-            if found := _LISTED_GPU.match(line):
-                whole = found[1]
-            elif found := _LISTED_PARTITION.match(line):
-                listed[whole, found[2]] = found[1], found[3]
-        devices = []
+        listed, devices = self._listed_partitions(), []
         for gpu in _parsed(self._text("-q", "-x")).iter("gpu"):
             whole, parts = gpu.findtext("uuid", ""), list(gpu.iter("mig_device"))
             shared = Counter(part.findtext("gpu_instance_id") for part in parts)
@@ -113,6 +106,17 @@ class NvidiaSmi:
                         )
                     )
         return devices
+
+    def _listed_partitions(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """UUID of the GPU and number of the partition to the partition's profile and UUID."""
+        listed: dict[tuple[str, str], tuple[str, str]] = {}
+        whole = ""
+        for line in self._text("-L").splitlines():
+            if found := _LISTED_GPU.match(line):
+                whole = found[1]
+            elif found := _LISTED_PARTITION.match(line):
+                listed[whole, found[2]] = found[1], found[3]
+        return listed
 
     def _is_visible(self, number: str, id: str) -> bool:
         return self._visible is None or any(one == number or id.startswith(one) for one in self._visible)

@@ -253,18 +253,19 @@ class GpuLedger:
                 break
             await asyncio.sleep(limits.BUS_RETRY_PAUSE_S)
         try:
-            for _ in range(limits.CAS_TRIES_MAX):
-                table, revision = await self._read()
-                kept = tuple(one for one in table if one.holder != claim.holder)
-                if kept == table:
-                    return
-                try:
-                    await self._write(kept, revision)
-                except RevisionConflict:
-                    continue
-                return
+            await self._forget(claim)
         except BusUnavailable as error:
             _log.debug("the lease of %s stays until others find it: %s", claim.job_id, error)
+
+    async def _forget(self, claim: Claim) -> None:
+        """Takes the claim out of the table, whoever writes to it meanwhile. BusUnavailable."""
+        for _ in range(limits.CAS_TRIES_MAX):
+            table, revision = await self._read()
+            kept = tuple(one for one in table if one.holder != claim.holder)
+            if kept == table:
+                return
+            with suppress(RevisionConflict):
+                return await self._write(kept, revision)
 
     async def _has_left(self, claim: Claim, before: Mapping[str, int]) -> bool:
         """Whether more is in use of devices that were a claim's own than before it held them."""

@@ -78,12 +78,7 @@ class JobLedger:
         """
         job_subject(service, kind, tenant)
         body = request.SerializeToString(deterministic=True)
-        if not 1 <= len(request_id) <= limits.JOB_REQUEST_ID_MAX_CHARS:
-            raise BadRequest(
-                f"request_id of {len(request_id)} characters; allowed: 1 to {limits.JOB_REQUEST_ID_MAX_CHARS}"
-            )
-        if len(body) > limits.JOB_REQUEST_MAX_BYTES:
-            raise BadRequest(f"the request has {len(body)} bytes, at most {limits.JOB_REQUEST_MAX_BYTES}; send digests")
+        _check_bounds(request_id, body)
         record = model.new_record(
             service=service,
             kind=kind,
@@ -223,6 +218,13 @@ class JobLedger:
 def failure_of(error: SmeltError) -> job_pb2.Failure:
     """`error` as a job's record keeps it."""
     return job_pb2.Failure(reason=error.reason(), message=error.message, details=error.details)
+
+
+def _check_bounds(request_id: str, body: bytes) -> None:
+    if not 1 <= len(request_id) <= limits.JOB_REQUEST_ID_MAX_CHARS:
+        raise BadRequest(f"request_id of {len(request_id)} characters; allowed: 1 to {limits.JOB_REQUEST_ID_MAX_CHARS}")
+    if len(body) > limits.JOB_REQUEST_MAX_BYTES:
+        raise BadRequest(f"the request has {len(body)} bytes, at most {limits.JOB_REQUEST_MAX_BYTES}; send digests")
 
 
 def _checked(id: str) -> str:

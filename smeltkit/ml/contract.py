@@ -158,22 +158,8 @@ def resolve_contract(
     model = ModelConfig.from_hf(config)
     vocab_size = model.vocab_size
     generation = generation_config or {}
-    pad_id = _first_id(
-        [
-            (tokenizer_config, "pad_token", tokenizer),
-            (generation, "pad_token_id", None),
-            (config, "pad_token_id", None),
-        ],
-        vocab_size,
-    )
-    bos_id = _first_id(
-        [
-            (tokenizer_config, "bos_token", tokenizer),
-            (generation, "bos_token_id", None),
-            (config, "bos_token_id", None),
-        ],
-        vocab_size,
-    )
+    named = {key: tokenizer.token_id(_token_text(tokenizer_config.get(f"{key}_token"))) for key in ("pad", "bos")}
+    pad_id, bos_id = (_first_id(id, f"{key}_token_id", (generation, config), vocab_size) for key, id in named.items())
     sources = _stop_sources(config, generation, tokenizer_config, tokenizer, pad_id, vocab_size)
     if chat_template is None:
         chat_template = template_in(tokenizer_config)
@@ -214,14 +200,11 @@ def _stop_sources(
     return sources
 
 
-def _first_id(places: Sequence[tuple[Mapping[str, Any], str, Tokenizer | None]], vocab_size: int) -> int | None:
-    """The first id found; a place with a tokenizer names its token by text."""
-    for values, key, tokenizer in places:
-        value = values.get(key)
-        ids = [tokenizer.token_id(_token_text(value))] if tokenizer else _ids(value, key, vocab_size)
-        if ids and ids[0] is not None:
-            return ids[0]
-    return None
+def _first_id(named: int | None, key: str, places: Sequence[Mapping[str, Any]], vocab_size: int) -> int | None:
+    """The id of the token that is named by its text, else the first that one of `places` holds under `key`."""
+    if named is not None:
+        return named
+    return next((id for values in places for id in _ids(values.get(key), key, vocab_size)), None)
 
 
 def _ids(value: Any, where: str, vocab_size: int) -> list[int]:

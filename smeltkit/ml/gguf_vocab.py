@@ -121,15 +121,7 @@ def split_patterns(pre_tokenizer: Any) -> tuple[str, ...]:
 
 
 def _common(folder: Path, declared: Mapping[str, Any], vocab_size: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    tokens = [f"[PAD{id}]" for id in range(vocab_size)]
-    types = [UNUSED] * vocab_size
-    for token, id in declared["model"]["vocab"].items():
-        tokens[id], types[id] = token, BYTE if _BYTE_TOKEN.fullmatch(token) else NORMAL
-    for added in declared.get("added_tokens", []):
-        tokens[added["id"]] = added["content"]
-        types[added["id"]] = CONTROL if added.get("special") else USER_DEFINED
-    if len(set(tokens)) != vocab_size or "" in tokens:
-        raise BadTokenizer("tokenizer.json: two ids have the same text, or none; llama.cpp needs one text an id")
+    tokens, types = _tokens(declared, vocab_size)
     contract = read_contract(folder, tokenizer)
     unknown = declared["model"].get("unk_token")
     special = {
@@ -149,6 +141,19 @@ def _common(folder: Path, declared: Mapping[str, Any], vocab_size: int, tokenize
         "tokenizer.ggml.add_eos_token": False,
         **({"tokenizer.chat_template": template} if template else {}),
     }
+
+
+def _tokens(declared: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
+    """Text and type of each id."""
+    tokens, types = [f"[PAD{id}]" for id in range(vocab_size)], [UNUSED] * vocab_size
+    for token, id in declared["model"]["vocab"].items():
+        tokens[id], types[id] = token, BYTE if _BYTE_TOKEN.fullmatch(token) else NORMAL
+    for added in declared.get("added_tokens", []):
+        tokens[added["id"]] = added["content"]
+        types[added["id"]] = CONTROL if added.get("special") else USER_DEFINED
+    if len(set(tokens)) != vocab_size or "" in tokens:
+        raise BadTokenizer("tokenizer.json: two ids have the same text, or none; llama.cpp needs one text an id")
+    return tokens, types
 
 
 def read_contract(folder: Path, tokenizer: Tokenizer) -> GenerationContract:

@@ -13,11 +13,12 @@ from typing import Any
 
 from smeltkit.errors import BadModelConfig, UnsupportedArchitecture
 
+_ORIGINAL = "original_max_position_embeddings"
 _KNOWN = {
     "linear": {"factor"},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-    "yarn": {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"},
-    "longrope": {"factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", _ORIGINAL},
+    "yarn": {"factor", _ORIGINAL, "beta_fast", "beta_slow", "attention_factor"},
+    "longrope": {"factor", _ORIGINAL, "attention_factor", "short_factor", "long_factor"},
 }
 _PLACE = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
 
@@ -40,8 +41,8 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
         **found,
     }
     merged["rope_type"] = merged.get("rope_type") or merged.get("type") or "default"
-    if "original_max_position_embeddings" in config:
-        merged.setdefault("original_max_position_embeddings", config["original_max_position_embeddings"])
+    if _ORIGINAL in config:
+        merged.setdefault(_ORIGINAL, config[_ORIGINAL])
     return merged
 
 
@@ -52,36 +53,29 @@ def normalize_scaling(config: Mapping[str, Any], *, context_tokens: int, half_ro
     for a kind, or a parameter, that the engines would not honour: an ignored rope setting gives a model that babbles.
     """
     found = rope_parameters(config)
-    kind = {"su": "longrope"}.get(found["rope_type"], found["rope_type"])
-    if config.get("model_type") == "phi3" and kind == "yarn":
-        kind = "longrope"  # what transformers does for early Phi-3 configs
+    kind = _kind_of(found, config.get("model_type"))
     if kind == "default":
         return None
+    if kind == "longrope":
+        return _longrope(found, context_tokens, half_rotary)
+    factor = number(found.get("factor"), "rope factor")
+    rest = _llama3(found) if kind == "llama3" else _yarn(found, factor) if kind == "yarn" else {}
+    return {"rope_type": kind, "factor": factor, **rest}
+
+
+def _kind_of(found: Mapping[str, Any], model_type: object) -> str:
+    """The kind of scaling by today's name; UnsupportedArchitecture for one, or a parameter of one, that is unknown."""
+    kind: str = {"su": "longrope"}.get(found["rope_type"], found["rope_type"])
+    if model_type == "phi3" and kind == "yarn":
+        kind = "longrope"  # what transformers does for early Phi-3 configs
+    if kind == "default":
+        return kind
     if kind not in _KNOWN:
         raise UnsupportedArchitecture(f"rope scaling {kind!r} is not known; known are default, {', '.join(_KNOWN)}")
     extra = {key for key, value in found.items() if value is not None} - _KNOWN[kind] - _PLACE
-    if extra - {"original_max_position_embeddings"}:
+    if extra - {_ORIGINAL}:
         raise UnsupportedArchitecture(f"rope scaling {kind!r} does not know {', '.join(sorted(extra))}")
-    if kind == "longrope":
-        return _longrope(found, context_tokens, half_rotary)
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": number(found.get("factor"), "rope factor")}
-    if kind == "llama3":
-        scaling |= {key: number(found.get(key), key) for key in ("low_freq_factor", "high_freq_factor")}
-        if scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
-            raise BadModelConfig("config.json: low_freq_factor must lie below high_freq_factor")
-    if kind == "yarn":
-        scaling |= {
-            "beta_fast": number(found.get("beta_fast") or 32.0, "beta_fast"),
-            "beta_slow": number(found.get("beta_slow") or 1.0, "beta_slow"),
-            "attention_factor": number(
-                found.get("attention_factor") or yarn_attention_factor(scaling["factor"]), "attention_factor"
-            ),
-        }
-    if kind in ("llama3", "yarn"):
-        scaling["original_max_position_embeddings"] = int(
-            number(found.get("original_max_position_embeddings"), "original_max_position_embeddings")
-        )
-    return scaling
+    return kind
 
 
 def yarn_attention_factor(factor: float) -> float:
@@ -92,7 +86,7 @@ def yarn_attention_factor(factor: float) -> float:
 def llama3_frequency_factors(scaling: Mapping[str, Any], theta: float, rotary_dim: int) -> list[float]:
     """What each of the rotary_dim / 2 inverse frequencies is divided by under llama3 scaling."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+    original, factor = scaling[_ORIGINAL], scaling["factor"]
     factors = []
     for index in range(0, rotary_dim, 2):
         wavelength = 2 * math.pi * theta ** (index / rotary_dim)
@@ -106,8 +100,24 @@ def llama3_frequency_factors(scaling: Mapping[str, Any], theta: float, rotary_di
     return factors
 
 
+def _llama3(found: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = (number(found.get(key), key) for key in ("low_freq_factor", "high_freq_factor"))
+    if low >= high:
+        raise BadModelConfig("config.json: low_freq_factor must lie below high_freq_factor")
+    return {"low_freq_factor": low, "high_freq_factor": high, _ORIGINAL: _original(found)}
+
+
+def _yarn(found: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    usual = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": yarn_attention_factor(factor)}
+    return {**{key: number(found.get(key) or value, key) for key, value in usual.items()}, _ORIGINAL: _original(found)}
+
+
+def _original(found: Mapping[str, Any]) -> int:
+    return int(number(found.get(_ORIGINAL), _ORIGINAL))
+
+
 def _longrope(found: Mapping[str, Any], context_tokens: int, half_rotary: int) -> dict[str, Any]:
-    original = int(number(found.get("original_max_position_embeddings"), "original_max_position_embeddings"))
+    original = _original(found)
     lists = {}
     for key in ("short_factor", "long_factor"):
         values = found.get(key)
@@ -119,7 +129,7 @@ def _longrope(found: Mapping[str, Any], context_tokens: int, half_rotary: int) -
     attention = number(found.get("attention_factor") or default, "attention_factor")
     return {
         "rope_type": "longrope",
-        "original_max_position_embeddings": original,
+        _ORIGINAL: original,
         "attention_factor": attention,
         **lists,
     }

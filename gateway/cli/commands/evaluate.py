@@ -84,11 +84,9 @@ def eval_(
             show_plan(session.output, reply.plan)
             return
         request = evaluator_pb2.StartEvaluationRequest(spec=spec, request_id=new_id("req"))
-        job = (await session.call(session.evaluator.StartEvaluation, request)).job
-        if not wait:
-            session.output.show(to_document(job), job.id)
+        begun = (await session.call(session.evaluator.StartEvaluation, request)).job
+        if not (job := await session.finish_or_show(begun, wait=wait)):
             return
-        job = await session.finish(job)
         if job.is_cached:
             session.output.note("cached: this result was stored already")
         asked_report = evaluator_pb2.GetReportRequest(digest=job.result_digest)
@@ -118,11 +116,9 @@ def judge(
             completions_digest=await _completions_digest(session, completions),
         )
         request = evaluator_pb2.StartJudgementRequest(spec=spec, request_id=new_id("req"))
-        job = (await session.call(session.evaluator.StartJudgement, request)).job
-        if not wait:
-            session.output.show(to_document(job), job.id)
+        begun = (await session.call(session.evaluator.StartJudgement, request)).job
+        if not (job := await session.finish_or_show(begun, wait=wait)):
             return
-        job = await session.finish(job)
         asked = evaluator_pb2.GetReportRequest(digest=job.result_digest, with_samples=True)
         reply = await session.call(session.evaluator.GetReport, asked)
         document = {**judgement_document(reply), "job": job.id}
@@ -140,11 +136,9 @@ def references(suite: SuiteName, data: Data = "", wait: Wait = True, as_json: Js
     async def work(session: Session) -> None:
         spec = evaluator_pb2.ReferenceSpec(suite=suite, data_digest=await _data_digest(session, suite, data))
         request = evaluator_pb2.StartReferenceCheckRequest(spec=spec, request_id=new_id("req"))
-        job = (await session.call(session.evaluator.StartReferenceCheck, request)).job
-        if not wait:
-            session.output.show(to_document(job), job.id)
+        begun = (await session.call(session.evaluator.StartReferenceCheck, request)).job
+        if not (job := await session.finish_or_show(begun, wait=wait)):
             return
-        job = await session.finish(job)
         record = await session.artifact(job.result_digest)
         session.output.show({"job": to_document(job), "record": to_document(record)}, record_view(record))
 

@@ -92,11 +92,9 @@ def check(reference: Reference, wait: Wait = True, as_json: Json = False) -> Non
 
     async def work(session: Session) -> None:
         request = importer_pb2.StartCheckRequest(bundle=await session.whole(reference), request_id=new_id("req"))
-        job = (await session.call(session.importer.StartCheck, request)).job
-        if not wait:
-            session.output.show(to_document(job), job.id)
+        begun = (await session.call(session.importer.StartCheck, request)).job
+        if not (job := await session.finish_or_show(begun, wait=wait)):
             return
-        job = await session.finish(job)
         report = await session.artifact(job.result_digest)
         session.output.show({"job": to_document(job), "report": to_document(report)}, *check_view(report))
 
@@ -131,11 +129,9 @@ def quantize(
     run("quantize", work, as_json=as_json)
 
 
-async def _show_bundle(session: Session, job: job_pb2.Job, wait: bool) -> None:
-    if not wait:
-        session.output.show(to_document(job), job.id)
+async def _show_bundle(session: Session, begun: job_pb2.Job, wait: bool) -> None:
+    if not (job := await session.finish_or_show(begun, wait=wait)):
         return
-    job = await session.finish(job)
     artifact = await session.artifact(job.result_digest)
     if job.is_cached:
         session.output.note("cached: this result was stored already")

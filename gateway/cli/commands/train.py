@@ -132,11 +132,9 @@ def archive(
     run("train archive", work, as_json=as_json)
 
 
-async def _show(session: Session, job: job_pb2.Job, wait: bool) -> None:
-    if not wait:
-        session.output.show(to_document(job), job.id)
+async def _show(session: Session, begun: job_pb2.Job, wait: bool) -> None:
+    if not (job := await session.finish_or_show(begun, wait=wait)):
         return
-    job = await session.finish(job)
     if job.is_cached:
         session.output.note("cached: this result was stored already")
     artifact = await session.artifact(job.result_digest)
