@@ -75,12 +75,8 @@ def run_views(run: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> lis
             ("loss", f"{sparkline(losses)} {losses[0]:.4f} -> {losses[-1]:.4f}" if losses else ""),
             ("held-out loss", heldout_text(heldout) if heldout else ""),
             ("tokens/s", _speed(run)),
-<<<<<<< HEAD
-            ("MFU", _share(run.get("mfu"))),
-            ("held out, on the way", _course(run)),
-=======
             ("MFU", _mfu(run)),
->>>>>>> 2ecfd14 (wipC)
+            ("held out, on the way", _course(run)),
             ("gradient noise scale", _noise(run)),
             *(("advice", text) for text in run.get("advice", ())),
             ("stopped early", _stopped(run)),
@@ -188,7 +184,6 @@ def _noise(run: Mapping[str, Any]) -> str:
     return f"{value:,.0f} learnt tokens" if value else "-"
 
 
-<<<<<<< HEAD
 def _course(run: Mapping[str, Any]) -> str:
     """The held-out losses of a run, or that there are too few to say what more tokens would bring."""
     points = [point["loss"] for point in run.get("course", ())]
@@ -207,7 +202,8 @@ def _course(run: Mapping[str, Any]) -> str:
 def _stopped(run: Mapping[str, Any]) -> str:
     found = run.get("stopped")
     return f"after step {found['step']}: {found['why']}" if found else ""
-=======
+
+
 _COMPARED: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "loss, first and last": _loss,
     "held-out loss": _heldout,
@@ -219,7 +215,6 @@ _COMPARED: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "gradient noise scale": _noise,
 }
 """What two runs are compared by, and how it is told of each."""
->>>>>>> 2ecfd14 (wipC)
 
 
 def _exported(found: Mapping[str, Any]) -> str:
