@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.shapes import SHAPES
-from services.trainer.adapters.lora import attach
+from services.trainer.adapters.attach import attach
 from services.trainer.context_parallel import own_part
 from services.trainer.optimizer import Optimizer
 from services.trainer.ranks import ALONE, Ranks

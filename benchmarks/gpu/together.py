@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks import results
 from benchmarks.gpu.contenders import full_pack, random_state
 from benchmarks.gpu.shapes import SHAPES, TOKENS
-from services.trainer.adapters.lora import attach
+from services.trainer.adapters.attach import attach
 from services.trainer.adapters.turns import Turns
 from services.trainer.optimizer import Optimizer
 from services.trainer.settings import AdamSettings, LoraSettings

@@ -33,6 +33,7 @@ _OWN_KEYS: Final = ("base", "data", "heldout", "name")
 _METHODS: Final = {
     "lora": trainer_pb2.METHOD_LORA,
     "qlora": trainer_pb2.METHOD_QLORA,
+    "ia3": trainer_pb2.METHOD_IA3,
     "full": trainer_pb2.METHOD_FULL,
     "pretrain": trainer_pb2.METHOD_PRETRAIN,
 }

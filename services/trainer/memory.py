@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from services.trainer.adapters.targets import linear_tensors
+from services.trainer.adapters.targets import linear_tensors, scales_inputs, target_shapes
+from services.trainer.ia3_settings import Ia3Settings
 from services.trainer.settings import TrainSettings
 from services.trainer.splits import own_part
 from smeltkit import limits
@@ -25,14 +26,11 @@ def trainable_parameters(config: ModelConfig, settings: TrainSettings) -> int:
     """Values that the optimizer moves."""
     if not settings.is_adapted:
         return config.parameters
-    targets = settings.lora.targets
-    shapes = [
-        spec.shape
-        for spec in linear_tensors(config)
-        if not targets or spec.name.removeprefix("layers.0.").removesuffix(".weight") in targets
-    ]
-    magnitudes = sum(outputs for outputs, _ in shapes) if settings.lora.dora else 0
-    return config.layers * (settings.lora.rank * sum(outputs + inputs for outputs, inputs in shapes) + magnitudes)
+    adapter, shapes = settings.adapter, target_shapes(config, settings.adapter)
+    if isinstance(adapter, Ia3Settings):
+        return config.layers * sum(shape[scales_inputs(name)] for name, shape in shapes.items())
+    magnitudes = sum(outputs for outputs, _ in shapes.values()) if adapter.dora else 0
+    return config.layers * (adapter.rank * sum(map(sum, shapes.values())) + magnitudes)
 
 
 def _weights_bytes(config: ModelConfig, settings: TrainSettings, value_bytes: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from services.trainer.adapters.lora import attach
+from services.trainer.adapters.attach import attach
 from services.trainer.device import prepare_device
 from services.trainer.forecast import at_depth
 from services.trainer.optimizer import Optimizer
@@ -59,7 +59,7 @@ def _measure(
     if settings.method == "qlora":
         quantize_linears(decoder)
     if settings.is_adapted:
-        attach(decoder, settings.lora)
+        attach(decoder, settings.adapter)
     optimizer = Optimizer(decoder.named_parameters(), settings.optimizer)
     packs = [_random_pack(config, pack, device) for pack in lengths]
     times = []

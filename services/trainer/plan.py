@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from services.trainer import devices, splits
-from services.trainer.adapters.targets import linear_names
+from services.trainer.adapters.targets import unknown_targets
 from services.trainer.alerts import never_fires
 from services.trainer.data.curriculum import Curriculum, Joined
 from services.trainer.data.dataset import Dataset, open_dataset, read_dataset
@@ -271,11 +271,7 @@ def _misfits(bundle: Bundle, settings: TrainSettings) -> list[SmeltError]:
     found += devices.refusals(settings.processes, settings.nodes)
     if settings.optimizer.offload and devices.devices_here()[1] != "GPUs":
         found.append(UnsupportedOption("optimizer.offload has no effect without a GPU; remove it"))
-    unknown = [name for name in settings.lora.targets if name not in linear_names(bundle.config)]
-    if unknown:
-        known = ", ".join(linear_names(bundle.config))
-        found.append(BadConfig(f"lora.targets: {unknown[0]!r} is no linear layer of this model; it has {known}"))
-    return found
+    return [*found, *(unknown_targets(bundle.config, settings.adapter) if settings.is_adapted else ())]
 
 
 def _on_the_way(settings: TrainSettings, schedule: Schedule, heldout: Dataset | None) -> list[SmeltError]:

@@ -121,16 +121,22 @@ def _layer(store: Store, path: Path) -> Descriptor:
 
 
 def _stages(path: Path, outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What each stage was, its first and last loss, and the held-out loss at its end; None without any."""
-    losses: dict[int, dict[str, float]] = {}
-    ends: list[float | None] = []
+    """What was done of each stage that the run came to: data, steps, tokens, its first and last loss, and the held-out
+    loss at its end; None without any."""
+    found: list[dict[str, Any]] = []
+    last = outcome["heldout"]["after"] if "heldout" in outcome else None
+    seen = 0
     for step in _steps(path):
-        losses.setdefault(step["stage"], {"first": step["loss"]})["last"] = step["loss"]
-        if "entered" in step:
-            ends.append(step["entered"]["heldout_loss"])
-    ends.append(outcome["heldout"]["after"] if "heldout" in outcome else None)
-    found = zip(outcome["stages"], losses.values(), ends, strict=True)
-    return [{**stage, "loss": loss, "heldout_loss": end} for stage, loss, end in found]
+        if step["stage"] > len(found):
+            if found:
+                found[-1]["heldout_loss"] = step["entered"]["heldout_loss"]
+            begun = {"data": outcome["stages"][len(found)], "steps": 0, "tokens": 0, "heldout_loss": last}
+            found.append({**begun, "loss": {"first": step["loss"]}})
+        found[-1]["steps"] += 1
+        found[-1]["tokens"] += step["tokens"] - seen
+        found[-1]["loss"]["last"] = step["loss"]
+        seen = step["tokens"]
+    return found
 
 
 def _alerts(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A training's settings: strict, in human numbers, each key known or refused with the nearest one that is.
 
-method: lora                       # lora, qlora, full or pretrain
+method: lora                       # lora, qlora, ia3, full or pretrain
 epochs: 2
 sequence_tokens: 1K
 learning_rate: 2e-3
@@ -13,11 +13,13 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 from services.trainer.alert_settings import DEFAULT_ALERTS, AlertSettings
 from services.trainer.early_stop import EarlyStopSettings
 from services.trainer.export_settings import ExportSettings
+from services.trainer.ia3_settings import Ia3Settings
+from services.trainer.neftune_settings import NeftuneSettings
 from services.trainer.ranges import among, below_one, within
 from services.trainer.schedule import KINDS
 from services.trainer.settings_reader import read_settings
@@ -33,6 +35,7 @@ OBSERVING: Final = ("alerts", "export", "code", "until_step", "heldout_steps")
 class LoraSettings:
     """Shape of an adapter; only with methods lora and qlora."""
 
+    key: ClassVar = "lora"
     rank: int = 16
     """Inner dimension r, 1 to 1024."""
     alpha: float = 32.0
@@ -55,6 +58,10 @@ class LoraSettings:
     def scale(self) -> float:
         """What B A is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+AdapterSettings = LoraSettings | Ia3Settings
+"""What an adapter is; each with `targets`, and `key` among the settings of a training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,19 +149,6 @@ class SpikeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeftuneSettings:
-    """Noise on the embeddings in training, see `neftune`; what is held out is measured without it."""
-
-    alpha: float = 5.0
-    """Bound of the noise, times the root of a sample's tokens by the hidden size; above 0 to 1000."""
-
-    def __post_init__(self) -> None:
-        if self.alpha == 0:
-            raise UnsupportedOption("neftune.alpha=0 adds no noise; raise it, 5 to 15 are usual, or remove neftune")
-        within("neftune.alpha", self.alpha, 1e-6, 1000)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ParallelSettings:
     """How the processes of a training share its work: `tensor` of them each layer, `context` such groups the tokens of
     a pack, and what is left of their number the packs of a step."""
@@ -177,7 +171,8 @@ class TrainSettings(StageSettings):
     """What follows one upon the other in one run, each with data of its own; empty for a run of one stage, which is
     then what the keys above say. Optimizer, schedule and random state go on from each to the next."""
     method: str = "lora"
-    """`lora`, `qlora` (lora on a base in NF4), `full`, or `pretrain` (all weights, on text rows only)."""
+    """`lora`, `qlora` (lora on a base in NF4), `ia3` (learnt vectors), `full`, or `pretrain` (all weights, on text rows
+    only)."""
     init: str = "base"
     """Weights to begin with, only with method pretrain: those of the `base`, or `random` ones of its shape."""
     shape: ShapeSettings = field(default_factory=ShapeSettings)
@@ -231,6 +226,7 @@ class TrainSettings(StageSettings):
     stuck_steps: int = 50
     """Steps of one and the same loss after which the run ends, 2 to 1000."""
     lora: LoraSettings = field(default_factory=LoraSettings)
+    ia3: Ia3Settings = field(default_factory=Ia3Settings)
     optimizer: AdamSettings = field(default_factory=AdamSettings)
     neftune: NeftuneSettings | None = None
     """Noise on the embeddings; none unless it is given."""
@@ -246,7 +242,7 @@ class TrainSettings(StageSettings):
     trainer than it began with goes on with says so."""
 
     def __post_init__(self) -> None:
-        among("method", self.method, ("lora", "qlora", "full", "pretrain"))
+        among("method", self.method, ("lora", "qlora", "ia3", "full", "pretrain"))
         among("init", self.init, ("base", "random"))
         among("schedule", self.schedule, KINDS)
         among("data_format", self.data_format, ("rows", "text"))
@@ -262,9 +258,14 @@ class TrainSettings(StageSettings):
         within("learning_rate", self.learning_rate, 1e-12, 1.0)
         within("final_share", self.final_share, 0.0, 1.0)
         within("clip_norm", self.clip_norm, 1e-6, 1e6)
-        if not self.is_adapted and self.lora != LoraSettings():
+        for own in (self.lora, self.ia3):
+            if own != type(own)() and not (self.is_adapted and own is self.adapter):
+                raise UnsupportedOption(
+                    f"{own.key} settings have no effect with method {self.method}; remove them, or choose {own.key}"
+                )
+        if self.method == "ia3" and (self.optimizer.weight_decay or self.optimizer.state == "int8"):
             raise UnsupportedOption(
-                f"lora settings have no effect with method {self.method}; remove them, or choose method lora"
+                "optimizer.weight_decay and state int8 have no effect on vectors, all of method ia3; remove them"
             )
         if 0 < self.pack_tokens < self.sequence_tokens:
             raise BadConfig(
@@ -325,10 +326,10 @@ class TrainSettings(StageSettings):
                 f"parallel.context={context} needs packs of {2 * context} tokens at least, not {self.pack_size_tokens};"
                 f" lower it to {self.pack_size_tokens // 2}"
             )
-        if tensor > 1 and (self.method == "qlora" or self.lora.dora):
+        if tensor > 1 and (self.method in ("qlora", "ia3") or self.lora.dora):
             raise UnsupportedOption(
-                f"parallel.tensor={tensor} splits neither weights in NF4 nor DoRA; choose lora without dora, or set"
-                " it to 1 and use parallel.context"
+                f"parallel.tensor={tensor} splits neither weights in NF4 nor DoRA nor vectors of ia3; choose lora"
+                " without dora, or set it to 1 and use parallel.context"
             )
         if tensor > 1 and self.neftune:
             raise UnsupportedOption(
@@ -374,7 +375,12 @@ class TrainSettings(StageSettings):
     @property
     def is_adapted(self) -> bool:
         """Whether adapters are trained and merged at the end, instead of the weights themselves."""
-        return self.method in ("lora", "qlora")
+        return self.method in ("lora", "qlora", "ia3")
+
+    @property
+    def adapter(self) -> AdapterSettings:
+        """What is trained, if adapters are."""
+        return self.ia3 if self.method == "ia3" else self.lora
 
 
 def parse_settings(text: str) -> TrainSettings:

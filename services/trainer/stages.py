@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Any
 
 from services.trainer.data.dataset import Dataset
 from services.trainer.data.order import Order, Share
@@ -61,10 +60,6 @@ class Stage:
                 )
             )
         return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """What a record tells of it."""
-        return {"data": list(self.digests), "steps": self.steps, "tokens": self.tokens}
 
     def to_text(self, first_step: int) -> str:
         """A line for people; `first_step` from 1."""

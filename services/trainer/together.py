@@ -59,7 +59,7 @@ def check_together(parts: Sequence[Part]) -> None:
         raise BadRequest(f"adapters that are trained together need names of their own, not {', '.join(names)}")
     first = parts[0].settings
     if not first.is_adapted:
-        raise UnsupportedOption(f"method {first.method} trains the base itself; lora and qlora train together")
+        raise UnsupportedOption(f"method {first.method} trains the base itself; lora, qlora and ia3 train together")
     if first.processes > 1:
         raise UnsupportedOption(f"processes={first.processes} cannot share a base with adapters that take turns; set 1")
     for part in parts:

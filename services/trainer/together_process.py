@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from services.trainer.adapters.lora import attach
+from services.trainer.adapters.attach import attach
 from services.trainer.adapters.turns import Turns
 from services.trainer.device import device_name, matrix_flops, prepare_device
 from services.trainer.forecast import forecast
@@ -53,7 +53,7 @@ class Lane:
         """Begins as a training of its own begins, or goes on from the newest checkpoint in `folder`."""
         self.name, self.prepared, self.folder = name, prepared, folder
         torch.manual_seed(prepared.settings.seed)
-        attach(decoder, prepared.settings.lora)
+        attach(decoder, prepared.settings.adapter)
         self.run: Run = make_run(folder, run_digest, prepared, decoder, peak)
         self._steps = self.run.steps()
         self._turns = Turns(decoder)

@@ -29,7 +29,8 @@ from typing import Any
 import torch
 
 from services.trainer import checkpoint, launch
-from services.trainer.adapters.lora import attach, merged_state
+from services.trainer.adapters.attach import attach
+from services.trainer.adapters.carriers import merged_state
 from services.trainer.adapters.peft_folder import save_adapter
 from services.trainer.device import device_name, matrix_flops, prepare_device
 from services.trainer.forecast import forecast
@@ -150,7 +151,7 @@ def adapt(decoder: Decoder, settings: TrainSettings) -> None:
     if settings.method == "qlora":
         quantize_linears(decoder)
     if settings.is_adapted:
-        attach(decoder, settings.lora)
+        attach(decoder, settings.adapter)
 
 
 def run_to_end(
@@ -206,7 +207,7 @@ def finish(folder: Path, base: Path, prepared: Prepared, decoder: Decoder) -> di
     """Writes the bundle of a run that is over; its stages and what its base was dequantized to, for its outcome."""
     _write_bundle(folder, base, prepared, decoder)
     exact = dequantization(decoder)
-    told = {"stages": [stage.to_dict() for stage in prepared.stages]}
+    told = {"stages": [stage.digests for stage in prepared.stages]}
     return {**told, "dequantization": exact} if exact else told
 
 
@@ -259,7 +260,7 @@ def _write_bundle(folder: Path, base: Path, prepared: Prepared, decoder: Decoder
     if prepared.settings.is_adapted:
         adapter = folder / "adapter"
         adapter.mkdir(exist_ok=True)
-        save_adapter(decoder, prepared.settings.lora, adapter)
+        save_adapter(decoder, prepared.settings.adapter, adapter)
         state = merged_state(decoder)
     scheme = prepared.bundle.scheme if prepared.bundle.scheme in DTYPES else "BF16"
     save_weights(target, prepared.config, state, scheme)

@@ -44,6 +44,7 @@ METHODS: Mapping[int, str] = {
     trainer_pb2.METHOD_FULL: "full",
     trainer_pb2.METHOD_LORA: "lora",
     trainer_pb2.METHOD_QLORA: "qlora",
+    trainer_pb2.METHOD_IA3: "ia3",
 }
 """Method of the contract to the settings' word; others are not built yet."""
 

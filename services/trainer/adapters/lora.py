@@ -8,26 +8,21 @@ arXiv:2402.09353) also learns the length m of each row: m / |W + scale B A| time
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.trainer.adapters.targets import linear_names
+from services.trainer.adapters.carriers import Carrier, Frozen
 from services.trainer.settings import LoraSettings
-from smeltkit.errors import BadConfig, TensorMismatch
-from smeltkit.ml.decoder import Decoder
-from smeltkit.ml.decoder_nf4 import Nf4Linear
 
 _WIDE: Final = 2
 """Quotient of widths from which the wider side is made in one product."""
-Frozen = nn.Linear | Nf4Linear
-"""What an adapter can be put on: `weight`, for NF4 made anew whenever it is asked for, and `bias`."""
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(Carrier):
     """A frozen linear layer and its adapter: A [r, inputs], B [outputs, r] and, of DoRA, the magnitudes m [outputs].
 
     They are float32, whatever the base is.
@@ -36,8 +31,8 @@ class LoraLinear(nn.Module):
     base_squares: Tensor
 
     def __init__(self, base: Frozen, config: LoraSettings) -> None:
-        super().__init__()
-        self.base, self.scale, self.dropout = base, config.scale, config.dropout
+        super().__init__(base)
+        self.scale, self.dropout = config.scale, config.dropout
         weight = base.weight.detach()
         self.a = nn.Parameter(torch.empty(config.rank, base.in_features, device=weight.device, dtype=torch.float32))
         self.b = nn.Parameter(torch.zeros(base.out_features, config.rank, device=weight.device, dtype=torch.float32))
@@ -72,8 +67,13 @@ class LoraLinear(nn.Module):
         """Whether nothing but W and B A makes the output."""
         return self.magnitude is None and not (self.dropout > 0 and self.training)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether B is anything but zero."""
+        return bool(self.b.any())
+
     def merged(self) -> Tensor:
-        """The one weight [outputs, inputs] in float32 that computes the same without an adapter."""
+        """See `Carrier`."""
         total = self.base.weight.float() + self.scale * (self.b.float() @ self.a.float())
         return total if self.magnitude is None else total * self._gain(self.magnitude)[:, None]
 
@@ -191,70 +191,3 @@ def _write(base: Frozen, target: Tensor) -> None:
         target.copy_(base.weight)
     else:
         base.dequantized(target)
-
-
-def attach(decoder: Decoder, config: LoraSettings) -> list[str]:
-    """Puts an adapter on every target of every layer and freezes the rest; the names of what carries one.
-
-    BadConfig names a target that the architecture does not have.
-    """
-    known = linear_names(decoder.config)
-    unknown = [name for name in config.targets if name not in known]
-    if unknown:
-        raise BadConfig(f"lora.targets: {unknown[0]!r} is no linear layer of this model; it has {', '.join(known)}")
-    decoder.requires_grad_(False)
-    carriers = []
-    for index, layer in enumerate(decoder.layers):
-        for name in config.targets or known:
-            part, _, leaf = name.partition(".")
-            parent = layer.get_submodule(part)
-            base = parent.get_submodule(leaf)
-            assert isinstance(base, Frozen), f"{name} carries an adapter already"
-            setattr(parent, leaf, LoraLinear(base, config))
-            carriers.append(f"layers.{index}.{name}")
-    return carriers
-
-
-def detach(decoder: Decoder) -> dict[str, LoraLinear]:
-    """Takes every adapter off, so that others can be attached to the same base; what `mount` puts back."""
-    taken = dict(adapters(decoder))
-    for name, layer in taken.items():
-        decoder.set_submodule(name, layer.base)
-    return taken
-
-
-def mount(decoder: Decoder, layers: Mapping[str, LoraLinear]) -> None:
-    """Puts adapters, by name, where they were attached to this base; none may be there."""
-    for name, layer in layers.items():
-        assert decoder.get_submodule(name) is layer.base, f"{name} carries another adapter"
-        decoder.set_submodule(name, layer)
-
-
-def adapters(decoder: Decoder) -> Iterator[tuple[str, LoraLinear]]:
-    """Canonical name, without `.weight`, and layer of everything that carries an adapter, in forward order."""
-    for name, module in decoder.named_modules():
-        if isinstance(module, LoraLinear):
-            yield name, module
-
-
-@torch.no_grad()
-def merged_state(decoder: Decoder) -> dict[str, Tensor]:
-    """The canonical weights with every adapter added in, in float32, rounded to the type of W.
-
-    A quantized base is dequantized: what the adapter was trained on, not what was quantized once. TensorMismatch unless
-    every adapter changes its layer: an unchanged base is never the result of a merge.
-    """
-    if not any(adapters(decoder)):
-        raise TensorMismatch("the model carries no adapter, so there is nothing to merge")
-    state = {}
-    for spec in decoder.config.tensors():
-        owner, _, leaf = spec.name.rpartition(".")
-        module = decoder.get_submodule(owner)
-        carrier = module if isinstance(module, LoraLinear) else None
-        value: Tensor = getattr(module if carrier is None else carrier.base, leaf)
-        state[spec.name] = value
-        if carrier is not None and leaf == "weight":
-            state[spec.name] = carrier.merged().to(value.dtype)
-            if torch.equal(state[spec.name], value) or not carrier.b.any():
-                raise TensorMismatch(f"the adapter of {spec.name} changes nothing; it is untrained or lost in rounding")
-    return state

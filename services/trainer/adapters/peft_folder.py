@@ -12,8 +12,11 @@ from typing import Any, Final
 
 import torch
 
-from services.trainer.adapters.lora import adapters, attach
-from services.trainer.settings import LoraSettings
+from services.trainer.adapters.attach import attach
+from services.trainer.adapters.carriers import Carrier, adapters
+from services.trainer.adapters.ia3 import Ia3Linear
+from services.trainer.ia3_settings import Ia3Settings
+from services.trainer.settings import AdapterSettings, LoraSettings
 from smeltkit.errors import BadFile, TensorMismatch
 from smeltkit.ml import names
 from smeltkit.ml.decoder import Decoder
@@ -32,31 +35,28 @@ _NEUTRAL: Final[dict[str, Any]] = {
     "trainable_token_indices": None, "target_parameters": None, "use_qalora": False,
 }  # fmt: skip
 """Settings of PEFT and the value that each must have, since another would change what the adapter computes."""
-_PARTS: Final = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+_PARTS: Final = {
+    "a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector", "scales": "ia3_l",
+}  # fmt: skip
 """Parameters of an adapter and what PEFT calls them."""
 
 
-def save_adapter(decoder: Decoder, config: LoraSettings, folder: Path, *, base: str = "") -> list[Path]:
+def save_adapter(decoder: Decoder, config: AdapterSettings, folder: Path, *, base: str = "") -> list[Path]:
     """Writes the adapters of `decoder`, made under `config`, to `folder`; `base` names the model that they are for."""
     architecture = decoder.config.architecture
-    rows, leaves = [], set()
-    for name, layer in adapters(decoder):
+    rows, leaves, scaled = [], set(), set()
+    for name, layer in adapters(decoder, Carrier):
         module = names.canonical_to_hf(architecture, f"{name}.weight").removesuffix(".weight")
-        leaves.add(module.rpartition(".")[2])
-        for part, value in layer.named_parameters(recurse=False):
+        leaves.add(leaf := module.rpartition(".")[2])
+        scaled |= {leaf} if isinstance(layer, Ia3Linear) and layer.scales_inputs else set()
+        for part, value in _parts(layer).items():
             rows.append((f"{_PREFIX}{module}.{_PARTS[part]}", "F32", to_numpy(value.detach().float().cpu())))
     declared = {
-        "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base or None,
         "inference_mode": True,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "use_rslora": config.rank_stabilized,
-        "use_dora": config.dora,
         "target_modules": sorted(leaves),
-        "bias": "none",
+        **_declared(config, sorted(scaled)),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(declared, indent=2, sort_keys=True) + "\n")
     write_safetensors(folder / WEIGHTS_FILE, rows)
@@ -65,7 +65,7 @@ def save_adapter(decoder: Decoder, config: LoraSettings, folder: Path, *, base: 
     return [folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, *((BASE_FILE,) if exact else ()))]
 
 
-def load_adapter(decoder: Decoder, folder: Path, *, to_any_base: bool = False) -> LoraSettings:
+def load_adapter(decoder: Decoder, folder: Path, *, to_any_base: bool = False) -> AdapterSettings:
     """Attaches the adapters stored in `folder` to `decoder`; their config.
 
     BadFile for what this trainer cannot do, TensorMismatch for tensors missing, extra or of another shape: an adapter
@@ -78,16 +78,14 @@ def load_adapter(decoder: Decoder, folder: Path, *, to_any_base: bool = False) -
     for key, info in source.tensors.items():
         part = next((part for part, ending in _PARTS.items() if key.endswith(f".{ending}")), "")
         if not key.startswith(_PREFIX) or not part or info.dtype not in DTYPES:
-            raise TensorMismatch(f"{WEIGHTS_FILE}: {key!r} is no LoRA tensor")
+            raise TensorMismatch(f"{WEIGHTS_FILE}: {key!r} is no tensor of an adapter")
         module = key.removeprefix(_PREFIX).removesuffix(f".{_PARTS[part]}")
         name = names.hf_to_canonical(architecture, f"{module}.weight").removesuffix(".weight")
         found[f"{name}.{part}"] = to_torch(source.read(key), info.dtype)
     config = _config_of(read_json(folder / CONFIG_FILE, BadFile), {_target(name) for name in found})
     attach(decoder, config)
     wanted = {
-        f"{name}.{part}": value
-        for name, layer in adapters(decoder)
-        for part, value in layer.named_parameters(recurse=False)
+        f"{name}.{part}": value for name, layer in adapters(decoder, Carrier) for part, value in _parts(layer).items()
     }
     if wanted.keys() != found.keys():
         odd = sorted(wanted.keys() ^ found.keys())
@@ -100,6 +98,29 @@ def load_adapter(decoder: Decoder, folder: Path, *, to_any_base: bool = False) -
                 )
             parameter.copy_(found[name])
     return config
+
+
+def _parts(layer: Carrier) -> dict[str, torch.Tensor]:
+    """The parameters of an adapter, shaped as PEFT has them: a vector is a column, or a row if it scales inputs."""
+    found = {part: value.detach() for part, value in layer.named_parameters(recurse=False)}
+    if isinstance(layer, Ia3Linear):
+        return {part: value.unsqueeze(0 if layer.scales_inputs else 1) for part, value in found.items()}
+    return found
+
+
+def _declared(config: AdapterSettings, scaled: list[str]) -> dict[str, Any]:
+    """What PEFT is told of a kind of adapter, of which the modules `scaled` scale their inputs."""
+    if isinstance(config, Ia3Settings):
+        return {"peft_type": "IA3", "feedforward_modules": scaled, "fan_in_fan_out": False, "modules_to_save": None}
+    return {
+        "peft_type": "LORA",
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rank_stabilized,
+        "use_dora": config.dora,
+        "bias": "none",
+    }
 
 
 def _check_base(decoder: Decoder, file: Path, *, to_any_base: bool) -> None:
@@ -118,12 +139,14 @@ def _target(name: str) -> str:
     return ".".join(name.split(".")[2:-1])
 
 
-def _config_of(declared: dict[str, Any], targets: set[str]) -> LoraSettings:
-    if declared.get("peft_type") != "LORA":
-        raise BadFile(f"{CONFIG_FILE}: peft_type is {declared.get('peft_type')!r}; only LORA is supported")
+def _config_of(declared: dict[str, Any], targets: set[str]) -> AdapterSettings:
+    if declared.get("peft_type") not in ("LORA", "IA3"):
+        raise BadFile(f"{CONFIG_FILE}: peft_type is {declared.get('peft_type')!r}; only LORA and IA3 are supported")
     for key, neutral in _NEUTRAL.items():
         if declared.get(key) not in (neutral, None):
             raise BadFile(f"{CONFIG_FILE}: {key}={declared[key]!r} is not supported; it must be {neutral!r}")
+    if declared["peft_type"] == "IA3":
+        return Ia3Settings(targets=tuple(sorted(targets)))
     try:
         return LoraSettings(
             rank=int(declared["r"]),

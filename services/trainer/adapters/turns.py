@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from services.trainer.adapters.lora import detach, mount
+from services.trainer.adapters.carriers import detach, mount
 from services.trainer.random_state import random_state, set_random_state
 from smeltkit.ml.decoder import Decoder
 

@@ -46,13 +46,13 @@ def keep_samples(
 
     def build(path: Path) -> None:
         nonlocal made
-        raw = folder / f"{name}.jsonl"
+        shards.mkdir(exist_ok=True)
+        raw = shards / f"{name}.jsonl"
         if not raw.exists():
             store.fetch(digest, raw)
         made = processes_for(raw.stat().st_size)
         tokenize(raw, digest, base, recipe, shards, path, processes=made, tell=tell)
         shutil.rmtree(shards)
-        raw.unlink()
 
     key, room_bytes = f"samples:{digest}:{recipe.digest(base)}", ROOM * (store.size(digest) or 0)
     for is_last in (False, True):

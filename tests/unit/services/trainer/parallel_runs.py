@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from training_runs import DIGEST, some_samples
 
-from services.trainer.adapters.lora import attach
+from services.trainer.adapters.attach import attach
 from services.trainer.context_parallel import own_part
 from services.trainer.data.curriculum import Curriculum
 from services.trainer.data.order import Order, Share

@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.trainer.adapters.lora import LoraLinear, adapters, attach, merged_state
+from services.trainer.adapters.attach import attach
+from services.trainer.adapters.carriers import adapters, merged_state
+from services.trainer.adapters.lora import LoraLinear
 from services.trainer.adapters.peft_folder import load_adapter, save_adapter
 from services.trainer.adapters.targets import linear_names
 from services.trainer.settings import LoraSettings
@@ -30,7 +32,7 @@ def _adapted(folder: Path, architecture: str, lora: LoraSettings) -> Decoder:
     torch.manual_seed(0)
     decoder = load_decoder(folder, write_tiny_model(folder, architecture, dtype="F32"))
     attach(decoder, lora)
-    for _, layer in adapters(decoder):
+    for _, layer in adapters(decoder, LoraLinear):
         torch.nn.init.normal_(layer.b, std=0.1)
         if layer.magnitude is not None:
             layer.magnitude.data *= 1 + 0.2 * torch.randn(len(layer.magnitude))
@@ -88,7 +90,7 @@ def test_merged_weights_are_base_plus_scaled_product(tmp_path: Path, dora: bool)
     ours = _adapted(tmp_path, "phi3", lora)
     base = load_decoder(tmp_path, ours.config).state_dict()
     state = merged_state(ours)
-    carriers = dict(adapters(ours))
+    carriers = dict(adapters(ours, LoraLinear))
     for name, value in base.items():
         layer = carriers.get(name.removesuffix(".weight"))
         expected = value if layer is None else value + 3.0 * layer.b @ layer.a

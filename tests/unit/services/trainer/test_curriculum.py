@@ -165,8 +165,12 @@ def test_a_transition_is_written_down_and_recorded(folder: Path, as_before: None
     assert steps[first - 1]["entered"] == entered and steps[first - 1]["stage"] == entered["stage"] == 2
     assert entered["message"].startswith(f"stage 2 of 2 begins with step {first}: {digests[0][:19]} -> ")
     assert entered["heldout_loss"] < outcome["heldout"]["before"]
-    found = records._stages(folder / "run" / records.METRICS_FILE, outcome)
-    assert [(one["data"], one["steps"]) for one in found] == [(digests[:1], first - 1), (digests[1:], 3)]
+    path = folder / "run" / records.METRICS_FILE
+    found = records._stages(path, outcome)
+    assert [(list(one["data"]), one["steps"]) for one in found] == [(digests[:1], first - 1), (digests[1:], 3)]
     assert [one["heldout_loss"] for one in found] == [entered["heldout_loss"], outcome["heldout"]["after"]]
     assert found[0]["loss"] == {"first": steps[0]["loss"], "last": steps[first - 2]["loss"]}
     assert sum(one["tokens"] for one in found) == steps[-1]["tokens"] == outcome["cost"]["tokens"]
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: first - 1]))
+    (only,) = records._stages(path, outcome)
+    assert only == {**found[0], "heldout_loss": outcome["heldout"]["after"]}, "a run that ended before its last stage"

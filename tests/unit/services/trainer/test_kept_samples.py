@@ -166,6 +166,8 @@ def test_a_later_run_takes_what_is_there(tmp_path: Path, caplog: pytest.LogCaptu
     os.utime(first.path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(DigestMismatch, match="shard 0 of 1, is not what was written"):
         open_sealed(second.path)
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "data.jsonl").write_text("a file of the run that is called alike\n")
     with caplog.at_level(logging.WARNING, kept.__name__):
         third = rig.keep("third", _recipe())
     assert "is made again" in caplog.text and third.processes == 1

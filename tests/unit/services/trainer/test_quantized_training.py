@@ -16,7 +16,9 @@ from training_runs import make_run
 from transformers import AutoModelForCausalLM
 
 from services.trainer import train_process
-from services.trainer.adapters.lora import adapters, attach, merged_state
+from services.trainer.adapters.attach import attach
+from services.trainer.adapters.carriers import adapters, merged_state
+from services.trainer.adapters.lora import LoraLinear
 from services.trainer.adapters.peft_folder import BASE_FILE, load_adapter, save_adapter
 from services.trainer.memory import components
 from services.trainer.settings import LoraSettings, TrainSettings, parse_settings
@@ -84,9 +86,9 @@ def test_merged_is_the_dequantized_base_plus_the_product(targets: tuple[str, ...
     ours = _quantized()
     base = _plain(ours).state_dict()
     attach(ours, replace(LORA, targets=targets))
-    for _, layer in adapters(ours):
+    for _, layer in adapters(ours, LoraLinear):
         torch.nn.init.normal_(layer.b, std=0.1)
-    state, carriers = merged_state(ours), dict(adapters(ours))
+    state, carriers = merged_state(ours), dict(adapters(ours, LoraLinear))
     for name, value in base.items():
         layer = carriers.get(name.removesuffix(".weight"))
         expected = value if layer is None else value + 3.0 * layer.b @ layer.a
@@ -103,7 +105,7 @@ def test_peft_computes_the_same_on_the_dequantized_base(tmp_path: Path) -> None:
     quantize_linears(ours)
     save_weights(tmp_path, config, _plain(ours).state_dict(), "F32")
     attach(ours, LORA)
-    for _, layer in adapters(ours):
+    for _, layer in adapters(ours, LoraLinear):
         torch.nn.init.normal_(layer.b, std=0.1)
     (tmp_path / "adapter").mkdir()
     assert tmp_path / "adapter" / BASE_FILE in save_adapter(ours, LORA, tmp_path / "adapter")
@@ -134,13 +136,13 @@ def test_a_whole_process_ends_in_a_merged_bundle(tmp_path: Path, monkeypatch: py
     write_tiny_model(tmp_path / "base", "qwen3", is_chat=False)
     lines = [json.dumps({"text": f"{n} + 1 is {n + 1}, and so on."}) + "\n" for n in range(24)]
     (tmp_path / "data.jsonl").write_text("".join(lines))
-    (tmp_path / "heldout.jsonl").write_text("".join(lines[:6]))
+    (tmp_path / "rows.jsonl").write_text("".join(lines[:6]))
     settings = TrainSettings(method="qlora", epochs=2, sequence_tokens=128, packs_per_step=2, lora=LORA)
     spec = {
         "settings": plain(replace(settings, learning_rate=5e-3)),
         "base": str(tmp_path / "base"),
         "data": [str(tmp_path / "data.jsonl")],
-        "heldout": str(tmp_path / "heldout.jsonl"),
+        "heldout": str(tmp_path / "rows.jsonl"),
         "lineage": Lineage(operation="import", code_revision="test").to_dict(),
         "licence": "Apache-2.0",
         "threads": 1,

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from services.trainer import together_process, train_process
-from services.trainer.adapters.lora import adapters, attach, detach, mount
+from services.trainer.adapters.attach import attach
+from services.trainer.adapters.carriers import adapters, detach, mount
+from services.trainer.adapters.lora import LoraLinear
 from services.trainer.forecast import Pace
 from services.trainer.paces import Paces
 from services.trainer.settings import LoraSettings, TrainSettings, parse_settings
@@ -149,11 +151,11 @@ def test_adapters_are_taken_off_and_put_back() -> None:
     batch = Packed.of([list(range(20))])
     plain_logits = decoder(batch)
     attach(decoder, LoraSettings(rank=2))
-    for _, layer in adapters(decoder):
+    for _, layer in adapters(decoder, LoraLinear):
         torch.nn.init.normal_(layer.b)
     adapted = decoder(batch)
     taken = detach(decoder)
-    assert torch.equal(decoder(batch), plain_logits) and not list(adapters(decoder))
+    assert torch.equal(decoder(batch), plain_logits) and not list(adapters(decoder, LoraLinear))
     attach(decoder, LoraSettings(rank=3))
     assert detach(decoder).keys() == taken.keys()
     mount(decoder, taken)

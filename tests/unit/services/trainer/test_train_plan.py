@@ -12,7 +12,7 @@ from training_files import prepared_from
 
 from benchmarks.gpu.shapes import SHAPES, TOKENS
 from benchmarks.gpu.train import CASES
-from services.trainer.adapters.lora import attach
+from services.trainer.adapters.attach import attach
 from services.trainer.memory import components, trainable_parameters
 from services.trainer.plan import plan_of, prepare
 from services.trainer.settings import AdamSettings, LoraSettings, TrainSettings, parse_settings

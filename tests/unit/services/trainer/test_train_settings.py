@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from gateway.cli import training_file
 from services.trainer.schedule import Schedule
 from services.trainer.settings import LoraSettings, TrainSettings, parse_settings
+from services.trainer.worker import METHODS
 from smeltkit.errors import BadConfig, UnsupportedOption
 
 
@@ -45,6 +47,11 @@ def test_unknown_keys_and_values_out_of_range_are_refused(value: Any, says: str)
     """R-006: with the key, the value, and what is meant or allowed."""
     with pytest.raises(BadConfig, match=says):
         parse_settings(json.dumps(value))
+
+
+def test_the_command_line_names_the_methods_that_the_trainer_has() -> None:
+    """A method that only one of them knew could be planned by nobody."""
+    assert {number: name for name, number in training_file._METHODS.items()} == METHODS
 
 
 def test_settings_without_effect_are_refused() -> None:

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from services.trainer.adapters.lora import attach
+from services.trainer.adapters.attach import attach
 from services.trainer.data.curriculum import Curriculum
 from services.trainer.data.order import Order, Share
 from services.trainer.data.samples import Sample
 from services.trainer.loop import Run
+from services.trainer.neftune_settings import NeftuneSettings
 from services.trainer.peak import PeakMemory
 from services.trainer.ranks import ALONE
 from services.trainer.schedule import Schedule
-from services.trainer.settings import LoraSettings, NeftuneSettings, TrainSettings
+from services.trainer.settings import LoraSettings, TrainSettings
 from services.trainer.sharding import shard
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder

@@ -45,6 +45,8 @@ class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Method.ValueTy
     """Odds-ratio preference optimization."""
     METHOD_DISTILL: _Method.ValueType  # 7
     """Learning from a teacher."""
+    METHOD_IA3: _Method.ValueType  # 8
+    """Learnt vectors that scale keys, values and the inputs of the MLP's last layer."""
 
 class Method(_Method, metaclass=_MethodEnumTypeWrapper):
     """What kind of training."""
@@ -65,6 +67,8 @@ METHOD_ORPO: Method.ValueType  # 6
 """Odds-ratio preference optimization."""
 METHOD_DISTILL: Method.ValueType  # 7
 """Learning from a teacher."""
+METHOD_IA3: Method.ValueType  # 8
+"""Learnt vectors that scale keys, values and the inputs of the MLP's last layer."""
 Global___Method: _TypeAlias = Method  # noqa: Y015
 
 @_typing.final
