@@ -87,7 +87,7 @@ async def specs_of(session: Session, file: Path, found: Sequence[Mapping[str, An
         if missing:
             raise BadConfig(f"{file.name}: {missing[0]} is missing, or no text")
         names, settings = files_of(value, file)
-        wanted.append(([file.parent / name for name in names], settings))
+        wanted.append(([file.parent / name for name in names], {**form_of(names, file), **settings}))
     paths = list(dict.fromkeys(path for own, _ in wanted for path in own))
     for path in paths:
         if not path.is_file():
@@ -121,6 +121,18 @@ def files_of(value: Mapping[str, Any], file: Path) -> tuple[list[str], dict[str,
         names += own_names
         stages.append({**{key: item for key, item in stage.items() if key != "data"}, **own})
     return [*names, *heldout], {**settings, "stages": stages}
+
+
+def form_of(names: Sequence[str], file: Path) -> dict[str, str]:
+    """The setting that says of files called .csv or .tsv what they are; BadConfig where only some are."""
+    endings = {Path(name).suffix.lower().removeprefix(".") for name in names}
+    found = sorted(endings & {"csv", "tsv"})
+    if found and len(endings) > 1:
+        raise BadConfig(
+            f"{file.name}: {', '.join(names)} are of different kinds; data and held-out rows are read in one way,"
+            " so store them in one format"
+        )
+    return {"data_format": found[0]} if found else {}
 
 
 def _mixed(value: Mapping[str, Any], where: str, file: Path) -> tuple[list[str], dict[str, Any]]:

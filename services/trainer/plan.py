@@ -304,5 +304,11 @@ def _read(path: Path, encoder: Encoder, recipe: Recipe) -> Dataset:
         return open_dataset(path)
     infill = recipe.infill(encoder)
     return read_dataset(
-        path, encoder, recipe.sequence_tokens, text_only=recipe.text_only, is_text=recipe.is_text, infill=infill
+        path,
+        encoder,
+        recipe.sequence_tokens,
+        text_only=recipe.text_only,
+        form=recipe.form,
+        columns=recipe.columns,
+        infill=infill,
     )

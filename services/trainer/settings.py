@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from services.trainer.alert_settings import DEFAULT_ALERTS, AlertSettings
+from services.trainer.column_settings import ColumnSettings
 from services.trainer.early_stop import EarlyStopSettings
 from services.trainer.export_settings import ExportSettings
 from services.trainer.ia3_settings import Ia3Settings
@@ -181,7 +182,9 @@ class TrainSettings(StageSettings):
     """Step after which the run pauses: its state is stored, and a training that asks for a later step, or for all of
     them, goes on from there. 0 for no pause."""
     data_format: str = "rows"
-    """What the data files are: `rows`, in JSONL or Parquet, or `text`, each file one document."""
+    """What the data files are: `rows`, in JSONL or Parquet, `csv` or `tsv`, or `text`, each file one document."""
+    columns: ColumnSettings = field(default_factory=ColumnSettings)
+    """Which columns of rows are read; CSV and TSV need it."""
     ids_of: str = ""
     """Digest of the tokenizer.json that made the ids in rows of ids; must be that of the base."""
     fim: FimSettings = field(default_factory=FimSettings)
@@ -245,7 +248,8 @@ class TrainSettings(StageSettings):
         among("method", self.method, ("lora", "qlora", "ia3", "full", "pretrain"))
         among("init", self.init, ("base", "random"))
         among("schedule", self.schedule, KINDS)
-        among("data_format", self.data_format, ("rows", "text"))
+        among("data_format", self.data_format, ("rows", "csv", "tsv", "text"))
+        self._check_columns()
         among("dtype", self.dtype, ("float32", "bfloat16"))
         whole = {"sequence_tokens": (8, 1 << 20), "pack_tokens": (0, 1 << 24), "seed": (0, 2**63 - 1),
                  "packs_per_step": (1, 65536), "warmup_steps": (0, 10**9), "checkpoint_steps": (1, 10**9),
@@ -301,6 +305,16 @@ class TrainSettings(StageSettings):
                 raise UnsupportedOption(
                     f"{known.name}={value!r} has no effect beside stages, which each have their own; move it into them"
                 )
+
+    def _check_columns(self) -> None:
+        """Which columns are read, and whether the data files can have them."""
+        if self.data_format == "text" and self.columns.names:
+            raise UnsupportedOption("columns have no effect with data_format=text, whose files have none; remove them")
+        if self.data_format in ("csv", "tsv") and not self.columns.text and not self.columns.prompt:
+            raise BadConfig(
+                f"data_format={self.data_format!r} needs columns that hold text: columns: {{text: NAME}}, or"
+                " {prompt: NAME, response: NAME}"
+            )
 
     def _check_processes(self) -> None:
         """How the processes share the work, and what that leaves without effect."""

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from services.trainer.column_settings import ColumnSettings
 from services.trainer.data.infill import Infill
-from services.trainer.data.rows import Row, rows_of
+from services.trainer.data.rows import ANY, Row, rows_of
 from services.trainer.data.samples import Encoder, Sample
 from services.trainer.data.stored import SampleFile, StoredSamples, open_sealed
 from smeltkit.errors import BadDataset, UnsupportedOption
@@ -91,7 +92,8 @@ def read_dataset(
     sequence_tokens: int,
     *,
     text_only: bool = False,
-    is_text: bool = False,
+    form: str = "rows",
+    columns: ColumnSettings = ANY,
     infill: Infill | None = None,
 ) -> Dataset:
     """The data set in a file, see `rows`; BadDataset names the row that is wrong, or says that nothing is left.
@@ -100,7 +102,7 @@ def read_dataset(
     there is no text at all it is refused. The samples lie in a file without a name beside it, gone with the process.
     """
     kept = SampleFile(tempfile.TemporaryFile(dir=path.parent, prefix=".samples-"))  # noqa: SIM115
-    rows = rows_of(path, is_text=is_text)
+    rows = rows_of(path, form=form, columns=columns)
     tally = encode_rows(kept, rows, path.name, encoder, sequence_tokens, text_only=text_only, infill=infill)
     tally.check(len(kept), path.name, sequence_tokens, with_infill=infill is not None)
     with path.open("rb") as file:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from services.trainer.column_settings import ColumnSettings
 from services.trainer.data.infill import Infill
 from services.trainer.data.samples import Encoder
 from services.trainer.settings import FimSettings, TrainSettings
@@ -31,8 +32,9 @@ class Recipe:
     sequence_tokens: int
     text_only: bool
     """Whether a conversation is a wrong row."""
-    is_text: bool
-    """Whether the file is one document."""
+    form: str
+    """What the file is, see `TrainSettings.data_format`."""
+    columns: ColumnSettings
     fim: FimSettings
     seed: int
     """Decides what is rearranged; 0 where nothing is."""
@@ -46,7 +48,8 @@ class Recipe:
             ids_of=settings.ids_of,
             sequence_tokens=settings.sequence_tokens,
             text_only=settings.method == "pretrain" and not is_heldout,
-            is_text=settings.data_format == "text",
+            form=settings.data_format,
+            columns=settings.columns,
             fim=fim,
             seed=settings.seed if fim.share else 0,
         )
@@ -75,10 +78,15 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**plain, "contract": self.contract.to_dict(), "fim": asdict(self.fim)}
+        parts = {"fim": asdict(self.fim), "columns": asdict(self.columns)}
+        return {**plain, "contract": self.contract.to_dict(), **parts}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Recipe:
         """The recipe of `to_dict`."""
-        parts = {"contract": GenerationContract.from_dict(value["contract"]), "fim": FimSettings(**value["fim"])}
+        parts = {
+            "contract": GenerationContract.from_dict(value["contract"]),
+            "fim": FimSettings(**value["fim"]),
+            "columns": ColumnSettings(**value["columns"]),
+        }
         return cls(**{**value, **parts})

@@ -1,4 +1,4 @@
-"""Rows of a data file, one by one: JSONL, Parquet, or a whole text.
+"""Rows of a data file, one by one: JSONL, Parquet, CSV, TSV, or a whole text.
 
 Parquet is told by its first bytes, whatever the file is called. It needs pyarrow, which is an extra of its own.
 """
@@ -6,17 +6,21 @@ Parquet is told by its first bytes, whatever the file is called. It needs pyarro
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from services.trainer.column_settings import ColumnSettings
+from services.trainer.data.delimited import SEPARATORS, delimited_rows
 from smeltkit import limits
 from smeltkit.errors import BadDataset, NotBuilt
 
 COLUMNS: Final = ("messages", "text", "ids")
 """What a row can hold; exactly one of them."""
+ANY: Final = ColumnSettings()
+"""No column is named: a row holds one of COLUMNS."""
 _PARQUET: Final = b"PAR1"
 _BATCH_ROWS: Final = 256
 
@@ -28,16 +32,31 @@ Wanted = Callable[[int], bool]
 """Number of a row to whether it is wanted."""
 
 
-def rows_of(path: Path, *, is_text: bool = False, wanted: Wanted = lambda number: True) -> Iterator[Row]:
-    """The rows of a file; BadDataset names the one that is wrong, NotBuilt says what Parquet needs.
+def rows_of(
+    path: Path, *, form: str = "rows", columns: ColumnSettings = ANY, wanted: Wanted = lambda number: True
+) -> Iterator[Row]:
+    """The rows of a file of a `data_format`; BadDataset names the one that is wrong, NotBuilt says what Parquet needs.
 
-    With `is_text` the file is one document in UTF-8. Rows that are not wanted are counted, and not looked into.
+    Where `columns` are named, rows are made of these alone. Rows that are not wanted are counted, and not looked into.
     """
-    if is_text:
+    if form == "text":
         return iter([(1, {"text": _text(path)})] if wanted(1) else [])
     with path.open("rb") as file:
         is_parquet = file.read(len(_PARQUET)) == _PARQUET
-    return _of_parquet(path, wanted) if is_parquet else _of_lines(path, wanted)
+    if form in SEPARATORS:
+        if is_parquet:
+            raise BadDataset(f"{path.name} is Parquet, not {form}; remove data_format")
+        found: Iterator[Row] = delimited_rows(path, form, columns.names, wanted)
+    else:
+        found = _of_parquet(path, columns.names, wanted) if is_parquet else _of_lines(path, wanted)
+    return _made_of(columns, found, path.name) if columns.names else found
+
+
+def _made_of(columns: ColumnSettings, rows: Iterable[Row], name: str) -> Iterator[Row]:
+    for number, row in rows:
+        lacking = "{} row {} has no key {!r}, but {}; mend columns".format
+        known = ", ".join(sorted(row)[:8])
+        yield number, columns.row(row, lambda key: BadDataset(lacking(name, number, key, known)))  # noqa: B023
 
 
 def _text(path: Path) -> str:
@@ -77,8 +96,8 @@ def _of_lines(path: Path, wanted: Wanted) -> Iterator[Row]:
             yield number, row
 
 
-def _of_parquet(path: Path, wanted: Wanted) -> Iterator[Row]:
-    """Rows of the one column that a row can hold, a batch in memory at a time; other columns are not read."""
+def _of_parquet(path: Path, columns: tuple[str, ...], wanted: Wanted) -> Iterator[Row]:
+    """Rows of the named columns, or of the one that a row can hold, a batch in memory at a time; no other is read."""
     if find_spec("pyarrow") is None:
         raise NotBuilt(
             f"{path.name} is Parquet, which needs pyarrow; install the extra: pip install 'smelt[parquet]', or give"
@@ -87,18 +106,18 @@ def _of_parquet(path: Path, wanted: Wanted) -> Iterator[Row]:
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     try:
         with parquet.ParquetFile(path) as file:
-            found = [name for name in file.schema_arrow.names if name in COLUMNS]
-            if len(found) != 1:
-                names = ", ".join(file.schema_arrow.names[:8])
-                raise BadDataset(f"{path.name} has the columns {names}; exactly one of {', '.join(COLUMNS)} is needed")
+            known = file.schema_arrow.names
+            found = [name for name in known if name in (columns or COLUMNS)]
+            if len(found) != (len(columns) or 1):
+                needed = f"{', '.join(columns)} once each are" if columns else f"exactly one of {', '.join(COLUMNS)} is"
+                raise BadDataset(f"{path.name} has the columns {', '.join(known[:8])}; {needed} needed")
             if file.metadata.num_rows > limits.DATASET_ROWS_MAX:
                 raise BadDataset(f"{path.name} has {file.metadata.num_rows} rows, at most {limits.DATASET_ROWS_MAX}")
             number = 0
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=found):
-                column = batch.column(0)
-                for place in range(len(column)):
+                for place in range(batch.num_rows):
                     number += 1
                     if wanted(number):
-                        yield number, {found[0]: column[place].as_py()}
+                        yield number, {name: batch.column(name)[place].as_py() for name in found}
     except (arrow.ArrowException, OSError) as error:
         raise BadDataset(f"{path.name} is broken Parquet: {error}") from error

@@ -104,7 +104,9 @@ def make_shards(folder: Path, rank: int, tell: Tell = lambda rows: None) -> None
 
     shard = 0
     try:
-        rows = rows_of(path, is_text=recipe.is_text, wanted=lambda number: shard_of(number) % count == rank)
+        rows = rows_of(
+            path, form=recipe.form, columns=recipe.columns, wanted=lambda number: shard_of(number) % count == rank
+        )
         for shard, own in groupby(rows, key=lambda row: shard_of(row[0])):
             if any(_number(error) < shard for error in folder.glob("*.error")):
                 return

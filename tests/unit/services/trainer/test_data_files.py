@@ -84,17 +84,17 @@ def test_a_text_file_is_one_document(tmp_path: Path, base: Path, monkeypatch: py
     path, text = tmp_path / "book.txt", "def f(x):\n    return x\n" * 30
     path.write_text(text)
     encoder = _encoder(base)
-    found = read_dataset(path, encoder, 32, is_text=True)
+    found = read_dataset(path, encoder, 32, form="text")
     learnt = [t for sample in found.samples for t in sample.targets.tolist() if t != IGNORED]
     assert found.rows == 1 and learnt == encoder.encode({"text": text}, "").ids[1:].tolist()
     with pytest.raises(BadDataset, match="set data_format: text"):
         read_dataset(path, encoder, 32)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(BadDataset, match="no UTF-8"):
-        read_dataset(path, encoder, 32, is_text=True)
+        read_dataset(path, encoder, 32, form="text")
     monkeypatch.setattr("smeltkit.limits.DATASET_ROW_MAX_BYTES", 1)
     with pytest.raises(BadDataset, match="cut it into rows"):
-        read_dataset(path, encoder, 32, is_text=True)
+        read_dataset(path, encoder, 32, form="text")
 
 
 def test_rows_of_ids_need_the_tokenizer_that_made_them(tmp_path: Path, base: Path) -> None:
@@ -149,5 +149,5 @@ def test_the_order_of_many_samples_is_a_few_bytes_for_each() -> None:
 
 
 def test_an_unknown_kind_of_data_is_refused() -> None:
-    with pytest.raises(BadConfig, match="data_format='csv' must be one of rows, text"):
-        parse_settings('{"data_format": "csv"}')
+    with pytest.raises(BadConfig, match="data_format='xml' must be one of rows, csv"):
+        parse_settings('{"data_format": "xml"}')
