@@ -114,6 +114,28 @@ def headless(tree: Tree) -> Iterator[str]:
 
 
 @policy
+def edge(tree: Tree) -> Iterator[str]:
+    """One door to the outside: by TLS where there are certificates, to /v1/ only, and with a key where work counts."""
+    for document in tree.of("Gateway") if tree.is_pinned or any(tree.of("Certificate")) else ():
+        for listener in document["spec"]["listeners"]:
+            if listener["protocol"] not in ("HTTPS", "TLS"):
+                name = document["metadata"]["name"]
+                yield f"Gateway {name}: listener {listener['name']} is in the clear; component tls, after gateway-api"
+    for document in tree.of("HTTPRoute"):
+        for rule in document["spec"]["rules"]:
+            for path in [match.get("path", {}).get("value", "/") for match in rule.get("matches", [{}])]:
+                if not path.startswith("/v1/"):
+                    name = document["metadata"]["name"]
+                    yield f"HTTPRoute {name}: opens {path} of the gateway; metrics and health stay inside: /v1/ only"
+    for service in tree.of("Service"):
+        if (kind := service["spec"].get("type", "ClusterIP")) != "ClusterIP":
+            yield f"Service {service['metadata']['name']}: {kind} is a door of its own; use gateway-api"
+    for load in tree.services if tree.is_pinned else ():
+        if load.name == "gateway" and not tree.environment(load).get("SMELT_HTTP_API_KEYS_FILE"):
+            yield f"{load}: wants no key; add component tenancy, or set SMELT_HTTP_API_KEYS_FILE"
+
+
+@policy
 def namespaces(tree: Tree) -> Iterator[str]:
     """Every namespace is declared with the restricted standard, and everything that has a namespace says which."""
     declared = {item["metadata"]["name"]: item["metadata"].get("labels", {}) for item in tree.of("Namespace")}

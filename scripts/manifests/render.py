@@ -71,7 +71,7 @@ class Catalogue:
         return [found for needed in self.needs.get(name, ()) for found in (*self._before(needed), needed)]
 
     def check(self, name: str, components: Sequence[str]) -> None:
-        """BadConfig if two of `components` exclude each other, one is unknown, or one that is needed is missing."""
+        """BadConfig if two of `components` exclude each other, or one is unknown, or not after what it needs."""
         known = sorted(path.parent.name for path in TREE.glob("components/*/kustomization.yaml"))
         for component in components:
             if component not in known:
@@ -79,6 +79,10 @@ class Catalogue:
             for needed in self.needs.get(component, ()):
                 if needed not in components:
                     raise BadConfig(f"{name}: component {component} needs {needed}; add it")
+                if components.index(needed) > components.index(component):
+                    raise BadConfig(
+                        f"{name}: component {component} changes what {needed} brings; list it after {needed}"
+                    )
         for group in self.groups:
             both = [component for component in components if component in group.members]
             if len(both) > 1:

@@ -51,6 +51,11 @@ def settings(documents: Documents, name: str) -> Any:
     return found[0]["data"]
 
 
+def route(documents: Documents) -> Any:
+    """The rule by which the edge takes calls in."""
+    return get(documents, "HTTPRoute", "gateway")["spec"]["rules"][0]
+
+
 def remove(documents: Documents, kind: str, name: str) -> None:
     documents.remove(get(documents, kind, name))
 
@@ -248,6 +253,10 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
         "wants a key",
         lambda d: get(d, "ServiceMonitor", "smelt")["spec"]["endpoints"][0].update(port="http"),
     ),
+    ("edge", "in the clear", lambda d: get(d, "Gateway", "edge")["spec"]["listeners"][0].update(protocol="HTTP")),
+    ("edge", "opens / of the gateway", lambda d: route(d)["matches"][0]["path"].update(value="/")),
+    ("edge", "wants no key", lambda d: settings(d, "gateway").pop("SMELT_HTTP_API_KEYS_FILE")),
+    ("edge", "LoadBalancer", lambda d: get(d, "Service", "gateway")["spec"].update(type="LoadBalancer")),
     (
         "schema",
         "startupprobe",

@@ -67,6 +67,12 @@ def test_a_component_without_what_it_needs_is_refused() -> None:
         render.catalogue().check("overlay x", ["tls"])
 
 
+def test_a_component_before_what_it_changes_is_refused() -> None:
+    """A patch of what is not there yet would change nothing, and nobody would be told: an edge in the clear."""
+    with pytest.raises(BadConfig, match="tls changes what gateway-api brings; list it after gateway-api"):
+        render.catalogue().check("overlay x", ["tls", "gateway-api"])
+
+
 def test_a_kind_without_a_schema_is_refused_and_not_passed_over() -> None:
     document = {"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": "x"}}
     with pytest.raises(BadConfig, match=r"no schema for example.com/v1 Thing"):
