@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from scripts.manifests.render import ROOT, TREE
-from scripts.manifests.series import RECORDED, base_name
+from scripts.manifests.series import ARRIVES, RECORDED, base_name
 from smeltkit.telemetry import names
 
 RUNBOOKS = "https://git.example.com/smelt/docs/runbooks"
@@ -68,6 +68,13 @@ ALERTS: Sequence[Alert] = (
         lasting="5m",
         pages=True,
         summary="No gateway answers Prometheus",
+    ),
+    Alert(
+        name="CollectorSilent",
+        expression=f"absent({ARRIVES})",
+        lasting="5m",
+        pages=True,
+        summary="No metric of any service arrives: most alerts are blind, and nothing scales by load",
     ),
     Alert(
         name="EdgeFails",

@@ -25,9 +25,12 @@ def base_name(metric: Metric) -> str:
 
 
 def _level(metric: Metric) -> str:
-    """Its sum over all pods; 0 before the first request, as long as the edge is scraped at all."""
-    return f"(sum({base_name(metric)}) or 0 * sum(smelt_http_requests_in_flight))"
+    """Its sum over all pods; 0 before the first request, and no value where nothing comes through the collector."""
+    return f"(sum({base_name(metric)}) or 0 * sum({ARRIVES}))"
 
+
+ARRIVES: Final = f"{base_name(names.RPC_SERVER_DURATION)}_count"
+"""Has a value while any service's metrics arrive, for probes of health are calls too: an idle platform has it."""
 
 RECORDED: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -133,10 +133,11 @@ async def test_a_real_prometheus_reads_every_gateway_without_a_key_and_computes_
 
             all_up = {target: "1" for target in targets}
             for _ in range(_LOOKS_MAX):
-                if await value("up") == all_up and await value("smelt_inference_load"):
+                if await value("up") == all_up and await value('ALERTS{alertname="SmeltCollectorSilent"}'):
                     break
                 await asyncio.sleep(0.1)
             assert await value("up") == all_up
+            assert await value("smelt_inference_load") == {}
             assert await value('sum(smelt_http_requests_total{status="401"})') == {"": "1"}
             groups = (await client.get("/api/v1/rules")).json()["data"]["groups"]
             assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 from smelt.inference.v1 import inference_pb2
@@ -208,3 +209,11 @@ async def test_durations_carry_method_and_status_and_no_invented_name() -> None:
     assert {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: UNARY[1:], names.RPC_STATUS: "OK"} in points
     methods = {point[names.RPC_METHOD] for point in points}
     assert "_OTHER" in methods and "invented/Name" not in methods
+
+
+async def test_a_probe_of_health_is_counted_so_an_idle_service_sends_a_series() -> None:
+    """What the rules take for "metrics arrive" (`scripts.manifests.series.ARRIVES`)."""
+    async with serving(HANDLERS) as host, open_channel(host.address) as channel:
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    methods = {point[names.RPC_METHOD] for point in metric_points(names.RPC_SERVER_DURATION.name)}
+    assert "grpc.health.v1.Health/Check" in methods
