@@ -13,7 +13,6 @@ from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2
 
 from gateway.cli.documents import to_document
-from gateway.cli.downloads import download
 from gateway.cli.halving import Rung, beside, cut, stopped_text
 from smeltkit.errors import JobCancelled, JobFailed
 from smeltkit.ids import new_id
@@ -93,13 +92,21 @@ def best_of(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 async def heldout_losses(session: Session, digest: str) -> list[float]:
     """Loss of each held-out row at the end of what a record, or a paused run, is about."""
+    from gateway.cli.downloads import download
+
     artifact = await session.artifact(digest)
-    layer = next(layer for layer in artifact.layers if layer.path == HELDOUT_FILE)
+    layer = layer_of(artifact, HELDOUT_FILE)
+    assert layer is not None, "what was compared on held-out rows has their losses"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / HELDOUT_FILE
         await download(session, layer, path)
         last = path.read_text().splitlines()[-1]
     return list(map(float, json.loads(last)["losses"]))
+
+
+def layer_of(artifact: artifact_pb2.Artifact, path: str) -> artifact_pb2.Descriptor | None:
+    """The file of an artifact at `path`; None if it has none."""
+    return next((layer for layer in artifact.layers if layer.path == path), None)
 
 
 async def _ends(session: Session, specs: Sequence[Spec]) -> list[Row]:

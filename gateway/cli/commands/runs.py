@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,12 +12,17 @@ import typer
 from smelt.artifact.v1 import artifact_pb2
 from smelt.trainer.v1 import trainer_pb2
 
+from gateway.cli.curves import curves_document, curves_view
 from gateway.cli.options import Json
+from gateway.cli.output import short_digest
 from gateway.cli.runner import run
 from gateway.cli.runs_view import diff_document, diff_views, run_document, run_views, runs_view
+from gateway.cli.sweep_runs import HELDOUT_FILE, heldout_losses, layer_of
+from gateway.cli.training_view import heldout_text
 from smeltkit import limits
 from smeltkit.errors import UnknownArtifact
 from smeltkit.manifest import BUNDLE_TYPE, RUN_TYPE
+from smeltkit.paired import compare
 
 if TYPE_CHECKING:
     from gateway.cli.session import Session
@@ -64,11 +70,21 @@ def diff(
     other: Annotated[str, typer.Argument(metavar="RUN", help="The run compared with it.")],
     as_json: Json = False,
 ) -> None:
-    """Shows where two trainings differ: settings, data, code, device, and what came of them."""
+    """Shows where two trainings differ: settings, data, code, device, the course of the loss, and what came of them."""
 
     async def work(session: Session) -> None:
-        found = [run_document(await find_run(session, reference)) for reference in (one, other)]
-        session.output.show(diff_document(*found), *diff_views(*found))
+        records = [await find_run(session, reference) for reference in (one, other)]
+        found = [run_document(record) for record in records]
+        curves = curves_document([await _curve(session, record) for record in records])
+        document = {**diff_document(*found), "curves": curves, "heldout_difference": None}
+        views = diff_views(*found)
+        is_paired = all(layer_of(record, HELDOUT_FILE) for record in records)
+        if document["is_same_heldout_data"] and is_paired:
+            losses = [await heldout_losses(session, record.digest) for record in records]
+            document["heldout_difference"] = asdict(compare(*losses))
+            views.append(f"held-out loss, from the first to the second: {heldout_text(document['heldout_difference'])}")
+        names = [run.get("name") or short_digest(run["digest"]) for run in found]
+        session.output.show(document, curves_view(names, curves), "", *views)
 
     run("runs diff", work, as_json=as_json)
 
@@ -88,7 +104,8 @@ async def _curve(session: Session, found: artifact_pb2.Artifact) -> list[dict[st
     """Every step of a run, without the numbers of its samples."""
     from gateway.cli.downloads import download
 
-    layer = next(layer for layer in found.layers if layer.path == _METRICS)
+    layer = layer_of(found, _METRICS)
+    assert layer is not None, "every record has its steps"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _METRICS
         await download(session, layer, path)

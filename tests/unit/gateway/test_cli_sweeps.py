@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gateway.cli.curves import curves_document, curves_view
 from gateway.cli.runs_view import diff_document, diff_views, flat, run_views, runs_view, sparkline
 from gateway.cli.sweeps import points_of, run_of
 from gateway.cli.training_file import files_of, merged, trainings
@@ -152,3 +153,18 @@ def test_runs_and_their_differences_are_shown_with_their_intervals() -> None:
     assert "lora.rank" in shown and "no held-out data in common" in shown
     assert "nothing that went in differs" in _shown(*diff_views(RUN, RUN))
     assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
+
+
+def test_courses_are_shown_on_one_axis_of_tokens_and_one_scale() -> None:
+    """EXP-10, R-122: a run that saw half of the tokens ends in the middle; what it has not is n/a, never 0."""
+    short = [{"tokens": 50 * n, "loss": 4.0} for n in range(1, 9)]
+    long = [{"tokens": 50 * n, "loss": 8.0 - n / 4} for n in range(1, 17)]
+    found = curves_document([short, long])
+    assert found["tokens"] == [200, 400, 600, 800]
+    assert found["losses"] == [[4.0, 4.0, None, None], [7.375, 6.375, 5.375, 4.375]]
+    shown = _shown(curves_view(["one", "two"], found)).splitlines()
+    assert shown[0].split() == ["loss", "by", "tokens", "seen", "200", "400", "600", "800"]
+    assert shown[1].split() == ["one", chr(0x2581) * 2, "4.0000", "4.0000", "n/a", "n/a"]
+    assert shown[2].split()[1][0] == chr(0x2588)
+    assert curves_document([[], long]) == {"tokens": [], "losses": [[], []]}
+    assert "one" in _shown(curves_view(["one", "two"], curves_document([[], long])))
