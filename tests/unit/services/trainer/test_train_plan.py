@@ -91,13 +91,15 @@ def test_the_shipped_training_is_accepted() -> None:
     assert not plan.refusals and prepared.data[0].rows == 2500 and not prepared.data[0].too_long
     assert prepared.stages[0].order.efficiency > 0.85
     assert plan.items["steps"].startswith(f"{prepared.schedule.total_steps} of")
-    assert prepare(base, bundle, files[:1], files[1], replace(settings, code=plan.items["code"])).refusals == ()
 
 
 def test_another_trainer_than_was_asked_for_is_refused(tmp_path: Path) -> None:
-    """R-060: in the plan, and in the process that would train, which prepares by the same call."""
+    """R-060: in the plan, and in the process that would train, which prepares by the same call; the one that a plan
+    names is accepted."""
     (refusal,) = prepared_from(tmp_path, code="0123456789ab").refusals
     assert isinstance(refusal, SettingsDiffer) and "0123456789ab" in refusal.message
+    code = plan_of(prepared_from(tmp_path), 1000).items["code"]
+    assert prepared_from(tmp_path, code=code).refusals == ()
 
 
 def test_a_fall_within_its_uncertainty_is_no_gain() -> None:
