@@ -11,9 +11,10 @@ from scripts.manifests.tree import SERVICES, Tree, Workload, policy, selects
 from smeltkit.bus import topology
 from smeltkit.bus.facts import FACTS
 
-_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
+_DIGEST = re.compile(r"[^:@\s]+(:\d+/[^:@\s]+)?@sha256:[0-9a-f]{64}")
 _TAG = re.compile(r"[^:@\s]+(:\d+/[^:@\s]+)?:(?!latest$)[\w][\w.-]*")
 _GPU = re.compile(r"nvidia\.com/(gpu|mig-.*)")
+_TAINT = {"key": "nvidia.com/gpu", "operator": "Equal", "value": "present", "effect": "NoSchedule"}
 
 
 @policy
@@ -69,10 +70,13 @@ def gpu_pods(tree: Tree) -> Iterator[str]:
             continue
         if sides[0] != sides[1]:
             yield f"{load}: requests {sides[0]} and limits {sides[1]} of GPUs must be equal"
-        if not _tolerates_gpus(load):
-            yield f"{load}: no toleration of the taint nvidia.com/gpu"
-        if "smelt.dev/gpu-pool" not in _node_keys(load):
-            yield f"{load}: no required node affinity to smelt.dev/gpu-pool; a toleration alone draws it nowhere"
+        if "/trainer-cuda" not in load.main["image"]:
+            yield f"{load}: the image is {load.main['image']}, which computes on CPUs; leave GPUs to the trainer"
+        pool, places = _pool(load), _node_values(load).get("smelt.dev/gpu-pool", [])
+        if _TAINT not in load.pod.get("tolerations", ()):
+            yield f"{load}: no toleration of the taint nvidia.com/gpu=present:NoSchedule, which its nodes have"
+        if places != [pool]:
+            yield f"{load}: required node affinity is to smelt.dev/gpu-pool in {places}; it must be {pool}"
         rollout = load.document["spec"].get("strategy", {}).get("rollingUpdate", {})
         if not load.is_job and rollout != {"maxSurge": 0, "maxUnavailable": 1}:
             yield f"{load}: a rollout must not need a spare GPU: maxSurge 0, maxUnavailable 1"
@@ -305,8 +309,17 @@ def _tolerates_gpus(load: Workload) -> bool:
     return any(item.get("key") in (None, "nvidia.com/gpu") for item in load.pod.get("tolerations", ()))
 
 
-def _node_keys(load: Workload) -> set[str]:
+def _pool(load: Workload) -> str:
+    """The component whose nodes have what `load` asks for: the value of their label smelt.dev/gpu-pool."""
+    if "resourceClaims" in load.pod:
+        return "gpu-dra"
+    return "gpu-pool" if "nvidia.com/gpu" in _gpus(load, "limits") else "mig"
+
+
+def _node_values(load: Workload) -> dict[str, list[str]]:
+    """Values of labels, one of which a node must have."""
     required = (
         load.pod.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", {})
     )
-    return {test["key"] for term in required.get("nodeSelectorTerms", ()) for test in term.get("matchExpressions", ())}
+    terms = [test for term in required.get("nodeSelectorTerms", ()) for test in term.get("matchExpressions", ())]
+    return {test["key"]: test.get("values", []) for test in terms}

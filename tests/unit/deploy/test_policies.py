@@ -51,6 +51,11 @@ def settings(documents: Documents, name: str) -> Any:
     return found[0]["data"]
 
 
+def ask_for_slices(resources: Any) -> None:
+    for side in resources.values():
+        side["nvidia.com/mig-3g.40gb"] = side.pop("nvidia.com/gpu")
+
+
 def route(documents: Documents) -> Any:
     """The rule by which the edge takes calls in."""
     return get(documents, "HTTPRoute", "gateway")["spec"]["rules"][0]
@@ -196,13 +201,24 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
         "beside a ScaledObject",
         lambda d: get(d, "Deployment", "inference")["spec"].update(replicas=3),
     ),
-    ("gpu-pods", "toleration", lambda d: pod(d, "inference").pop("tolerations")),
+    ("gpu-pods", "toleration", lambda d: pod(d, "trainer").pop("tolerations")),
+    ("gpu-pods", "present:NoSchedule", lambda d: pod(d, "trainer")["tolerations"][0].update(value="presnt")),
     ("gpu-pods", "affinity", lambda d: pod(d, "trainer").pop("affinity")),
+    ("gpu-pods", "must be mig", lambda d: ask_for_slices(container(d, "trainer")["resources"])),
     (
         "gpu-pods",
         "spare GPU",
-        lambda d: get(d, "Deployment", "inference")["spec"]["strategy"]["rollingUpdate"].update(maxSurge=1),
+        lambda d: get(d, "Deployment", "trainer")["spec"]["strategy"]["rollingUpdate"].update(maxSurge=1),
     ),
+    (
+        "gpu-pods",
+        "leave GPUs to the trainer",
+        lambda d: [side.update({"nvidia.com/gpu": "1"}) for side in container(d, "inference")["resources"].values()],
+    ),
+    ("quotas", "pods is 60", lambda d: get(d, "ScaledObject", "inference")["spec"].update(maxReplicaCount=80)),
+    ("quotas", "nvidia.com/gpu is 8", lambda d: get(d, "Deployment", "trainer")["spec"].update(replicas=9)),
+    ("quotas", "of smelt-sandbox", lambda d: get(d, "Deployment", "sandbox")["spec"].update(replicas=40)),
+    ("scalers", "must not fall", lambda d: get(d, "ScaledObject", "inference")["spec"].update(minReplicaCount=9)),
     ("proof", "first container", lambda d: pod(d, "trainer").pop("initContainers")),
     (
         "proof",
@@ -231,6 +247,11 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
     ),
     ("gpu-nodes-are-kept-free", "gateway", lambda d: pod(d, "gateway").update(tolerations=[{"operator": "Exists"}])),
     ("images", "must be a digest", lambda d: container(d, "gateway").update(image="smelt/gateway:0.1.0")),
+    (
+        "images",
+        "must be a digest",
+        lambda d: container(d, "gateway").update(image="smelt/gateway:0.1.0@sha256:" + "1" * 64),
+    ),
     ("all-services", "sandbox is missing", lambda d: remove(d, "Deployment", "sandbox")),
     ("nats-cluster", "2 nodes", lambda d: get(d, "StatefulSet", "nats")["spec"].update(replicas=2)),
     (

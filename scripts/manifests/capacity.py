@@ -1,0 +1,74 @@
+"""Policies on how much there is: copies and what they take, under quotas, by scalers, on claims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scripts.manifests.tree import Document, Tree, Workload, amount, policy
+
+_SCALERS = {
+    "ScaledObject": ("minReplicaCount", "maxReplicaCount"),
+    "HorizontalPodAutoscaler": ("minReplicas", "maxReplicas"),
+}
+
+
+@policy
+def scalers(tree: Tree) -> Iterator[str]:
+    """A scaler's least is at most its most, and what it keeps without an answer lies between."""
+    for document in tree.of(*_SCALERS):
+        spec, (low, high) = document["spec"], _SCALERS[document["kind"]]
+        least, most = spec.get(low, 0), spec[high]
+        between = spec.get("fallback", {}).get("replicas", most)
+        if not least <= between <= most or most < 1:
+            yield (
+                f"{document['kind']} {document['metadata']['name']}: {low} {least}, fallback {between} and {high} "
+                f"{most} must not fall"
+            )
+
+
+@policy
+def quotas(tree: Tree) -> Iterator[str]:
+    """All pods that may be there at once, those of a rollout and of the largest scale included, fit their quota."""
+    for quota in tree.of("ResourceQuota"):
+        namespace = quota["metadata"]["namespace"]
+        loads = [load for load in tree.workloads if load.namespace == namespace]
+        for resource, hard in quota["spec"]["hard"].items():
+            wanted = sum(most_copies(tree, load) * _taken(load, resource) for load in loads)
+            if wanted > amount(hard):
+                yield (
+                    f"ResourceQuota {quota['metadata']['name']}: {resource} is {hard}, and the pods of {namespace} may "
+                    f"come to {wanted:g}; raise it, or lower replicas or the scaler's most"
+                )
+
+
+def most_copies(tree: Tree, load: Workload) -> int:
+    """Pods of `load` that may exist at once: by its scaler, or its own number, and one that a rollout starts first."""
+    spec = load.spec
+    if load.is_job:
+        return int(spec.get("parallelism", 1))
+    most = [scaler["spec"][_SCALERS[scaler["kind"]][1]] for scaler in _scalers_of(tree, load)]
+    surge = spec.get("strategy", {}).get("rollingUpdate", {}).get("maxSurge", 1)
+    return int(max(most, default=spec.get("replicas", 1))) + (
+        int(surge) if load.document["kind"] == "Deployment" else 0
+    )
+
+
+def _scalers_of(tree: Tree, load: Workload) -> Iterator[Document]:
+    for document in tree.of(*_SCALERS):
+        if (document["spec"]["scaleTargetRef"]["name"], document["metadata"]["namespace"]) == (
+            load.name,
+            load.namespace,
+        ):
+            yield document
+
+
+def _taken(load: Workload, resource: str) -> float:
+    """What one pod takes of a resource of a quota: `pods`, or `limits.` or `requests.` and its name."""
+    if resource == "pods":
+        return 1.0
+    side, _, name = resource.partition(".")
+
+    def of(container: Document) -> float:
+        return amount(container["resources"].get(side, {}).get(name, 0))
+
+    return max(sum(map(of, load.pod["containers"])), max(map(of, load.pod.get("initContainers", ())), default=0.0))
