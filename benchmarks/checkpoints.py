@@ -1,11 +1,11 @@
 """How long a checkpoint stops a training: written in the background, as a run does it, against waited for.
 
-    python -m benchmarks.checkpoints [--rounds N]
+    python -m benchmarks.checkpoints [--rounds N] [--device cuda]
 
-A model of 12 million parameters trains in full, in one process on the CPU; state and copies are float32. In each round
-the loop does the same steps three times, in turn first: without a checkpoint, with one that it waits for, and with one
-that is written while it goes on. The stop is what the call takes; the loss of the whole loop beside the one without
-holds also what the writing thread takes of the processors.
+A model of 12 million parameters, on a GPU of 124 million, trains in full in one process; state and copies are float32.
+In each round the loop does the same steps three times, in turn first: without a checkpoint, with one that it waits for,
+and with one that is written while it goes on. The stop is what the call takes; the loss of the whole loop beside the
+one without holds also what the writing thread takes of the processors.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.kernels import kernels_for
 from smeltkit.testing.tiny_models import tiny_config
 
-NAME = "checkpoints"
-SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8,
-         "num_key_value_heads": 4}  # fmt: skip
+NAMES = {"cpu": "checkpoints", "cuda": "checkpoints_gpu"}
+SHAPES = {
+    "cpu": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8,
+            "num_key_value_heads": 4},
+    "cuda": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+             "num_key_value_heads": 12},
+}  # fmt: skip
 STEPS, TOKENS = 6, 256
 TARGET = 0.5
 """What a stop may be at most of one that is waited for."""
@@ -45,9 +49,10 @@ def main() -> int:
     """Exit status: 0 if the stop is short enough."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoints")
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--device", choices=SHAPES, default="cpu")
+    rounds, device = (options := parser.parse_args()).rounds, options.device
     with tempfile.TemporaryDirectory(prefix="smelt-checkpoints-") as folder:
-        run = _run(Path(folder), 3 * STEPS * (rounds + 1))
+        run = _run(Path(folder), 3 * STEPS * (rounds + 1), device)
         steps = run.steps()
         ways: dict[str, Callable[[], None]] = {"none": lambda: None, "waited": run.save, "background": run.start_saving}
         measured: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
@@ -76,8 +81,8 @@ def main() -> int:
     print(results.table(rows))
     print(f"stop, background to waited: {ratio:.3f}; loop longer by {losses} ms; {size_bytes / 2**20:.0f} MiB each")
     results.save(
-        NAME, rows, torch=torch.__version__, parameters=parameters, checkpoint_bytes=size_bytes, rounds=rounds,
-        stop_ratio=ratio, loop_longer_ms=losses, target=TARGET,
+        NAMES[device], rows, torch=torch.__version__, **_gpu(device), parameters=parameters,
+        checkpoint_bytes=size_bytes, rounds=rounds, stop_ratio=ratio, loop_longer_ms=losses, target=TARGET,
     )  # fmt: skip
     return int(ratio > TARGET)
 
@@ -94,9 +99,13 @@ def _loop(steps: Iterator[StepReport], save: Callable[[], None]) -> tuple[float,
     return stop_s, time.monotonic() - begin
 
 
-def _run(folder: Path, total: int) -> Run:
+def _gpu(device: str) -> dict[str, str]:
+    return {"device": torch.cuda.get_device_name()} if device == "cuda" else {}
+
+
+def _run(folder: Path, total: int, device: str) -> Run:
     torch.manual_seed(0)
-    config = ModelConfig.from_hf({**tiny_config("qwen2"), **SHAPE, "vocab_size": 8192})
+    config = ModelConfig.from_hf({**tiny_config("qwen2"), **SHAPES[device], "vocab_size": 8192})
     draw = np.random.default_rng(0)
     drawn = (draw.integers(0, 8192, TOKENS).astype(np.int32) for _ in range(16))
     samples = [Sample(ids=ids, targets=np.append(ids[1:], np.int32(-100)).astype(np.int32)) for ids in drawn]
@@ -105,9 +114,9 @@ def _run(folder: Path, total: int) -> Run:
     )
     order = Order(lengths=[TOKENS] * 16, pack_tokens=TOKENS, packs_per_step=1, seed=0)
     return Run(
-        Decoder(config, kernels=kernels_for("cpu")), samples, Curriculum([(order, total + 1)]),
+        Decoder(config, kernels=kernels_for(device)).to(device), samples, Curriculum([(order, total + 1)]),
         Schedule(kind="constant", peak=1e-4, warmup_steps=0, total_steps=total + 1), settings,
-        folder=folder, run_digest="sha256:" + "0" * 64, peak=PeakMemory("cpu"),
+        folder=folder, run_digest="sha256:" + "0" * 64, peak=PeakMemory(device),
     )  # fmt: skip
 
 

@@ -76,6 +76,7 @@ def run_views(run: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> lis
             ("held-out loss", heldout_text(heldout) if heldout else ""),
             ("tokens/s", _speed(run)),
             ("MFU", _mfu(run)),
+            ("packing", ", ".join(f"{share:.1%}" for share in run.get("packing", ()))),
             ("held out, on the way", _course(run)),
             ("gradient noise scale", _noise(run)),
             *(("advice", text) for text in run.get("advice", ())),

@@ -15,7 +15,8 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,11 +31,13 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
 from services.trainer.checkpoint_files import METADATA_FILE, PartsReader, PartsWriter
 from services.trainer.ranks import ALONE, Ranks
-from services.trainer.sharding import held
+from services.trainer.sharding import held, spread_as
 from smeltkit.errors import DigestMismatch, SettingsDiffer, TrainingDiverged
 from smeltkit.ids import digest_bytes
 
 PROGRESS_FILE: Final = "progress.json"
+_ALIGNED: Final = 64
+"""Bytes at a multiple of which each tensor begins."""
 RANDOM: Final = "random."
 """What the names of generators' states among the tensors begin with."""
 
@@ -94,13 +97,31 @@ class Checkpoints:
     @torch.no_grad()
     def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state in memory of the host that is used again for the next one."""
+        fresh = {name: held(value) for name, value in tensors.items() if name not in self._copies}
+        for name, room in zip(fresh, self._rooms(list(fresh.values())), strict=True):
+            self._copies[name] = spread_as(room, tensors[name])
         for name, value in tensors.items():
-            if name not in self._copies:
-                self._copies[name] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
             held(self._copies[name]).copy_(held(value), non_blocking=True)
         if any(value.is_cuda for value in tensors.values()):
             torch.cuda.current_stream().synchronize()
         return {name: self._copies[name] for name in tensors}
+
+    def _rooms(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Memory of the host for tensors, one after the other; where a GPU copies, pinned for as long as this lives.
+
+        torch's own pinned memory rounds each tensor up to a power of two, which is up to twice of what is asked for.
+        """
+        sizes = [-(-value.nbytes // _ALIGNED) * _ALIGNED for value in values]
+        whole = torch.empty(sum(sizes), dtype=torch.uint8)
+        if sizes and any(value.is_cuda for value in values):
+            driver: Any = torch.cuda.cudart()
+            if code := int(driver.cudaHostRegister(whole.data_ptr(), whole.nbytes, 0)):
+                raise torch.cuda.CudaError(code)
+            weakref.finalize(self, driver.cudaHostUnregister, whole.data_ptr()).atexit = False
+        return [
+            piece[: value.nbytes].view(value.dtype).view(value.shape)
+            for piece, value in zip(whole.split(sizes), values, strict=True)
+        ]
 
     def _write(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
         fresh = self._folder / f".{_name(progress.step)}.new"

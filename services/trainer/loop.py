@@ -140,6 +140,11 @@ class Run:
         return self._guard.counts
 
     @property
+    def packing(self) -> tuple[float, ...]:
+        """Share of the packs of each stage that holds tokens."""
+        return self._order.efficiency
+
+    @property
     def cost(self) -> Cost:
         """What the run took so far, over all processes that worked at it; memory is this one's."""
         return Cost(time_s=self._time_s, memory_bytes=self._peak.bytes, tokens=self._tokens)

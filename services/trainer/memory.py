@@ -49,7 +49,8 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     Activations are highest when the backward pass begins. Of the gradients of a step's first pack only the head's
     exist then; those of earlier packs all do. Where float32 gradients of all weights take more than that, in the
     update, the difference is told as `updating`. A layer keeps the inputs and outputs of its norms, queries, keys,
-    values and the MLP's three products; with recomputation only its input. Adapters are float32 whatever the base is.
+    values and of the MLP gate and up, with adapters their product too; with recomputation only its input. Adapters are
+    float32 whatever the base is.
     A base that is quantized is loaded as it is stored first. Of several processes it is the memory of each: what is
     stored is spread over them; two layers at a time are whole, or all, embedding and head always. It is loaded whole.
     Where they compute layers together, all of that is of one's own part of the model; where they share packs, one's
@@ -63,7 +64,8 @@ def components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     gradients = trained * trained_bytes
     head = 0 if settings.is_adapted else config.vocab_size * config.hidden_size * trained_bytes
     size = config.dimensions()
-    kept = 4 * size["hidden"] + 2 * size["q"] + 2 * size["kv"] + 3 * size["intermediate"]
+    inner = (3 if settings.is_adapted else 2) * size["intermediate"]
+    kept = 4 * size["hidden"] + 2 * size["q"] + 2 * size["kv"] + inner
     per_token = size["hidden"] if settings.recompute else kept
     live = per_token * config.layers + (kept if settings.recompute else 0)
     base, adapters = _weights_bytes(config, settings, value_bytes), trained * 4 if settings.is_adapted else 0
@@ -98,6 +100,17 @@ def state_bytes(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     is_exact = settings.is_adapted or settings.dtype == "float32"
     has_copies = how.offload or not (is_exact or how.state == "bfloat16")
     return {"masters": 4 * trained if has_copies else 0, "optimizer": round(_STATE_BYTES[how.state] * trained)}
+
+
+def host_components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
+    """Component to bytes in the memory of the host, of each process, beside what a training without a GPU computes in.
+
+    A checkpoint is written from a copy, which stays for the next one.
+    """
+    return {
+        "optimizer": sum(state_bytes(config, settings).values()) if settings.optimizer.offload else 0,
+        "copy of a checkpoint": -(-checkpoint_bytes(config, settings) // settings.shards),
+    }
 
 
 def checkpoint_bytes(config: ModelConfig, settings: TrainSettings) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from services.trainer.int8_adamw import MOMENTS, Int8AdamW, is_quantized
+from services.trainer.parameterwise import Parameterwise
 from services.trainer.ranks import Ranks
 from services.trainer.rounded_adamw import RoundedAdamW
 from services.trainer.settings import AdamSettings
@@ -74,11 +75,16 @@ class Optimizer:
         return [held(p.grad) for p in self._parameters if p.grad is not None and is_told(p, ranks)]
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Updates every parameter from its gradient and drops the gradients."""
+    def step(self, learning_rate: float, scale: float = 1.0) -> None:
+        """Updates every parameter from its gradient times `scale` and drops the gradients."""
+        is_scaling = isinstance(self._inner, Parameterwise)
+        if scale != 1.0 and not is_scaling:
+            torch._foreach_mul_(self.grads, scale)
         self._take_gradients()
         for group in self._inner.param_groups:
             group["lr"] = learning_rate
+            if is_scaling:
+                group["scale"] = scale
         self._inner.step()
         self._give_weights()
         self._inner.zero_grad(set_to_none=True)

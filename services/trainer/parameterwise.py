@@ -14,10 +14,10 @@ State = dict[str, Tensor]
 
 
 class Parameterwise(torch.optim.Optimizer):
-    """Groups as torch.optim.AdamW has them: `lr`, `betas`, `eps`, `weight_decay`; `step` in every state."""
+    """Groups as torch.optim.AdamW has them, and `scale`, what gradients are multiplied by; `step` in every state."""
 
     def __init__(self, params: Any, **defaults: Any) -> None:
-        super().__init__(params, defaults)
+        super().__init__(params, {"scale": 1.0, **defaults})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -51,6 +51,7 @@ def adam_step(group: dict[str, Any], count: int, seed: int = 0) -> AdamStep:
         beta2=group["betas"][1],
         eps=group["eps"],
         weight_decay=group["weight_decay"],
+        grad_scale=group["scale"],
         count=count,
         seed=seed,
     )

@@ -17,7 +17,7 @@ from services.trainer.data.recipe import Recipe
 from services.trainer.data.samples import Encoder
 from services.trainer.data.stored import is_sealed
 from services.trainer.forecast import Pace, forecast
-from services.trainer.memory import checkpoint_bytes, components, state_bytes, trainable_parameters
+from services.trainer.memory import checkpoint_bytes, components, host_components, trainable_parameters
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings
 from services.trainer.shape import shaped
@@ -230,10 +230,9 @@ def _of_processes(settings: TrainSettings) -> dict[str, str]:
 
 
 def _of_host(config: ModelConfig, settings: TrainSettings) -> dict[str, str]:
-    """What an offloaded optimizer takes of the host's memory."""
-    if not settings.optimizer.offload:
-        return {}
-    return {"memory of the host": f"{sum(state_bytes(config, settings).values()) / 2**20:.1f} MiB"}
+    """What the copy of a checkpoint that is being written takes of the host's memory, and an offloaded optimizer."""
+    needs = host_components(config, settings)
+    return {f"memory of the host, {name}": f"{size / 2**20:.1f} MiB" for name, size in needs.items() if size}
 
 
 def _of_load(pace: Pace | None) -> dict[str, str]:

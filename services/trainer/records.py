@@ -52,6 +52,7 @@ def store_run(
         "forecast": said,
         "cost": took,
         "missed": list(missed(Cost(**said), Cost(**took))) if said else [],
+        "packing": outcome["packing"],
         "spikes": outcome["spikes"],
         "heldout": outcome.get("heldout"),
         "alerts": [*_alerts(path), *outcome["alerts"]][-limits.TRAIN_ALERTS_MAX :],

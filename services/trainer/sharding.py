@@ -92,4 +92,6 @@ def spread_as(part: Tensor, like: Any) -> Tensor:
         return part
     from torch.distributed.tensor import DTensor
 
+    if part.device.type != like.device_mesh.device_type:  # from_local would move it there
+        return DTensor(part, like._spec, requires_grad=False)
     return DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())

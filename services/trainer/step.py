@@ -83,19 +83,17 @@ def train_step(
     total = torch.zeros((), device=device, dtype=torch.float32)
     first = None
     for number, pack in enumerate(packs, start=1):
-        part = decoder.loss(pack.batch, pack.targets) / counted
+        part = decoder.loss(pack.batch, pack.targets, counted)
         part.backward()
         total += part.detach()
         if number == 1 < len(packs):
             first = norm_of(optimizer.told_grads(ranks), ranks) * (counted / first_counted)
-    grads = optimizer.grads
     norm, total = norm_of(optimizer.told_grads(ranks), ranks), ranks.summed(total * ranks.is_teller)
     loss, grad_norm, first_norm = total.item(), norm.item(), None if first is None else first.item()
     check_numbers(loss, grad_norm)
     allowed = bound(loss, grad_norm)
     if allowed > 0:
-        scale_(grads, norm, min(clip_norm, allowed))
-        optimizer.step(learning_rate)
+        optimizer.step(learning_rate, clip_factor(grad_norm, min(clip_norm, allowed)))
     else:
         decoder.zero_grad(set_to_none=True)
     return StepResult(
@@ -115,9 +113,9 @@ def norm_of(grads: Sequence[Tensor], ranks: Ranks = ALONE) -> Tensor:
     return norm if ranks.count == 1 else ranks.summed(norm.square()).sqrt()
 
 
-def scale_(grads: Sequence[Tensor], norm: Tensor, norm_max: float) -> None:
-    """Scales gradients of global norm `norm` in place to at most `norm_max`, as torch.nn.utils.clip_grad_norm_ does."""
-    torch._foreach_mul_(list(grads), (norm_max / (norm + 1e-6)).clamp(max=1.0))
+def clip_factor(norm: float, norm_max: float) -> float:
+    """What gradients of global norm `norm` are multiplied by to have `norm_max` at most, as torch.nn.utils has it."""
+    return min(norm_max / (norm + 1e-6), 1.0)
 
 
 def check_numbers(loss: float, grad_norm: float) -> None:

@@ -151,19 +151,19 @@ class _Words:
         self._kernel, self._group = kernel, group
         self._first, self._count = dist.get_rank(group) * count, count
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Losses [C] of logits [C, count] by targets [C]; the logits become their part of the gradient."""
+    def __call__(self, logits: Tensor, targets: Tensor, divisor: int = 1) -> Tensor:
+        """Losses [C] of logits [C, count] by targets [C]; the logits become their part of the gradient, divided."""
         own = targets - self._first
         is_own, is_counted = (own >= 0) & (own < self._count), targets != IGNORED
         place = own.where(is_own, 0)
         chosen = logits.gather(1, place.unsqueeze(1)).squeeze(1)
-        losses = self._kernel(logits, place.where(is_counted, IGNORED))
+        losses = self._kernel(logits, place.where(is_counted, IGNORED), divisor)
         chosen = chosen.to(losses.dtype)
         own_sum = losses + chosen
         told = gathered(torch.stack((own_sum, chosen * is_own)), self._group)
         log_sum, picked = told[::2].logsumexp(0), told[1::2].sum(0)
         logits.mul_((own_sum - log_sum).exp().unsqueeze(1))
         # Half precision has lost what is small beside the 1 that was taken off here.
-        exact = ((chosen - log_sum).exp() - is_own.to(chosen.dtype)) * is_counted
+        exact = ((chosen - log_sum).exp() - is_own.to(chosen.dtype)) * is_counted / divisor
         logits.scatter_(1, place.unsqueeze(1), exact.to(logits.dtype).unsqueeze(1))
         return (log_sum - picked) * is_counted

@@ -186,7 +186,7 @@ def run_to_end(
 def taken(run: Run) -> dict[str, Any]:
     """What a run took, as part of an outcome."""
     several = {"codes": run.codes} if len(run.codes) > 1 else {}
-    return {"cost": asdict(run.cost), "spikes": run.spikes, **several}
+    return {"cost": asdict(run.cost), "spikes": run.spikes, "packing": run.packing, **several}
 
 
 @torch.no_grad()

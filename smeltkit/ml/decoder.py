@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from smeltkit.ml.arch import ModelConfig
+from smeltkit.ml.decoder_linears import gated, side_by_side
 from smeltkit.ml.decoder_packing import Packed, packed_attention
 from smeltkit.ml.decoder_rope import cos_sin
 from smeltkit.ml.kernels import REFERENCE, Kernels
@@ -78,9 +79,10 @@ class Decoder(nn.Module):
         """Logits [T, vocab]. For a loss use `loss`, which never holds them."""
         return functional.linear(self.hidden(batch), self.head_weight)
 
-    def loss(self, batch: Packed, targets: Tensor) -> Tensor:
-        """Cross-entropy summed over the targets [T] that are not IGNORED; a scalar in float32 at least."""
-        return linear_cross_entropy(self.hidden(batch), self.head_weight, targets, kernels=self.kernels)
+    def loss(self, batch: Packed, targets: Tensor, divisor: int = 1) -> Tensor:
+        """Cross-entropy summed over the targets [T] that are not IGNORED, over `divisor`; in float32 at least."""
+        hidden = self.hidden(batch)
+        return linear_cross_entropy(hidden, self.head_weight, targets, divisor=divisor, kernels=self.kernels)
 
     @torch.no_grad()
     def token_losses(self, batch: Packed, targets: Tensor) -> Tensor:
@@ -159,14 +161,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What the MLP adds to the residual stream [T, hidden]."""
         gate, up = self.gate_up(x).chunk(2, dim=-1) if self._is_fused else side_by_side(x, self.gate, self.up)
-        out: Tensor = self.down(self._kernels.swiglu(gate, up))
-        return out
-
-
-def side_by_side(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
-    """The outputs of layers that share the input x, in one go where the first has `together` to do so."""
-    together = getattr(layers[0], "together", None)
-    return together(x, layers) if together else tuple(layer(x) for layer in layers)
+        return gated(gate, up, self.down, self._kernels)
 
 
 class RmsNorm(nn.Module):

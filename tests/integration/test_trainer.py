@@ -126,6 +126,7 @@ async def test_a_training_ends_in_a_bundle_that_generates(
     _check_facts(heard, run)
     record = importing.store.get_manifest(run.run_digest).config
     told = {"steps": record["steps"], "missed": 0, "error": ""}
+    assert len(record["packing"]) == 1 and 0.5 < record["packing"][0] <= 1
     assert record["exports"] == {"tensorboard": told, "mlflow": told}
     losses = scalars_of(exported / "events" / done.id / "tiny:trained")["loss"]
     assert [step for step, _ in losses] == list(range(1, record["steps"] + 1))

@@ -46,6 +46,11 @@ class Curriculum:
         begun = zip(self._stages, self.starts, strict=False)
         return sum(order.tokens_in(max(min(steps - start, own), 0)) for (order, own), start in begun)
 
+    @property
+    def efficiency(self) -> tuple[float, ...]:
+        """Share of the places of each stage's packs that hold tokens, see `Order`."""
+        return tuple(order.efficiency for order, _ in self._stages)
+
     def fullest(self) -> tuple[int, ...]:
         """The first of the packs with the most tokens."""
         found = (order.fullest(steps) for order, steps in self._stages)

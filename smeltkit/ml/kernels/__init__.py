@@ -25,6 +25,15 @@ class Dequantize(Protocol):
     def __call__(self, weight: Nf4, dtype: torch.dtype, out: Tensor | None = None) -> Tensor: ...
 
 
+class SoftmaxGradient(Protocol):
+    """Logits [C, V] and targets [C] to losses [C] in float32 at least.
+
+    The logits become the gradient of the summed loss over `divisor`.
+    """
+
+    def __call__(self, logits: Tensor, targets: Tensor, divisor: int = 1) -> Tensor: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
     """One implementation of every operation. T is tokens, H hidden, heads and widths as the config says."""
@@ -35,8 +44,11 @@ class Kernels:
     """(x [T, heads, D], cos [T, R / 2], sin [T, R / 2]) to x with its first R of D dimensions rotated by halves."""
     swiglu: Callable[[Tensor, Tensor], Tensor]
     """(gate, up) to silu(gate) * up."""
-    softmax_gradient: Callable[[Tensor, Tensor], Tensor]
-    """(logits [C, V], targets [C]) to losses [C] in float32; the logits become the gradient of the summed loss."""
+    swiglu_gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    """(gate, up, upstream), rows [N, I], to the gradients by gate and up; upstream becomes swiglu(gate, up)."""
+    softmax_gradient: SoftmaxGradient
+    rescale: Callable[[Tensor, Tensor], None]
+    """(values, scalar on their device): multiplied in place; where the scalar is 1, nothing is read on a GPU."""
     dequantize_nf4: Dequantize
     """Equal to the last bit everywhere."""
     int8_adamw: Callable[[Tensor, Tensor, Coded, Coded, reference.AdamStep], None]
@@ -49,12 +61,14 @@ REFERENCE = Kernels(
     rms_norm=reference.rms_norm,
     rotate=reference.rotate,
     swiglu=reference.swiglu,
+    swiglu_gradient=reference.swiglu_gradient_,
     softmax_gradient=reference.softmax_gradient_,
+    rescale=reference.rescale_,
     dequantize_nf4=reference.dequantize_nf4,
     int8_adamw=reference.int8_adamw_,
     rounded_adamw=reference.rounded_adamw_,
 )
-"""Plain torch: any device, any float type, differentiable to any order but the last four."""
+"""Plain torch: any device, any float type, differentiable to any order but the last six."""
 
 
 def kernels_for(device_type: str) -> Kernels:

@@ -34,6 +34,8 @@ class AdamStep:
     """Number of the update, from 1."""
     seed: int
     """Of the random bits, below 2^31, where any are needed."""
+    grad_scale: float = 1.0
+    """What the gradient is multiplied by first: less than 1 where it is clipped."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -56,11 +58,21 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return functional.silu(gate) * up
 
 
-def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
+def swiglu_gradient_(gate: Tensor, up: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients by gate and up, of rows [N, I]; swiglu(gate, up) itself takes the place of `upstream`."""
+    exact, above = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (gate, upstream))
+    sigmoid = exact.sigmoid()
+    by_gate = above * up * sigmoid * (1 + exact * (1 - sigmoid))
+    by_up = above * exact * sigmoid
+    upstream.copy_(swiglu(gate, up))
+    return by_gate.to(gate.dtype), by_up.to(up.dtype)
+
+
+def softmax_gradient_(logits: Tensor, targets: Tensor, divisor: int = 1) -> Tensor:
     """Cross-entropy of logits [C, V] by targets [C], as losses [C] in float32 at least, 0 where ignored.
 
-    In place of the logits stands, afterwards, what they contribute to the gradient of the summed loss:
-    softmax - onehot(target), 0 where ignored.
+    In place of the logits stands, afterwards, what they contribute to the gradient of the summed loss over `divisor`:
+    softmax - onehot(target), 0 where ignored, over `divisor`.
     """
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     is_counted = (targets != IGNORED).unsqueeze(1)
@@ -68,8 +80,14 @@ def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     log_sum = torch.logsumexp(exact, dim=1, keepdim=True)
     losses = (log_sum - exact.gather(1, chosen)) * is_counted
     gradient = torch.exp(exact - log_sum).scatter_add_(1, chosen, torch.full_like(log_sum, -1.0)) * is_counted
-    logits.copy_(gradient)
+    logits.copy_(gradient / divisor)
     return losses.squeeze(1)
+
+
+def rescale_(values: Tensor, factor: Tensor) -> None:
+    """Values times a scalar, in place, in float32 at least."""
+    if factor != 1:
+        values.copy_(values.to(torch.promote_types(values.dtype, torch.float32)) * factor)
 
 
 def dequantize_nf4(weight: Nf4, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
@@ -88,6 +106,7 @@ def dequantize_nf4(weight: Nf4, dtype: torch.dtype, out: Tensor | None = None) -
 
 def adamw_(weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, step: AdamStep) -> None:
     """AdamW on float32 tensors, in place (Loshchilov and Hutter, arXiv:1711.05101, algorithm 2)."""
+    grad = grad * step.grad_scale
     mean.lerp_(grad, 1 - step.beta1)
     square.mul_(step.beta2).addcmul_(grad, grad, value=1 - step.beta2)
     weight.mul_(1 - step.learning_rate * step.weight_decay)
@@ -108,7 +127,7 @@ def int8_adamw_(weight: Tensor, grad: Tensor, mean: Coded, square: Coded, step: 
 
 def rounded_adamw_(weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, step: AdamStep) -> None:
     """AdamW in float32 on bf16 tensors, in place; what comes out is rounded stochastically, right on average."""
-    exact = grad.float()
+    exact = grad.float() * step.grad_scale
     m = step.beta1 * mean.float() + (1 - step.beta1) * exact
     v = step.beta2 * square.float() + (1 - step.beta2) * exact.square()
     root = v.sqrt() / (1 - step.beta2**step.count) ** 0.5 + step.eps

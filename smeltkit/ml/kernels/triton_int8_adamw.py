@@ -20,7 +20,7 @@ def int8_adamw_(weight: Tensor, grad: Tensor, mean: Coded, square: Coded, step: 
         weight, grad, mean.codes, mean.scales, square.codes, square.scales,
         *book(mean.is_signed, weight.device.type), *book(square.is_signed, weight.device.type),
         weight.numel(), blocks, step.beta1, step.beta2, step.eps, 1 - step.learning_rate * step.weight_decay,
-        step.learning_rate / (1 - step.beta1**step.count), (1 - step.beta2**step.count) ** -0.5,
+        step.learning_rate / (1 - step.beta1**step.count), (1 - step.beta2**step.count) ** -0.5, step.grad_scale,
         ROWS=_ROWS, BLOCK=BLOCK,
     )  # fmt: skip
 
@@ -55,13 +55,14 @@ def _update(
     decay: float,
     rate: float,
     root_scale: float,
+    grad_scale: float,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     place = row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     held, inside = row < blocks, place < size
-    g = tl.load(grad + place, mask=inside, other=0.0)
+    g = tl.load(grad + place, mask=inside, other=0.0) * grad_scale
     w = tl.load(weight + place, mask=inside, other=0.0)
     m_code = tl.load(mean + place, mask=inside, other=0).to(tl.int32)
     v_code = tl.load(square + place, mask=inside, other=0).to(tl.int32)

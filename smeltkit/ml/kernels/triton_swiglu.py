@@ -1,7 +1,4 @@
-"""silu(gate) * up in one pass forward and one backward, from gate and up alone: nothing else is kept.
-
-With s = sigmoid(gate): d up = dy gate s, d gate = dy up s (1 + gate (1 - s)).
-"""
+"""silu(gate) * up in one pass forward and one backward, from gate and up alone: nothing else is kept."""
 
 from __future__ import annotations
 
@@ -13,8 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from smeltkit.ml.kernels.triton_launch import exact_type, rows_of
-
-_BLOCK = 1024
+from smeltkit.ml.kernels.triton_swiglu_gradient import BLOCK, launch
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -31,8 +27,8 @@ class _Swiglu(torch.autograd.Function):
         ctx.save_for_backward(gate, up)
         out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         rows, size = gate.shape
-        _forward[(rows, triton.cdiv(size, _BLOCK))](
-            gate, up, out, gate.stride(0), up.stride(0), size, BLOCK=_BLOCK, EXACT=exact_type(gate)
+        _forward[(rows, triton.cdiv(size, BLOCK))](
+            gate, up, out, gate.stride(0), up.stride(0), size, BLOCK=BLOCK, EXACT=exact_type(gate)
         )
         return out
 
@@ -41,14 +37,7 @@ class _Swiglu(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by gate and up."""
         gate, up = ctx.saved_tensors
-        above = rows_of(upstream)
-        by_gate, by_up = (torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2))
-        rows, size = gate.shape
-        _backward[(rows, triton.cdiv(size, _BLOCK))](
-            gate, up, above, by_gate, by_up, gate.stride(0), up.stride(0), above.stride(0), size,
-            BLOCK=_BLOCK, EXACT=exact_type(gate),
-        )  # fmt: skip
-        return by_gate, by_up
+        return launch(gate, up, rows_of(upstream), with_product=False)
 
 
 @triton.jit
@@ -68,28 +57,3 @@ def _forward(
     a = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(EXACT)
     b = tl.load(up + row * up_stride + column, mask=inside, other=0.0).to(EXACT)
     tl.store(out + row * size + column, a / (1.0 + tl.exp(-a)) * b, mask=inside)
-
-
-@triton.jit
-def _backward(
-    gate: tl.tensor,
-    up: tl.tensor,
-    above: tl.tensor,
-    by_gate: tl.tensor,
-    by_up: tl.tensor,
-    gate_stride: int,
-    up_stride: int,
-    above_stride: int,
-    size: int,
-    BLOCK: tl.constexpr,
-    EXACT: tl.constexpr,
-) -> None:
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < size
-    a = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(EXACT)
-    b = tl.load(up + row * up_stride + column, mask=inside, other=0.0).to(EXACT)
-    outer = tl.load(above + row * above_stride + column, mask=inside, other=0.0).to(EXACT)
-    sigmoid = 1.0 / (1.0 + tl.exp(-a))
-    tl.store(by_up + row * size + column, outer * a * sigmoid, mask=inside)
-    tl.store(by_gate + row * size + column, outer * b * sigmoid * (1.0 + a * (1.0 - sigmoid)), mask=inside)

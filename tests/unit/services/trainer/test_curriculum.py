@@ -164,7 +164,7 @@ def test_a_transition_is_written_down_and_recorded(folder: Path, as_before: None
     assert (entered["before"], entered["after"]) == (digests[:1], digests[1:])
     assert steps[first - 1]["entered"] == entered and steps[first - 1]["stage"] == entered["stage"] == 2
     assert entered["message"].startswith(f"stage 2 of 2 begins with step {first}: {digests[0][:19]} -> ")
-    assert entered["heldout_loss"] < outcome["heldout"]["before"]
+    assert entered["heldout_loss"] < outcome["heldout"]["before"] and len(outcome["packing"]) == 2
     path = folder / "run" / records.METRICS_FILE
     found = records._stages(path, outcome)
     assert [(list(one["data"]), one["steps"]) for one in found] == [(digests[:1], first - 1), (digests[1:], 3)]

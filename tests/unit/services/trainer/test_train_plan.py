@@ -13,7 +13,7 @@ from training_files import prepared_from
 from benchmarks.gpu.shapes import SHAPES, TOKENS
 from benchmarks.gpu.train import CASES
 from services.trainer.adapters.attach import attach
-from services.trainer.memory import components, trainable_parameters
+from services.trainer.memory import components, host_components, trainable_parameters
 from services.trainer.plan import plan_of, prepare
 from services.trainer.settings import AdamSettings, LoraSettings, TrainSettings, parse_settings
 from smeltkit.errors import SettingsDiffer
@@ -43,6 +43,10 @@ def test_stored_components_are_exact(architecture: str) -> None:
     trained = sum(value.numel() for value in decoder.parameters() if value.requires_grad)
     assert trainable_parameters(config, lora) == trained
     assert components(config, lora)["optimizer"] == 8 * trained
+    host = host_components(config, replace(full, optimizer=AdamSettings(offload=True)))
+    assert host == {"optimizer": 12 * config.parameters, "copy of a checkpoint": 14 * config.parameters}
+    each = host_components(config, replace(full, processes=2))
+    assert each == {"optimizer": 0, "copy of a checkpoint": 7 * config.parameters}
     less = components(config, replace(lora, recompute=True))
     assert less["activations"] < components(config, lora)["activations"]
 
@@ -50,8 +54,8 @@ def test_stored_components_are_exact(architecture: str) -> None:
 @pytest.mark.parametrize(
     ("file", "case", "contender"),
     [
-        ("train_gpu", "350M-full", "ours"), ("train_gpu", "1.5B-full", "ours"), ("train_gpu", "1.5B-lora", "ours"),
-        ("train_gpu", "7B-lora", "ours"), ("train_full_gpu", "7B-full", "ours"),
+        ("train_gpu", "350M-full", "ours"), ("train_gpu", "1.5B-full", "ours"), ("train_rows_gpu", "1.5B-lora", "ours"),
+        ("train_lora_gpu", "7B-lora", "ours"), ("train_full_gpu", "7B-full", "ours"),
         ("train_full_gpu", "1.5B-rounded", "ours"), ("train_qlora_gpu", "7B-qlora", "ours"),
     ],
 )  # fmt: skip

@@ -6,12 +6,14 @@ real, in half precision too. Every input is drawn at random and every output is 
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from smeltkit.ml.decoder_linears import gated
 from smeltkit.ml.decoder_packing import Packed, packed_attention
 from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.int8 import zeros
@@ -57,18 +59,34 @@ def head(tokens: int, hidden: int, vocab: int, device: str, dtype: torch.dtype) 
     return x, w / hidden**0.5, targets
 
 
-def cross_entropy_error(tokens: int, hidden: int, vocab: int, device: str, dtype: torch.dtype) -> float:
+def cross_entropy_error(
+    tokens: int, hidden: int, vocab: int, device: str, dtype: torch.dtype, is_scaled: bool
+) -> float:
     """Largest error of the fused loss and its gradients against plain cross-entropy in float64."""
     x, w, targets = head(tokens, hidden, vocab, device, dtype)
     leaves = [value.detach().clone().requires_grad_() for value in (x, w)]
     doubles = [value.detach().double().requires_grad_() for value in (x, w)]
-    found = linear_cross_entropy(*leaves, targets, kernels=triton_kernels(), chunk_bytes=128 * vocab * 4)
+    found = linear_cross_entropy(*leaves, targets, divisor=9, kernels=triton_kernels(), chunk_bytes=128 * vocab * 4)
     logits = doubles[0] @ doubles[1].T
-    expected = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-    (found / 7).backward()
-    (expected / 7).backward()
+    expected = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum") / 9
+    (found / 7 if is_scaled else found).backward()
+    (expected / 7 if is_scaled else expected).backward()
     pairs = [(found, expected), *((a.grad, b.grad) for a, b in zip(leaves, doubles, strict=True))]
     return max(relative(a, b) for a, b in pairs)  # type: ignore[arg-type]
+
+
+def gated_error(gate_up: Tensor, hidden: int) -> float:
+    """Largest error of the gated product of [T, 2 inner] and its gradients, whose input is not kept, in float64."""
+    down = torch.nn.Linear(gate_up.shape[1] // 2, hidden, device=gate_up.device, dtype=gate_up.dtype)
+    exact = copy.deepcopy(down).double()
+    leaves = [gate_up.detach().clone().requires_grad_(), gate_up.detach().double().requires_grad_()]
+    out = gated(*leaves[0].chunk(2, 1), down, triton_kernels())
+    expected = exact(REFERENCE.swiglu(*leaves[1].chunk(2, 1)))
+    above = torch.randn_like(out)
+    out.backward(above)
+    expected.backward(above.double())
+    pairs = [(out, expected), (leaves[0].grad, leaves[1].grad), (down.weight.grad, exact.weight.grad)]
+    return max(relative(a, b) for a, b in [*pairs, (down.bias.grad, exact.bias.grad)])  # type: ignore[arg-type]
 
 
 def packing_error(lengths: tuple[int, ...], heads: int, kv_heads: int) -> float:
@@ -106,9 +124,11 @@ def check_all(device: str, dtypes: list[torch.dtype]) -> list[str]:
                 errors[f"rotate {half}"] = compare(
                     "rotate", lambda v, n=heads: v[:, : n * 24].unflatten(-1, (n, 24)), [q], cos, sin
                 )
-            errors[f"cross_entropy {hidden}"] = cross_entropy_error(
-                tokens if is_real else 130, hidden, 20001 if is_real else 45, device, dtype
-            )
+            errors[f"gated {inner}"] = gated_error(gate_up.flatten(0, 1), hidden)
+            for is_scaled in (False, True):
+                errors[f"cross_entropy {hidden} {is_scaled}"] = cross_entropy_error(
+                    tokens if is_real else 130, hidden, 20001 if is_real else 45, device, dtype, is_scaled
+                )
         for name, error in errors.items():
             lines.append(f"{'ok' if error < BOUNDS[dtype] else 'WRONG':6}{name:24}{str(dtype):16}{error:.2e}")
     return lines
@@ -183,9 +203,10 @@ def rounding(device: str) -> list[str]:
         for seed in range(draws):
             drawn = [value.clone() for value in (weight, mean, square)]
             step = AdamStep(
-                learning_rate=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, count=2, seed=seed * 7919
-            )
-            kernels.rounded_adamw(drawn[0], grad, drawn[1], drawn[2], step)
+                learning_rate=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, count=2, seed=seed * 7919,
+                grad_scale=0.25,
+            )  # fmt: skip
+            kernels.rounded_adamw(drawn[0], 4 * grad, drawn[1], drawn[2], step)
             for total, value in zip(found, drawn, strict=True):
                 total += value.double() / draws
         # In steps of bf16: of a mean of draws, the worst may be a whole step off and all together hardly any.
@@ -208,7 +229,10 @@ def coding(device: str) -> str:
         square.write(first.square())
         held = weight.clone()
         for count in (2, 3):
-            step = AdamStep(learning_rate=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, count=count, seed=0)
+            step = AdamStep(
+                learning_rate=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, count=count, seed=0,
+                grad_scale=0.7,
+            )  # fmt: skip
             kernels.int8_adamw(held, grad * count, mean, square, step)
         found.append((held, mean, square))
     (held, *coded), (other, *others) = found
