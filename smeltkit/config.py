@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from smeltkit.errors import BadConfig
 
 T = TypeVar("T")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def from_environment(cls: type[T], prefix: str, environ: Mapping[str, str] | None = None, **overrides: Any) -> T:
@@ -134,8 +136,12 @@ class PlatformConfig:
             raise BadConfig("s3_access_key and s3_secret_key must be set, or else s3_keys_dir alone")
         if self.s3_ca_file and not self.s3_secure:
             raise BadConfig(f"s3_ca_file={self.s3_ca_file!r} has no effect: s3_secure is false")
-        if not 3 <= len(self.s3_bucket) <= 63:
-            raise BadConfig(f"s3_bucket={self.s3_bucket!r} must have 3 to 63 characters")
+        _check_endpoint(self.s3_endpoint)
+        if not _BUCKET.fullmatch(self.s3_bucket):
+            raise BadConfig(
+                f"s3_bucket={self.s3_bucket!r} must have 3 to 63 characters: small letters, digits, dots and hyphens"
+                " with a letter or digit first and last"
+            )
         if not 1 <= self.nats_replicas <= 5:
             raise BadConfig(f"nats_replicas={self.nats_replicas} must be 1 to 5")
         if not 0 <= self.inference_start_s <= 3600:
@@ -158,7 +164,15 @@ class BackupConfig:
     def __post_init__(self) -> None:
         if bool(self.s3_endpoint) != bool(self.s3_access_key and self.s3_secret_key):
             raise BadConfig("s3_endpoint, s3_access_key and s3_secret_key must be set together")
+        _check_endpoint(self.s3_endpoint)
 
     def on(self, platform: PlatformConfig) -> PlatformConfig:
         """`platform` with the server of backups in place of its own."""
         return dataclasses.replace(platform, **dataclasses.asdict(self)) if self.s3_endpoint else platform
+
+
+def _check_endpoint(endpoint: str) -> None:
+    if "/" in endpoint:
+        raise BadConfig(
+            f"s3_endpoint={endpoint!r} must be HOST:PORT, without http:// or a path; s3_secure asks for TLS"
+        )

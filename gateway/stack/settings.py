@@ -9,6 +9,7 @@ from typing import Any
 
 from gateway.config import GatewayConfig
 from gateway.http.config import HttpConfig
+from gateway.http.keys import ApiKeys
 from gateway.stack.components import Component
 from gateway.stack.process import ProcessRecord
 from gateway.stack.state import S3_USERS
@@ -21,9 +22,14 @@ _UNREAD = frozenset({"PATH"})
 
 
 def check_settings(component: Component) -> None:
-    """Returns if the service or gateway would take its settings; BadConfig names what it would refuse."""
+    """Returns if the service or gateway would take its settings and the files that they name; else its error."""
     for prefix, config in _read_by(component.name):
-        from_environment(config, prefix, component.environment)
+        found = from_environment(config, prefix, component.environment)
+        if isinstance(found, RpcConfig):
+            found.secret()
+            found.identity()
+        elif isinstance(found, HttpConfig):
+            ApiKeys.from_file(found.api_keys_file)
 
 
 def other_settings(component: Component, record: ProcessRecord) -> list[str]:

@@ -94,9 +94,14 @@ async def _start(home: Path, state: StackState, report: Report) -> None:
     credentials = load_credentials(home)
     platform = platform_config(state, credentials)
     services = service_components(home, state, credentials, environment())
+    servers = server_components(home, state, credentials)
     for component in services:
         check_settings(component)
-    await _bring_up(home, state, server_components(home, state, credentials), report)
+    for component in (*servers, *services):
+        record = state.processes.get(component.name)
+        if record is None or not is_running(record):
+            await _wait_ports_free(home, component)
+    await _bring_up(home, state, servers, report)
     await wait_writable(platform)
     await _apply_topology(platform, report)
     await _bring_up(home, state, services, report)

@@ -307,8 +307,14 @@ def _translated(error: Exception, code: str, address: str) -> Exception:
     if code in _ALTERED:
         return FileChanged(f"the bytes sent to {address} are not those that were hashed; store the file again")
     if code == "NoSuchBucket":
-        return StoreUnavailable(f"the object store has no bucket {address}; create it (`smelt up` does)")
+        return StoreUnavailable(
+            f"the object store has no bucket {address}; create it (`smelt up` does so with the platform's)"
+        )
     cause = getattr(error, "reason", None) or error
+    if isinstance(cause, urllib3.exceptions.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
+        return BadCertificate(
+            f"the object store at {address} speaks no TLS; set SMELT_PLATFORM_S3_SECURE to false, or name its TLS port"
+        )
     if isinstance(cause, urllib3.exceptions.SSLError):
         return BadCertificate(
             f"the object store at {address} shows no certificate that this process trusts: {cause}; let "

@@ -80,9 +80,14 @@ class Bus:
                     f"NATS at {_without_secret(config.nats_url)} shows no certificate that is trusted here: {cause};"
                     f" one of the authorities in {config.nats_ca_file} must have issued it, for the host in the address"
                 ) from error
+            where = f"NATS at {_without_secret(config.nats_url)}"
+            if "authorization" in str(cause).lower():
+                raise BusUnavailable(
+                    f"{where} refuses these credentials; check SMELT_PLATFORM_NATS_USER and its password"
+                ) from error
             raise BusUnavailable(
-                f"NATS at {_without_secret(config.nats_url)} does not answer within {limits.BUS_CONNECT_TIMEOUT_S:g} s"
-                f" ({type(cause).__name__}); start the platform, or check address and credentials"
+                f"{where} does not answer within {limits.BUS_CONNECT_TIMEOUT_S:g} s ({type(cause).__name__});"
+                " start the platform (`smelt up`), or check the address"
             ) from error
         return bus
 

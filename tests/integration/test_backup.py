@@ -207,11 +207,16 @@ async def test_the_command_backs_up_and_restores(
     other, other_store = empty
     digest = put_report(store, "one")
     await Catalog(rig.bus).set("named", digest, REPORT_TYPE, 1)
-    place = f"s3://{store.config.s3_bucket}-kept/first"
+    kept = S3Store(replace(store.config, s3_bucket=f"{store.config.s3_bucket}-kept"))
+    place = f"s3://{kept.config.s3_bucket}/first"
+    assert "has no bucket" in str(await smelt_admin("backup", place, rig, store))
+    kept.ensure_bucket()
     done = await smelt_admin("backup", place, rig, store)
     assert (done["objects"], done["entries"][CATALOG_BUCKET], done["is_planned"]) == (3, 1, False)
     assert (await smelt_admin("restore", place, other, other_store))["objects"] == 3
     assert await Catalog(other.bus).resolve("named") == digest
+    for wrong, says in (("/proc/none", "a folder that can be written"), ("s3://Kept_Here/a", "s3_bucket='Kept_Here'")):
+        assert says in str(await smelt_admin("backup", wrong, rig, store))
 
 
 async def smelt_admin(verb: str, place: str, rig: JobRig, store: S3Store) -> dict[str, object]:

@@ -22,7 +22,7 @@ from gateway.stack.process import ProcessRecord, is_running
 from gateway.stack.state import SERVERS, SERVICES, StackState, load_credentials
 from smeltkit import limits
 from smeltkit.blobs.s3 import S3Store
-from smeltkit.errors import BadConfig, DiskFull, PortTaken, StackDown
+from smeltkit.errors import BadCertificate, BadConfig, DiskFull, PortTaken, StackDown
 from smeltkit.servers import is_port_free
 
 NAMES = (*SERVERS, *SERVICES, "gateway")
@@ -179,8 +179,9 @@ def test_state_of_another_boot_is_not_believed(home: Path) -> None:
 
 
 def test_port_taken_by_somebody_else_is_named(home: Path) -> None:
-    """With the port, the component and what to do; what ran goes on."""
+    """With the port, the component and what to do; what ran goes on, and nothing is started beside it."""
     kill(home, "trainer")
+    kill(home, "nats")
     port = loaded(home).ports["trainer"]
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -188,6 +189,7 @@ def test_port_taken_by_somebody_else_is_named(home: Path) -> None:
         other.listen()
         with pytest.raises(PortTaken, match=f"port {port} of trainer is taken"):
             stack.start(home)
+        assert pids(home)["nats"] == 0
     assert stack.start(home).is_up
 
 
@@ -223,6 +225,8 @@ def test_settings_of_a_running_process_that_differ_are_named(home: Path, monkeyp
         ("SMELT_SANDBOX_LEVEL", "SMELT_SANDBOX_.*: .*confined, rootless"),
         ("SMELT_HTTP_KEEPALIVE", "did you mean SMELT_HTTP_KEEPALIVE_S"),
         ("SMELT_RPC_DRAIN_GRACE_S", "SMELT_RPC_DRAIN_GRACE_S='-'"),
+        ("SMELT_HTTP_API_KEYS_FILE", "api_keys_file .*/1 cannot be read"),
+        ("SMELT_RPC_TLS_DIR", "tls.crt: No such file"),
     ],
 )
 def test_settings_that_a_process_would_refuse_are_named_before_anything_starts(
@@ -230,7 +234,7 @@ def test_settings_that_a_process_would_refuse_are_named_before_anything_starts(
 ) -> None:
     """R-006: of every service, whatever is wrong with it; no process is left behind."""
     monkeypatch.setenv(variable, "-" if variable.endswith("GRACE_S") else "1")
-    with pytest.raises(BadConfig, match=says):
+    with pytest.raises(BadCertificate if variable.endswith("TLS_DIR") else BadConfig, match=says):
         stack.start(tmp_path / "home")
     assert processes_below(tmp_path) == [] and not (tmp_path / "home" / "stack.json").exists()
 

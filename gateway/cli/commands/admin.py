@@ -99,7 +99,8 @@ def _run(verb: str, place: str, command: str, is_planned: bool, as_json: bool) -
         from gateway.cli.servers import servers_here
 
         platform = servers_here(f"admin {command}")
-        found = asyncio.run(_move(verb, platform, _open_place(place, platform), output, is_planned))
+        store = _open_place(place, platform, is_made=verb == "back_up" and not is_planned)
+        found = asyncio.run(_move(verb, platform, store, output, is_planned))
         output.show(_document(found, is_planned), *_views(found))
         if is_planned:
             output.note("nothing was changed; without --plan it is done")
@@ -120,8 +121,11 @@ async def _move(verb: str, platform: PlatformConfig, place: ObjectStore, output:
         await bus.close()
 
 
-def _open_place(place: str, platform: PlatformConfig) -> ObjectStore:
-    """The store that `place` names; an S3 one is on the server that SMELT_BACKUP_* name, or on the platform's own."""
+def _open_place(place: str, platform: PlatformConfig, *, is_made: bool) -> ObjectStore:
+    """The store that `place` names; an S3 one is on the server that SMELT_BACKUP_* name, or on the platform's own.
+
+    A folder is made if it `is_made` here; a bucket must be there, for a misspelt one would keep a backup out of sight.
+    """
     from dataclasses import replace
 
     from smeltkit.blobs.below import StoreBelow
@@ -131,13 +135,17 @@ def _open_place(place: str, platform: PlatformConfig) -> ObjectStore:
     from smeltkit.errors import BadRequest
 
     if not place.startswith("s3://"):
+        try:
+            if is_made:
+                Path(place).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadRequest(f"{place}: {error.strerror}; name a folder that can be written") from error
         return LocalStore(Path(place))
     bucket, _, prefix = place.removeprefix("s3://").partition("/")
     if not bucket or not prefix.strip("/"):
         raise BadRequest(f"{place!r} must be s3://BUCKET/PREFIX, or a folder")
-    store = S3Store(replace(from_environment(BackupConfig, "SMELT_BACKUP_").on(platform), s3_bucket=bucket))
-    store.ensure_bucket()
-    return StoreBelow(store, prefix)
+    server = from_environment(BackupConfig, "SMELT_BACKUP_").on(platform)
+    return StoreBelow(S3Store(replace(server, s3_bucket=bucket)), prefix)
 
 
 def _document(found: Summary, is_planned: bool) -> dict[str, Any]:

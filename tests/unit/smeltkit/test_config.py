@@ -54,3 +54,19 @@ def test_secrets_do_not_show_in_the_repr() -> None:
         nats_url="nats://h", nats_password="p4ss", s3_endpoint="h:1", s3_access_key="k", s3_secret_key="s3cret"
     )
     assert "p4ss" not in repr(config) and "s3cret" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("s3_endpoint", "http://127.0.0.1:9000", "HOST:PORT, without http://"),
+        ("s3_endpoint", "127.0.0.1:9000/smelt", "without http:// or a path"),
+        ("s3_bucket", "Kept_Here", "small letters"),
+        ("s3_bucket", "a", "3 to 63"),
+    ],
+)
+def test_what_no_store_would_take_is_refused_at_once(field: str, value: str, says: str) -> None:
+    """R-006: with the value and the form, before anything is asked of a server."""
+    keys = {"s3_endpoint": "h:1", "s3_access_key": "k", "s3_secret_key": "s"}
+    with pytest.raises(BadConfig, match=says):
+        PlatformConfig(nats_url="nats://h", **{**keys, field: value})  # type: ignore[arg-type]
