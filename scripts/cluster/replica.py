@@ -24,6 +24,7 @@ from services.inference.engine import Logits, Rows
 from services.inference.language import Language
 from services.inference.library import Described, Library, Loaded
 from services.inference.model import Model
+from smeltkit.service import run_service
 
 _PROBLEMS = Path(__file__).resolve().parents[2] / "examples" / "data" / "basic.jsonl"
 _WRONG = "    return None\n"
@@ -105,4 +106,4 @@ def _script(language: Language) -> dict[Ids, Ids]:
 
 if __name__ == "__main__":
     service.Library = ScriptedLibrary  # type: ignore[misc]
-    service.main()
+    run_service("inference", service.serve)
