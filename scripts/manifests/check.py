@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from scripts.manifests import capacity, network, placement, pods, settings
+from scripts.manifests import capacity, certificates, network, placement, pods, settings
 from scripts.manifests.compose import compose_errors
 from scripts.manifests.render import ROOT, Rendering, parse
 from scripts.manifests.schemas import judge
 from scripts.manifests.tree import POLICIES, Tree
 
-__all__ = ["capacity", "findings", "judge_file", "network", "placement", "pods", "settings", "unpinned"]
+__all__ = ["capacity", "certificates", "findings", "judge_file", "network", "placement", "pods", "settings", "unpinned"]
 _NOT_BUILT = "@sha256:" + "0" * 64
 
 

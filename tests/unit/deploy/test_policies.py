@@ -279,6 +279,28 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
     ("edge", "wants no key", lambda d: settings(d, "gateway").pop("SMELT_HTTP_API_KEYS_FILE")),
     ("edge", "LoadBalancer", lambda d: get(d, "Service", "gateway")["spec"].update(type="LoadBalancer")),
     (
+        "certificates",
+        "nobody uses",
+        lambda d: get(d, "Certificate", "importer")["spec"].update(secretName="importer-tsl"),
+    ),
+    (
+        "certificates",
+        "made by no Certificate",
+        lambda d: get(d, "Certificate", "importer")["spec"].update(secretName="importer-tsl"),
+    ),
+    (
+        "certificates",
+        "lack importer,",
+        lambda d: get(d, "Certificate", "importer")["spec"].update(dnsNames=["importr"]),
+    ),
+    ("certificates", "lack smelt.example.com", lambda d: get(d, "Certificate", "edge")["spec"].update(dnsNames=["x"])),
+    (
+        "certificates",
+        "less than duration",
+        lambda d: get(d, "Certificate", "trainer")["spec"].update(renewBefore="560h"),
+    ),
+    ("certificates", "2160h for a rollout", lambda d: get(d, "Certificate", "nats")["spec"].update(renewBefore="720h")),
+    (
         "schema",
         "startupprobe",
         lambda d: container(d, "gateway").update(startupprobe=container(d, "gateway")["startupProbe"]),
