@@ -28,7 +28,7 @@ from services.trainer.stage_settings import StageSettings
 from smeltkit import limits
 from smeltkit.errors import BadConfig, UnsupportedOption
 
-OBSERVING: Final = ("alerts", "export", "code", "until_step", "heldout_steps")
+OBSERVING: Final = ("alerts", "export", "code", "until_step", "heldout_steps", "hours_max")
 """Settings that do not change what is trained: no part of its name, its lineage or its pace."""
 
 
@@ -240,6 +240,8 @@ class TrainSettings(StageSettings):
     alerts: tuple[AlertSettings, ...] = DEFAULT_ALERTS
     """What is told of the run's numbers; an empty list for nothing. They do not change what is trained."""
     export: ExportSettings = field(default_factory=ExportSettings)
+    hours_max: float = 0.0
+    """Device hours that the plan may foresee, over all processes; a training that takes more is refused. 0 for any."""
     code: str = ""
     """Revision of the trainer that must do all of it, as the plan tells it; empty for any. A training that another
     trainer than it began with goes on with says so."""
@@ -259,6 +261,7 @@ class TrainSettings(StageSettings):
                  "nodes": (1, limits.TRAIN_NODES_MAX)}  # fmt: skip
         for name, (low, high) in whole.items():
             within(name, getattr(self, name), low, high)
+        within("hours_max", self.hours_max, 0.0, 1e6)
         within("learning_rate", self.learning_rate, 1e-12, 1.0)
         within("final_share", self.final_share, 0.0, 1.0)
         within("clip_norm", self.clip_norm, 1e-6, 1e6)

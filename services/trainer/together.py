@@ -63,10 +63,10 @@ def check_together(parts: Sequence[Part]) -> None:
     if first.processes > 1:
         raise UnsupportedOption(f"processes={first.processes} cannot share a base with adapters that take turns; set 1")
     for part in parts:
-        if part.settings.until_step or part.settings.measures_on_the_way:
+        if part.settings.until_step or part.settings.measures_on_the_way or part.settings.hours_max:
             raise UnsupportedOption(
-                f"{part.name}: until_step, heldout_steps and early_stop are for a training of its own; adapters that"
-                " are trained together take turns to their ends, so remove them"
+                f"{part.name}: until_step, heldout_steps, early_stop and hours_max are for a training of its own;"
+                " adapters that are trained together take turns to their ends, so remove them"
             )
     for part in parts[1:]:
         for key in SHARED:

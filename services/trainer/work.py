@@ -24,7 +24,7 @@ from services.trainer.shape import shaped
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.publish import store_bundle
 from smeltkit.blobs.store import Store
-from smeltkit.errors import NotBuilt, all_errors
+from smeltkit.errors import BadConfig, NotBuilt, SmeltError, all_errors
 from smeltkit.gpus.ledger import Lease
 from smeltkit.ids import digest_bytes
 from smeltkit.jobs.plan import Plan
@@ -66,12 +66,26 @@ def plan_training(inputs: Inputs, paces: Paces | None, similar: Manifest | None)
     if similar is not None and not prepared.refusals:
         told = advice(similar.config["noise_scale"], prepared.step_tokens)
         items |= {"size of steps": f"{told}, as {similar.digest[:19]} measured"} if told else {}
-    if inputs.begun is not None:
+    if inputs.begun is not None and not prepared.refusals:
         begun = inputs.begun.config
         items["goes on from"] = f"step {begun['step']}, which is stored; time is that of the steps after it"
         left, counts = 1 - begun["cost"]["tokens"] / prepared.tokens, {**plan.counts, "steps_stored": begun["step"]}
         plan = replace(plan, time_s=plan.time_s * left, counts=counts)
-    return replace(plan, items={**plan.items, **items})
+    beyond = beyond_budget(inputs.settings, plan.time_s)
+    return replace(plan, items={**plan.items, **items}, refusals=(*plan.refusals, *beyond))
+
+
+def beyond_budget(settings: TrainSettings, time_s: float) -> list[SmeltError]:
+    """Why a training that is foreseen to take that long is refused; nothing where its time is not known (0)."""
+    hours = time_s * settings.processes / 3600
+    if not settings.hours_max or hours <= settings.hours_max:
+        return []
+    return [
+        BadConfig(
+            f"hours_max={settings.hours_max:g} device hours, but {hours:.3g} are foreseen; lower max_steps or epochs,"
+            " or raise it"
+        )
+    ]
 
 
 def prepare_training(inputs: Inputs, paces: Paces | None) -> tuple[Prepared, Pace | None, dict[str, str]]:

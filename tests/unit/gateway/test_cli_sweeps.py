@@ -156,7 +156,7 @@ def test_runs_and_their_differences_are_shown_with_their_intervals() -> None:
 
 
 def test_courses_are_shown_on_one_axis_of_tokens_and_one_scale() -> None:
-    """EXP-10, R-122: a run that saw half of the tokens ends in the middle; what it has not is n/a, never 0."""
+    """R-122: a run that saw half of the tokens ends in the middle; what it has not is n/a, never 0."""
     short = [{"tokens": 50 * n, "loss": 4.0} for n in range(1, 9)]
     long = [{"tokens": 50 * n, "loss": 8.0 - n / 4} for n in range(1, 17)]
     found = curves_document([short, long])

@@ -41,7 +41,7 @@ def _asked(question: str, answer: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("form", "separator"), [("csv", ","), ("tsv", "\t")])
 def test_a_table_holds_the_rows_that_jsonl_holds(tmp_path: Path, form: str, separator: str) -> None:
-    """DAT-13: row by row, with quotes, lines' ends within cells and any script; other columns are not read."""
+    """Row by row, with quotes, lines' ends within cells and any script; other columns are not read."""
     lines = tmp_path / "rows.jsonl"
     lines.write_text("".join(json.dumps(_asked(*pair)) + "\n" for pair in PAIRS))
     table = _table(tmp_path / "table", separator)
@@ -55,7 +55,7 @@ def test_a_table_holds_the_rows_that_jsonl_holds(tmp_path: Path, form: str, sepa
 
 
 def test_columns_are_read_from_jsonl_and_parquet_too(tmp_path: Path) -> None:
-    """DAT-14: named ones and no others; a system text stands before the prompt where there is one."""
+    """Named ones and no others; a system text stands before the prompt where there is one."""
     found = [{"q": "one", "a": "two", "s": "be kind", "n": 1}, {"q": "three", "a": "four", "s": "", "n": 2}]
     lines, table = tmp_path / "rows.jsonl", tmp_path / "rows.parquet"
     lines.write_text("".join(json.dumps(row) + "\n" for row in found))

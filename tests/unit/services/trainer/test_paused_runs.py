@@ -90,14 +90,14 @@ def test_where_a_run_pauses_is_no_part_of_what_is_trained(tmp_path: Path) -> Non
     (refusal,) = prepared_from(tmp_path, until_step=whole.schedule.total_steps).refusals
     assert f"must be below the run's {whole.schedule.total_steps} steps" in refusal.message
     parts = [Part(name=name, data=(), settings=TrainSettings(until_step=2)) for name in ("a", "b")]
-    with pytest.raises(UnsupportedOption, match="a: until_step, heldout_steps and early_stop"):
+    with pytest.raises(UnsupportedOption, match="a: until_step, heldout_steps, early_stop and hours_max"):
         check_together(parts)
 
 
 def test_a_run_whose_heldout_loss_stands_still_ends_early_and_stays_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TRN-42: with the step saved that decided; whoever takes the run over before its outcome is told does no more."""
+    """With the step saved that decided; whoever takes the run over before its outcome is told does no more."""
     monkeypatch.setattr(heldout, "row_losses", lambda *given: [1.0, 2.0])
     monkeypatch.setattr(train_process.signal, "signal", lambda *handler: None)
     settings = TrainSettings(early_stop=EarlyStopSettings(steps=2, patience=1))

@@ -12,7 +12,8 @@ from services.trainer.early_stop import EarlyStopSettings, why_stop
 from services.trainer.measured import Measured
 from services.trainer.noise import advice
 from services.trainer.scaling import outlook
-from services.trainer.settings import parse_settings
+from services.trainer.settings import TrainSettings, parse_settings
+from services.trainer.work import beyond_budget, plain
 from smeltkit.errors import BadConfig, UnsupportedOption
 
 ROWS = 200
@@ -56,7 +57,7 @@ def test_too_few_measurements_give_no_law() -> None:
 
 
 def test_steps_far_from_the_noise_scale_are_worth_a_word() -> None:
-    """TRN-40: four times below or above it; in between nothing is said."""
+    """Four times below or above it; in between nothing is said."""
     assert advice(10_000, 1000).startswith(
         "a step learns 1,000 tokens, 0.1 of the gradient noise scale (10,000): larger"
     )
@@ -95,3 +96,12 @@ def test_what_is_averaged_hides_a_bad_measurement() -> None:
 def test_settings_of_measuring_are_read_or_refused(value: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         parse_settings(json.dumps(value))
+
+
+def test_a_training_beyond_its_budget_is_refused() -> None:
+    """By the hours of all its devices; what has no forecast is not held against it."""
+    settings = TrainSettings(hours_max=1.5, processes=2)
+    assert beyond_budget(settings, 2700.0) == beyond_budget(settings, 0.0) == beyond_budget(TrainSettings(), 1e9) == []
+    (refusal,) = beyond_budget(settings, 3600.0)
+    assert "hours_max=1.5 device hours, but 2 are foreseen; lower max_steps" in refusal.message
+    assert "hours_max" not in plain(settings)
