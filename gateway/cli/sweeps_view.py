@@ -76,7 +76,7 @@ def sweep_view(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> li
         rung = (row.get("rung", "-"), row.get("steps", "-")) if is_halved else ()
         lines.append((row["name"], *(row["settings"].get(key, "") for key in keys), *rung, *_result(row)))
     rungs = (">rung", ">steps") if is_halved else ()
-    columns = ("name", *keys, *rungs, ">held-out loss", ">change [95 %]", ">above the best [95 %]", ">time", "")
+    columns = ("name", *keys, *rungs, ">held-out loss", ">change [95 %]", ">worse by [95 %]", ">time", "")
     views: list[RenderableType] = [table(columns, lines)]
     if is_halved:
         costs = [row["cost"] for row in rows if row.get("cost")]
