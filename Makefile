@@ -77,8 +77,9 @@ proto: .venv-proto/proto.stamp $(VENV)/dev.stamp ## regenerates the stubs, the r
 	$(BIN)/python -m scripts.openapi
 	$(BIN)/python -m scripts.settings_table
 
-contracts: $(VENV)/dev.stamp ## which requirement is decided by which test
+contracts: $(VENV)/dev.stamp ## which requirement is decided by which test, which figure has no measurement
 	$(BIN)/python -m contracts.coverage
+	$(BIN)/python -m contracts.figures
 
 bench: $(VENV)/dev.stamp ## ratios against peers and floors, one run a benchmark
 	$(BIN)/python -m benchmarks
