@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
+from scripts.manifests.placement import nats_config
 from scripts.manifests.tree import Document, Tree, Workload, amount, policy
 
 _SCALERS = {
@@ -39,6 +41,31 @@ def quotas(tree: Tree) -> Iterator[str]:
                     f"ResourceQuota {quota['metadata']['name']}: {resource} is {hard}, and the pods of {namespace} may "
                     f"come to {wanted:g}; raise it, or lower replicas or the scaler's most"
                 )
+
+
+@policy
+def claims(tree: Tree) -> Iterator[str]:
+    """A claim for one pod has one, whose successor waits for it; checkpoints outlive their pod; NATS fits its claim."""
+    for load in tree.workloads:
+        for volume in load.pod.get("volumes", ()):
+            if "persistentVolumeClaim" not in volume:
+                continue
+            name = volume["persistentVolumeClaim"]["claimName"]
+            claim = tree.find("PersistentVolumeClaim", name, load.namespace)
+            if claim is None:
+                yield f"{load}: PersistentVolumeClaim {name} is not in this tree"
+            elif claim["spec"]["accessModes"] != ["ReadWriteMany"] and most_copies(tree, load) > 1:
+                yield f"{load}: {name} may be held by one pod; replicas 1 and maxSurge 0, or ReadWriteMany"
+        cache = [volume for volume in load.pod.get("volumes", ()) if volume["name"] == "cache"]
+        if tree.is_pinned and load.name == "trainer" and not any("persistentVolumeClaim" in item for item in cache):
+            yield f"{load}: its checkpoints would end with their pod; add component trainer-cache"
+    for size in re.findall(r"max_file: (\w+)", nats_config(tree).get("nats.conf", "")):
+        for template in [
+            item for load in tree.workloads if load.name == "nats" for item in load.spec["volumeClaimTemplates"]
+        ]:
+            held = template["spec"]["resources"]["requests"]["storage"]
+            if amount(size) > 0.9 * amount(held):
+                yield f"StatefulSet nats: max_file {size} must leave a tenth of the claim, {held}; lower it"
 
 
 def most_copies(tree: Tree, load: Workload) -> int:

@@ -41,6 +41,13 @@ def spread(tree: Tree) -> Iterator[str]:
         ]
         if load.document["spec"].get("replicas", 1) > 1 and "kubernetes.io/hostname" not in keys:
             yield f"{load}: {load.document['spec']['replicas']} copies are not spread over kubernetes.io/hostname"
+        strict = [item for item in load.pod.get("topologySpreadConstraints", ()) if item.get("minDomains", 1) >= 3]
+        if (
+            tree.is_pinned
+            and load.name == "nats"
+            and [item["whenUnsatisfiable"] for item in strict] != ["DoNotSchedule"]
+        ):
+            yield f"{load}: a node that takes two of its servers takes the quorum; minDomains 3, DoNotSchedule"
 
 
 @policy
@@ -189,7 +196,7 @@ def nats_cluster(tree: Tree) -> Iterator[str]:
     """NATS has as many nodes as routes and addresses name, enough for the copies that streams ask for."""
     server = next((load for load in tree.workloads if load.name == "nats"), None)
     nodes = server.document["spec"]["replicas"] if server else 0
-    config = _nats_config(tree)
+    config = nats_config(tree)
     routes = len(re.findall(r"\$ROUTE_\d", config.get("cluster.conf", "")))
     if nodes < 3 or nodes % 2 == 0 or routes != nodes:
         yield f"StatefulSet nats: {nodes} nodes and {routes} routes; an odd number from 3 on, a route to each"
@@ -208,7 +215,7 @@ def nats_cluster(tree: Tree) -> Iterator[str]:
 @policy
 def bus_users(tree: Tree) -> Iterator[str]:
     """Each process that meets NATS has a user of its own, with a password, and no user is left over."""
-    users = set(re.findall(r"user: (\w+), password: \$NATS_PASSWORD_", _nats_config(tree).get("users.conf", "")))
+    users = set(re.findall(r"user: (\w+), password: \$NATS_PASSWORD_", nats_config(tree).get("users.conf", "")))
     named = {
         tree.environment(load)["SMELT_PLATFORM_NATS_USER"]
         for load in tree.workloads
@@ -228,7 +235,7 @@ def bus_names(tree: Tree) -> Iterator[str]:
     declared = topology.declare()
     streams = {str(stream.name) for stream in declared.streams}
     durables = {str(durable.durable_name) for durable in declared.durables}
-    text = _nats_config(tree).get("users.conf", "")
+    text = nats_config(tree).get("users.conf", "")
     named = set(re.findall(r"\b(KV_\w+|SMELT_[A-Z]+)\b(?!\$)", re.sub(r"NATS_PASSWORD_\w+", "", text)))
     for name in sorted(named - streams):
         yield f"ConfigMap nats: users.conf names {name}, which is no stream of the topology"
@@ -282,7 +289,8 @@ def _ports_with_keys(tree: Tree) -> Iterator[str]:
                 yield port["name"]
 
 
-def _nats_config(tree: Tree) -> Mapping[str, str]:
+def nats_config(tree: Tree) -> Mapping[str, str]:
+    """Files of NATS by name; none if it is not there."""
     for document in tree.of("ConfigMap"):
         if "users.conf" in document.get("data", {}):
             found: Mapping[str, str] = document["data"]

@@ -65,10 +65,10 @@ def remove(documents: Documents, kind: str, name: str) -> None:
     documents.remove(get(documents, kind, name))
 
 
-def spoil_conf(documents: Documents, old: str, new: str) -> None:
+def spoil_conf(documents: Documents, old: str, new: str, file: str = "users.conf") -> None:
     data = settings(documents, "nats")
-    assert old in data["users.conf"]
-    data["users.conf"] = data["users.conf"].replace(old, new)
+    assert old in data[file]
+    data[file] = data[file].replace(old, new)
 
 
 def add_secret(documents: Documents) -> None:
@@ -278,6 +278,15 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
     ("edge", "opens / of the gateway", lambda d: route(d)["matches"][0]["path"].update(value="/")),
     ("edge", "wants no key", lambda d: settings(d, "gateway").pop("SMELT_HTTP_API_KEYS_FILE")),
     ("edge", "LoadBalancer", lambda d: get(d, "Service", "gateway")["spec"].update(type="LoadBalancer")),
+    ("claims", "is not in this tree", lambda d: remove(d, "PersistentVolumeClaim", "trainer-cache")),
+    ("claims", "held by one pod", lambda d: get(d, "Deployment", "trainer")["spec"].update(replicas=2)),
+    ("claims", "trainer-cache", lambda d: pod(d, "trainer")["volumes"][1].update(name="cash")),
+    ("claims", "max_file 80G", lambda d: spoil_conf(d, "max_file: 8G", "max_file: 80G", "nats.conf")),
+    (
+        "spread",
+        "takes the quorum",
+        lambda d: pod(d, "nats", "StatefulSet")["topologySpreadConstraints"][0].pop("minDomains"),
+    ),
     (
         "certificates",
         "nobody uses",
