@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Network
 from typing import Any
 
 from scripts.manifests.tree import SERVICES, Tree, Workload, policy, selects
 
 BOTH_WAYS = {"Ingress", "Egress"}
+_LINK = IPv4Network("169.254.0.0/16")
+_PRIVATE = [_LINK, *map(IPv4Network, ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16"))]
+_NOWHERE = "192.0.2.0/24"
+"""The range that the component external-s3 opens, kept for documentation: an overlay names the store's."""
+_ABROAD = {"importer", "evaluator"}
+"""Who fetches published models and data of suites, from whichever address has them."""
 _ADDRESS = re.compile(r"(?:\w+://+)?((?:[\w-]+\.)+svc):(\d+)")
 
 
@@ -114,6 +121,45 @@ def headless(tree: Tree) -> Iterator[str]:
 
 
 @policy
+def narrow(tree: Tree) -> Iterator[str]:
+    """Every rule says who and at which ports; wide ranges leave private addresses out, and few may use them."""
+    for item in tree.of("NetworkPolicy"):
+        spec, namespace = item["spec"], item["metadata"].get("namespace", "")
+        what = f"NetworkPolicy {item['metadata']['name']}"
+        chosen = {load.name for load in tree.selected(spec["podSelector"], namespace)}
+        for way, end in (("ingress", "from"), ("egress", "to")):
+            for rule in spec.get(way, ()):
+                if not rule.get("ports"):
+                    yield f"{what}: a rule of {way} opens every port; name ports"
+                if not rule.get(end) and (way, chosen) != ("ingress", {"gateway"}):
+                    yield f"{what}: a rule of {way} has no {end} and means anybody; name who"
+                for block in [peer["ipBlock"] for peer in rule.get(end, ()) if "ipBlock" in peer]:
+                    yield from (f"{what}: {line}" for line in _wide(block, rule.get("ports", ()), chosen))
+
+
+@policy
+def object_store(tree: Tree) -> Iterator[str]:
+    """A store outside is met by TLS, and every client may reach its port at a range that the overlay names."""
+    for load in tree.workloads:
+        environment = tree.environment(load)
+        host, _, port = environment.get("SMELT_PLATFORM_S3_ENDPOINT", "").rpartition(":")
+        if not host or host.endswith(".svc"):
+            continue
+        if environment.get("SMELT_PLATFORM_S3_SECURE", "true") != "true":
+            yield f"{load}: SMELT_PLATFORM_S3_SECURE must be true: keys and weights would go to {host} in the clear"
+        rules = [
+            rule
+            for spec in _policies(tree, load.namespace)
+            if _is_chosen(spec, load)
+            for rule in spec.get("egress", ())
+            if int(port) in [item["port"] for item in rule.get("ports", ())]
+        ]
+        ranges = {peer["ipBlock"]["cidr"] for rule in rules for peer in rule.get("to", ()) if "ipBlock" in peer}
+        if not ranges or _NOWHERE in ranges:
+            yield f"{load}: no policy lets it out to {host}:{port}; patch s3-clients with the store's range and port"
+
+
+@policy
 def edge(tree: Tree) -> Iterator[str]:
     """One door to the outside: by TLS where there are certificates, to /v1/ only, and with a key where work counts."""
     for document in tree.of("Gateway") if tree.is_pinned or any(tree.of("Certificate")) else ():
@@ -174,6 +220,23 @@ def _blocked(tree: Tree, caller: Workload, host: str, port: int) -> Iterator[str
             yield f"no policy lets {caller.name} out to {target.name}:{number}"
         if not _is_let(tree, target, caller, number, "ingress", "from"):
             yield f"no policy of {target.name} lets {caller.name} in at {number}"
+
+
+def _wide(block: Mapping[str, Any], ports: Sequence[Mapping[str, Any]], chosen: set[str]) -> Iterator[str]:
+    """What is too wide about a range of addresses that pods of the workloads `chosen` may reach at `ports`."""
+    if ":" in block["cidr"]:
+        yield f"{block['cidr']} is of IPv6, which these rules do not judge; name a range of IPv4"
+        return
+    cidr = IPv4Network(block["cidr"])
+    excepted = [IPv4Network(part) for part in block.get("except", ())]
+    for private in _PRIVATE:
+        is_left_out = any(private.subnet_of(part) for part in excepted)
+        if private.subnet_of(cidr) and private != cidr and not is_left_out:
+            yield f"{cidr} holds the private {private}; except it, or name the range that is meant"
+    if cidr.subnet_of(_LINK) and {port["port"] for port in ports} != {53}:
+        yield f"{cidr} is where nodes tell their credentials; open port 53 alone there"
+    if cidr.prefixlen == 0 and not chosen <= _ABROAD:
+        yield f"{cidr} is anywhere; only {' and '.join(sorted(_ABROAD))} may, not {', '.join(sorted(chosen - _ABROAD))}"
 
 
 def _is_let(tree: Tree, owner: Workload, other: Workload, port: int, way: str, end: str) -> bool:

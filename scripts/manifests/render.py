@@ -121,6 +121,9 @@ def render_components(name: str, components: Sequence[str]) -> Rendering:
             address = "SMELT_PLATFORM_S3_ENDPOINT=s3.example.com:443"
             merged = {"name": "platform", "namespace": "smelt", "behavior": "merge", "literals": [address]}
             build["configMapGenerator"] = [merged]  # type: ignore[assignment]
+            place = [{"op": "replace", "path": "/spec/egress/0/to", "value": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]}]
+            target = {"kind": "NetworkPolicy", "name": "s3-clients"}
+            build["patches"] = [{"patch": yaml.safe_dump(place), "target": target}]  # type: ignore[assignment]
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(build))
         return Rendering(name=name, documents=tuple(kustomized(Path(folder))))
 

@@ -56,6 +56,21 @@ def ask_for_slices(resources: Any) -> None:
         side["nvidia.com/mig-3g.40gb"] = side.pop("nvidia.com/gpu")
 
 
+def open_up(documents: Documents, name: str, **rules: Any) -> None:
+    """One more rule, of `ingress` or `egress`, in a network policy."""
+    for way, rule in rules.items():
+        get(documents, "NetworkPolicy", name)["spec"][way].append(rule)
+
+
+def range_of(cidr: str) -> Any:
+    return {"to": [{"ipBlock": {"cidr": cidr}}], "ports": [{"port": 443}]}
+
+
+def rename_who(documents: Documents, policy: str, name: str) -> None:
+    """The first of those whom a network policy selects by name becomes `name`."""
+    get(documents, "NetworkPolicy", policy)["spec"]["podSelector"]["matchExpressions"][0]["values"][0] = name
+
+
 def route(documents: Documents) -> Any:
     """The rule by which the edge takes calls in."""
     return get(documents, "HTTPRoute", "gateway")["spec"]["rules"][0]
@@ -278,6 +293,19 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
     ("edge", "opens / of the gateway", lambda d: route(d)["matches"][0]["path"].update(value="/")),
     ("edge", "wants no key", lambda d: settings(d, "gateway").pop("SMELT_HTTP_API_KEYS_FILE")),
     ("edge", "LoadBalancer", lambda d: get(d, "Service", "gateway")["spec"].update(type="LoadBalancer")),
+    ("narrow", "opens every port", lambda d: open_up(d, "evaluator", egress={})),
+    ("narrow", "means anybody", lambda d: open_up(d, "nats", ingress={"ports": [{"port": 4222}]})),
+    ("narrow", "holds the private 10.0.0.0/8", lambda d: open_up(d, "internet", egress=range_of("0.0.0.0/0"))),
+    ("narrow", "tell their credentials", lambda d: open_up(d, "gateway", egress=range_of("169.254.169.254/32"))),
+    ("narrow", "is of IPv6", lambda d: open_up(d, "gateway", egress=range_of("::/0"))),
+    ("narrow", "is anywhere", lambda d: rename_who(d, "internet", "inference")),
+    ("object-store", "in the clear", lambda d: settings(d, "platform").update(SMELT_PLATFORM_S3_SECURE="false")),
+    (
+        "object-store",
+        "store's range and port",
+        lambda d: settings(d, "platform").update(SMELT_PLATFORM_S3_ENDPOINT="s3.example.com:9000"),
+    ),
+    ("object-store", "store's range and port", lambda d: remove(d, "NetworkPolicy", "s3-clients")),
     ("claims", "is not in this tree", lambda d: remove(d, "PersistentVolumeClaim", "trainer-cache")),
     ("claims", "held by one pod", lambda d: get(d, "Deployment", "trainer")["spec"].update(replicas=2)),
     ("claims", "trainer-cache", lambda d: pod(d, "trainer")["volumes"][1].update(name="cash")),
