@@ -113,6 +113,21 @@ ALERTS: Sequence[Alert] = (
         summary="Twice as many generation requests wait as run",
     ),
     Alert(
+        name="RequestsRefused",
+        expression=_share(f"{_RPC_CLIENT}_count", 'rpc_response_status_code="RESOURCE_EXHAUSTED"', "rpc_method", "10m")
+        + " > 0.05",
+        lasting="10m",
+        pages=False,
+        summary="More than 5 % of the calls of {{ $labels.rpc_method }} are refused, for a bound is reached",
+    ),
+    Alert(
+        name="ReplicaMissing",
+        expression=f"sum({base_name(names.ROUTE_WAITING)}) > 0",
+        lasting="15m",
+        pages=True,
+        summary="Requests wait for a replica of inference, and none came",
+    ),
+    Alert(
         name="JobsFail",
         expression=_share(f"{_JOBS}_count", 'smelt_job_state="failed"', "smelt_service", "1h") + " > 0.1",
         lasting="10m",
