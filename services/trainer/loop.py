@@ -275,7 +275,7 @@ class Run:
         prefix = "optimizer."
         state = {name: self._empty(spread, name.removeprefix(prefix), *form)
                  for name, form in stored.forms.items() if name.startswith(prefix)}  # fmt: skip
-        mine = {_random_name(name, self._ranks.rank): name for name in GENERATORS}
+        mine = {_random_name(name, self._ranks.leader): name for name in GENERATORS}
         random = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in stored.forms.items() if name in mine}
         stored.load(weights | state | random)
         self._optimizer.load_state({name.removeprefix(prefix): held(value) for name, value in state.items()})

@@ -46,9 +46,14 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def leader(self) -> int:
+        """The first of those with the same tokens, who all draw the same random numbers."""
+        return self.rank - self.rank % self.tensor
+
+    @property
     def is_teller(self) -> bool:
         """Whether it is the one of those with the same tokens that counts them."""
-        return self.rank % self.tensor == 0
+        return self.rank == self.leader
 
     @property
     def replicas(self) -> int:

@@ -105,6 +105,8 @@ def train(folder: Path, spec: dict[str, Any], here: Place = ALONE_HERE) -> dict[
         course = begin_course(folder, prepared, decoder, is_first=ranks.is_first)
         adapt(decoder, settings)
         shard(decoder, ranks, regathers=settings.regather)
+        if ranks.leader:
+            torch.manual_seed(settings.seed + ranks.leader)
         run = make_run(folder, spec["run_digest"], prepared, decoder, peak, ranks)
         if course is not None:
             course.keep_until(run.step)

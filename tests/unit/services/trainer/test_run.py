@@ -20,6 +20,7 @@ from services.trainer import checkpoint, checkpoint_files, loop, watch
 from services.trainer.alerts import CHANGED, of_outcome
 from services.trainer.loop import Run, StepReport
 from services.trainer.optimizer import Optimizer
+from services.trainer.ranks import Ranks
 from services.trainer.settings import AdamSettings
 from services.trainer.train_process import taken
 from smeltkit.errors import DeadGradient, DigestMismatch, SettingsDiffer, TrainingDiverged
@@ -136,6 +137,18 @@ def test_another_revision_of_the_code_goes_on_and_is_named(tmp_path: Path, monke
     told.write_text(told.read_text().replace('"codes"', '"program"'))
     with pytest.raises(SettingsDiffer, match="step-00000004 was written by code"):
         make_run(tmp_path, "full")
+
+
+def test_who_computes_layers_together_draws_the_same_numbers(tmp_path: Path) -> None:
+    """Also after another arrangement of processes: all with the same tokens take up the state of the first of them."""
+    _trail(make_run(tmp_path, "lora"))
+    newest = tmp_path / "step-00000008"
+    run = make_run(tmp_path, "lora")
+    run._ranks = Ranks(rank=1, tensor=2)
+    torch.manual_seed(99)
+    run._restore(newest)
+    assert torch.equal(torch.get_rng_state(), checkpoint.read(newest, "random.cpu")[1]["random.cpu"])
+    assert [Ranks(rank=rank, count=6, tensor=2).leader for rank in range(6)] == [0, 0, 2, 2, 4, 4]
 
 
 def test_steps_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
