@@ -96,7 +96,7 @@ def _in_unit(unit: str, values: list[tuple[str, float]], ratios: list[float]) ->
 def _is_written(number: str, value: float) -> bool:
     """Whether `value` rounds to `number`, to as many decimals as that has."""
     decimals = len(number.partition(".")[2])
-    return abs(float(number.replace(",", "")) - value) <= 0.5001 * 10**-decimals
+    return abs(float(number.replace(",", "")) - value) <= 0.5001 * 10.0**-decimals
 
 
 def _values(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
