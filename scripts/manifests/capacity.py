@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from scripts.manifests.placement import nats_config
-from scripts.manifests.tree import Document, Tree, Workload, amount, policy
+from scripts.manifests.render import Document
+from scripts.manifests.tree import Tree, Workload, amount, policy
 
 _SCALERS = {
     "ScaledObject": ("minReplicaCount", "maxReplicaCount"),

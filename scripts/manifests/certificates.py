@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
+from scripts.manifests.render import Document
 from scripts.manifests.settings import secret_files
-from scripts.manifests.tree import Document, Tree, Workload, policy
+from scripts.manifests.tree import Tree, Workload, policy
 
 _HOST = re.compile(r"[\w-]+(?:\.[\w-]+)+(?=:)")
 _RESTART_H = 2160

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scripts.manifests import capacity, certificates, network, placement, pods, settings
+from scripts.manifests import capacity, certificates, names, network, placement, pods, settings
 from scripts.manifests.compose import compose_errors
-from scripts.manifests.render import ROOT, Rendering, parse
+from scripts.manifests.render import ROOT, TREE, Document, Rendering, parse
 from scripts.manifests.schemas import judge
 from scripts.manifests.tree import POLICIES, Tree
 
-__all__ = ["capacity", "certificates", "findings", "judge_file", "network", "placement", "pods", "settings", "unpinned"]
+__all__ = [
+    "capacity",
+    "certificates",
+    "findings",
+    "judge_file",
+    "names",
+    "network",
+    "placement",
+    "pods",
+    "settings",
+    "unpinned",
+]
 _NOT_BUILT = "@sha256:" + "0" * 64
 
 
@@ -37,8 +48,30 @@ def judge_file(path: Path) -> Iterator[str]:
     if path.name == "compose.yaml":
         yield from (f"{where}: {line}" for line in compose_errors(path))
         return
-    for document in parse(path.read_text()):
-        yield from (f"{where}: {document['kind']}: {line}" for line in judge(document))
+    documents = list(parse(path.read_text()))
+    for document in documents:
+        lines = judge(document) or list(source_errors(document, documents))
+        yield from (f"{where}: {document['kind']}: {line}" for line in lines)
+
+
+def source_errors(document: Document, beside: Sequence[Document]) -> Iterator[str]:
+    """What a GitOps resource names and is not there: folders of this tree, a source beside it, parts of the base."""
+    spec, folders, named = document["spec"], [], []
+    if document["kind"] == "ApplicationSet":
+        chosen = [part["clusters"]["selector"]["matchExpressions"] for part in spec["generators"]]
+        template = spec["template"]["spec"]["source"]["path"].partition("{{")[0]
+        folders = [template + name for tests in chosen for test in tests for name in test["values"]]
+        named = spec["template"]["spec"]["ignoreDifferences"]
+    if document["kind"] == "Kustomization":
+        folders, named, source = [spec["path"]], spec["healthChecks"], spec["sourceRef"]
+        if (source["kind"], source["name"]) not in [(item["kind"], item["metadata"]["name"]) for item in beside]:
+            yield f"{source['kind']} {source['name']} is not in this file; correct sourceRef"
+    for folder in folders:
+        if not (ROOT / folder / "kustomization.yaml").is_file():
+            yield f"{folder} is no overlay of this tree; correct the path"
+    for item in named:
+        if not list((TREE / "base" / item["name"]).glob("kustomization.yaml")):
+            yield f"{item['kind']} {item['name']} is not in the base; correct the name"
 
 
 def unpinned(rendering: Rendering) -> list[str]:

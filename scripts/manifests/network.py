@@ -94,6 +94,16 @@ def sandbox_is_closed(tree: Tree) -> Iterator[str]:
         known = [name for name in tree.environment(load) if name.startswith(("SMELT_PLATFORM_", "OTEL_", "HF_"))]
         if known:
             yield f"{load}: must not be told {', '.join(sorted(known))}"
+        is_filtered = load.pod["securityContext"]["seccompProfile"]["type"] == "Localhost"
+        wall = (
+            "guest-kernel"
+            if load.pod.get("runtimeClassName") == "gvisor"
+            else "rootless"
+            if is_filtered
+            else "confined"
+        )
+        if (level := tree.environment(load).get("SMELT_SANDBOX_LEVEL", wall)) != wall:
+            yield f"{load}: SMELT_SANDBOX_LEVEL is {level}; its pod gives {wall}, and nothing else may be asked for"
         volumes = [
             volume["name"]
             for volume in load.pod.get("volumes", ())

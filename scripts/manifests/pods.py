@@ -29,11 +29,16 @@ def probes(tree: Tree) -> Iterator[str]:
     for load in tree.workloads:
         if load.is_job:
             continue
-        found = {name: load.main.get(f"{name}Probe") for name in ("startup", "readiness", "liveness")}
+        found = {name: load.main.get(f"{name}Probe", {}) for name in ("startup", "readiness", "liveness")}
         missing = [name for name, probe in found.items() if not probe]
         if missing:
             yield f"{load}: no {' and no '.join(missing)} probe"
             continue
+        declared = {port[key] for port in load.main.get("ports", ()) for key in ("name", "containerPort")}
+        for name, probe in found.items():
+            asked = {probe[way]["port"] for way in ("httpGet", "tcpSocket", "grpc") if way in probe} - declared
+            if asked:
+                yield f"{load}: the {name} probe asks port {asked.pop()}, which the container does not declare"
         lasting = {name: _lasting_s(probe) for name, probe in found.items()}
         if lasting["startup"] < 60:
             yield f"{load}: the start has {lasting['startup']} s; give it 60 or more"
@@ -43,13 +48,15 @@ def probes(tree: Tree) -> Iterator[str]:
 
 @policy
 def grpc_health(tree: Tree) -> Iterator[str]:
-    """A service is ready when its health service says so, asked at the port where it listens; by a command over TLS."""
+    """A service is up when its health service says so, asked at the port where it listens; by a command over TLS."""
     for load in tree.services:
         environment = tree.environment(load)
         port = int(environment.get("SMELT_RPC_LISTEN", ":0").rpartition(":")[2])
         has_tls = bool(environment.get("SMELT_RPC_TLS_DIR"))
-        for name in ("startup", "readiness"):
+        for name in ("startup", "readiness", "liveness"):
             probe = load.main.get(f"{name}Probe", {})
+            if name == "liveness" and not {"grpc", "exec"} & set(probe):
+                continue  # some live by another sign, of which `probes` knows the port
             *words, asked = probe.get("exec", {}).get("command", [None])
             if not has_tls:
                 asked = probe.get("grpc", {}).get("port")
@@ -111,6 +118,8 @@ def identity(tree: Tree) -> Iterator[str]:
             yield f"{load}: service account {name!r} is not declared; every workload has its own"
         elif account.get("automountServiceAccountToken") is not False:
             yield f"{load}: service account {name} must not mount its token"
+        if not load.is_job and name not in (load.name, "default"):
+            yield f"{load}: runs as {name}; its own service account is {load.name}"
         if load.pod.get("automountServiceAccountToken") is not False:
             yield f"{load}: automountServiceAccountToken must be false"
 

@@ -55,6 +55,7 @@ class Catalogue:
             for name, group in read["groups"].items()
         ]
         self.needs: Mapping[str, Sequence[str]] = read["needs"]
+        self.outside: Sequence[str] = read["outside"]
         self.combinations: Mapping[str, Sequence[str]] = read["combinations"]
 
     def complete(self, components: Sequence[str]) -> list[str]:
@@ -116,14 +117,17 @@ def render_components(name: str, components: Sequence[str]) -> Rendering:
     catalogue().check(name, chosen)
     with tempfile.TemporaryDirectory(prefix="smelt-render-") as folder:
         up = os.path.relpath(TREE, Path(folder).resolve())
-        build = _BUILD | {"resources": [f"{up}/base"], "components": [f"{up}/components/{part}" for part in chosen]}
+        build: dict[str, Any] = _BUILD | {
+            "resources": [f"{up}/base"],
+            "components": [f"{up}/components/{part}" for part in chosen],
+        }
         if "external-s3" in chosen:
             address = "SMELT_PLATFORM_S3_ENDPOINT=s3.example.com:443"
             merged = {"name": "platform", "namespace": "smelt", "behavior": "merge", "literals": [address]}
-            build["configMapGenerator"] = [merged]  # type: ignore[assignment]
+            build["configMapGenerator"] = [merged]
             place = [{"op": "replace", "path": "/spec/egress/0/to", "value": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]}]
             target = {"kind": "NetworkPolicy", "name": "s3-clients"}
-            build["patches"] = [{"patch": yaml.safe_dump(place), "target": target}]  # type: ignore[assignment]
+            build["patches"] = [{"patch": yaml.safe_dump(place), "target": target}]
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(build))
         return Rendering(name=name, documents=tuple(kustomized(Path(folder))))
 

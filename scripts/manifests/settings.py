@@ -133,6 +133,9 @@ def external_secrets(tree: Tree) -> Iterator[str]:
         for item in tree.of("ExternalSecret")
         for data in item["spec"]["data"]
     }
+    for _, name, key in sorted(filled):
+        if key not in SECRETS.get(name, ()):
+            yield f"ExternalSecret {name}: fills {key}, which nobody reads; correct it, or remove it"
     for load in tree.workloads if filled else ():
         for name, key in _secret_keys(load):
             if (load.namespace, name, key) not in filled and not name.endswith("-tls"):
@@ -184,13 +187,13 @@ def _fields(service: str) -> set[str]:
 
 
 def _size(tree: Tree, volume: Mapping[str, Any], namespace: str) -> float:
-    """Bytes of a volume; of a claim that is not in the tree, none."""
+    """Bytes of a volume; of a claim that is not in the tree, and of what has no size, none."""
     if "emptyDir" in volume:
         return amount(volume["emptyDir"]["sizeLimit"])
     if "persistentVolumeClaim" in volume:
         claim = tree.find("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"], namespace)
     else:
-        claim = volume["ephemeral"]["volumeClaimTemplate"]
+        claim = volume.get("ephemeral", {}).get("volumeClaimTemplate")
     return amount(claim["spec"]["resources"]["requests"]["storage"]) if claim else 0.0
 
 

@@ -71,6 +71,41 @@ def rename_who(documents: Documents, policy: str, name: str) -> None:
     get(documents, "NetworkPolicy", policy)["spec"]["podSelector"]["matchExpressions"][0]["values"][0] = name
 
 
+def range_in(space: str) -> Any:
+    return {
+        "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": space}}}],
+        "ports": [{"port": 1}],
+    }
+
+
+def point(documents: Documents, kind: str, name: str, field: str, to: str) -> None:
+    get(documents, kind, name)["spec"][field]["name"] = to
+
+
+def match(documents: Documents, kind: str, name: str, to: str) -> None:
+    get(documents, kind, name)["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"] = to
+
+
+def queue_as(documents: Documents, name: str) -> None:
+    get(documents, "Deployment", "trainer")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = name
+
+
+def live_at(spec: Any, address: str) -> None:
+    spec["livenessProbe"]["exec"]["command"][-1] = address
+
+
+def on_the_host(spec: Any) -> None:
+    (cache,) = [volume for volume in spec["volumes"] if volume["name"] == "cache"]
+    cache.pop("emptyDir")
+    cache["hostPath"] = {"path": "/var/lib/smelt"}
+
+
+def bind_admin(documents: Documents) -> None:
+    api, role = "rbac.authorization.k8s.io", {"kind": "ClusterRole", "name": "cluster-admin"}
+    binding = {"apiVersion": f"{api}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "all"}}
+    documents.append({**binding, "roleRef": {"apiGroup": api, **role}})
+
+
 def route(documents: Documents) -> Any:
     """The rule by which the edge takes calls in."""
     return get(documents, "HTTPRoute", "gateway")["spec"]["rules"][0]
@@ -306,6 +341,34 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
         lambda d: settings(d, "platform").update(SMELT_PLATFORM_S3_ENDPOINT="s3.example.com:9000"),
     ),
     ("object-store", "store's range and port", lambda d: remove(d, "NetworkPolicy", "s3-clients")),
+    (
+        "resolved",
+        "ClusterIssuer smelt-servces",
+        lambda d: point(d, "Certificate", "trainer", "issuerRef", "smelt-servces"),
+    ),
+    ("resolved", "ClusterSecretStore smlt", lambda d: point(d, "ExternalSecret", "rpc", "secretStoreRef", "smlt")),
+    ("resolved", "Gateway edg,", lambda d: get(d, "HTTPRoute", "gateway")["spec"]["parentRefs"][0].update(name="edg")),
+    ("resolved", "no Service gatewy", lambda d: route(d)["backendRefs"][0].update(name="gatewy")),
+    ("resolved", "RuntimeClass gvisr", lambda d: pod(d, "sandbox").update(runtimeClassName="gvisr")),
+    ("resolved", "LocalQueue smlt", lambda d: queue_as(d, "smlt")),
+    ("selectors", "importr", lambda d: rename_who(d, "internet", "importr")),
+    ("selectors", "is not its pods' labels", lambda d: match(d, "Deployment", "importer", "importr")),
+    ("selectors", "namespace smlt", lambda d: open_up(d, "gateway", egress=range_in("smlt"))),
+    ("rights", "remove it", bind_admin),
+    ("grpc-health", "liveness", lambda d: live_at(container(d, "trainer"), "127.0.0.1:50052")),
+    (
+        "probes",
+        "monitr",
+        lambda d: container(d, "nats", "StatefulSet")["readinessProbe"]["httpGet"].update(port="monitr"),
+    ),
+    ("identity", "runs as gateway", lambda d: pod(d, "importer").update(serviceAccountName="gateway")),
+    ("sandbox-is-closed", "LEVEL is confined", lambda d: settings(d, "sandbox").update(SMELT_SANDBOX_LEVEL="confined")),
+    (
+        "external-secrets",
+        "nobody reads",
+        lambda d: get(d, "ExternalSecret", "rpc")["spec"]["data"][0].update(secretKey="x"),
+    ),
+    ("restricted-pod", "volume cache", lambda d: on_the_host(pod(d, "importer"))),
     ("claims", "is not in this tree", lambda d: remove(d, "PersistentVolumeClaim", "trainer-cache")),
     ("claims", "held by one pod", lambda d: get(d, "Deployment", "trainer")["spec"].update(replicas=2)),
     ("claims", "trainer-cache", lambda d: pod(d, "trainer")["volumes"][1].update(name="cash")),

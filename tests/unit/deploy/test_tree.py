@@ -10,7 +10,7 @@ import yaml
 
 from scripts import alerts, dashboards
 from scripts.manifests import compose, render, schemas, settings
-from scripts.manifests.check import findings, judge_file, unpinned
+from scripts.manifests.check import findings, judge_file, source_errors, unpinned
 from smeltkit.errors import BadConfig
 from smeltkit.telemetry import names
 
@@ -92,6 +92,23 @@ def test_gitops_resources_have_the_right_form_and_name_overlays_that_exist() -> 
     [application] = render.parse(files[0].read_text())
     values = application["spec"]["generators"][0]["clusters"]["selector"]["matchExpressions"][0]["values"]
     assert set(values) <= set(render.overlays())
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("argo-cd/application-set.yaml", "k8s/overlays/", "k8s/overlay/", "overlay/staging is no overlay"),
+        ("argo-cd/application-set.yaml", "name: inference,", "name: inferense,", "inferense is not in the base"),
+        ("flux/kustomization.yaml", "overlays/production", "overlays/prodution", "prodution is no overlay"),
+        ("flux/kustomization.yaml", "kind: GitRepository, name: smelt", "kind: GitRepository, name: smlt", "sourceRef"),
+    ],
+)
+def test_a_gitops_resource_that_names_what_is_not_there_is_found(file: str, old: str, new: str, words: str) -> None:
+    text = (TREE / "gitops" / file).read_text()
+    assert old in text
+    spoilt = list(render.parse(text.replace(old, new)))
+    lines = [line for document in spoilt for line in source_errors(document, spoilt)]
+    assert any(words in line for line in lines), lines
 
 
 def test_an_image_that_was_never_built_is_named() -> None:
