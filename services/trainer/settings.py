@@ -21,6 +21,7 @@ from services.trainer.early_stop import EarlyStopSettings
 from services.trainer.export_settings import ExportSettings
 from services.trainer.ia3_settings import Ia3Settings
 from services.trainer.neftune_settings import NeftuneSettings
+from services.trainer.parallel_settings import ParallelSettings
 from services.trainer.ranges import among, below_one, within
 from services.trainer.schedule import KINDS
 from services.trainer.settings_reader import read_settings
@@ -147,21 +148,6 @@ class SpikeSettings:
         within("spikes.sigmas", self.sigmas, 1.0, 100.0)
         within("spikes.patience", self.patience, 1, 1000)
         within("spikes.rollbacks_max", self.rollbacks_max, 0, 1000)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParallelSettings:
-    """How the processes of a training share its work: `tensor` of them each layer, `context` such groups the tokens of
-    a pack, and what is left of their number the packs of a step."""
-
-    tensor: int = 1
-    """Processes that compute each layer together, each with its heads, its part of the MLP and of the vocabulary."""
-    context: int = 1
-    """Processes, or groups of `tensor` processes, that share the tokens of each pack."""
-
-    def __post_init__(self) -> None:
-        within("parallel.tensor", self.tensor, 1, limits.TRAIN_PROCESSES_MAX)
-        within("parallel.context", self.context, 1, limits.TRAIN_PROCESSES_MAX)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,11 +24,12 @@ from services.trainer.data.order import Order, Share
 from services.trainer.loop import Run
 from services.trainer.optimizer import Optimizer
 from services.trainer.packs import pack_of
+from services.trainer.parallel_settings import ParallelSettings
 from services.trainer.peak import PeakMemory
 from services.trainer.places import Place
 from services.trainer.ranks import Ranks, joined
 from services.trainer.schedule import Schedule
-from services.trainer.settings import AdamSettings, LoraSettings, ParallelSettings, TrainSettings
+from services.trainer.settings import AdamSettings, LoraSettings, TrainSettings
 from services.trainer.sharding import is_spread, shard
 from services.trainer.step import train_step
 from smeltkit import limits

@@ -20,8 +20,9 @@ from benchmarks.gpu.scale import CASES
 from benchmarks.gpu.shapes import SHAPES, TOKENS
 from services.trainer import devices
 from services.trainer.memory import checkpoint_bytes, components, trainable_parameters
+from services.trainer.parallel_settings import ParallelSettings
 from services.trainer.plan import plan_of
-from services.trainer.settings import LoraSettings, ParallelSettings, TrainSettings, parse_settings
+from services.trainer.settings import LoraSettings, TrainSettings, parse_settings
 from services.trainer.splits import refusals
 from smeltkit.errors import BadConfig, UnsupportedOption
 from smeltkit.ml.arch import ModelConfig
