@@ -1,6 +1,7 @@
 """Rows of CSV (RFC 4180) and TSV, one by one: UTF-8, a header in the first line, every row as long as that.
 
-Quotes hold what contains a separator, a quote (doubled) or a line's end; an empty line is passed over, as in JSONL.
+Quotes hold what contains a separator, a quote (doubled) or a line's end; a quote anywhere else is refused, since what
+was meant is not certain. An empty line is passed over, as in JSONL.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def delimited_rows(
     """
     csv.field_size_limit(limits.DATASET_ROW_MAX_BYTES)
     with path.open("rb") as file:
-        lines = _Lines(file)
+        lines = _Lines(file, SEPARATORS[form])
         reader = csv.reader(lines, delimiter=SEPARATORS[form], strict=True)
         number, line = 0, 1
         try:
@@ -45,10 +46,12 @@ def delimited_rows(
 
 
 class _Lines:
-    """The lines of a file, bytes that are no UTF-8 as surrogates; OverflowError for a row beyond its bound."""
+    """The lines of a file, bytes that are no UTF-8 as surrogates; OverflowError for a row beyond its bound, csv.Error
+    for quotes that `csv` takes for text or does not name."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.size_bytes, self._is_first = file, 0, True
+    def __init__(self, file: BinaryIO, separator: str) -> None:
+        self._file, self._separator = file, separator
+        self.size_bytes, self._is_first, self._is_quoted = 0, True, False
 
     def __iter__(self) -> _Lines:
         return self
@@ -57,12 +60,25 @@ class _Lines:
         line = self._file.readline(limits.DATASET_ROW_MAX_BYTES + 1)
         self.size_bytes += len(line)
         if not line:
+            if self._is_quoted:
+                raise csv.Error("a quote is never closed")
             raise StopIteration
         if self.size_bytes > limits.DATASET_ROW_MAX_BYTES:
             raise OverflowError(f"it exceeds {limits.DATASET_ROW_MAX_BYTES} bytes, or a quote is never closed")
         text = line.decode(errors="surrogateescape")
         text, self._is_first = text.removeprefix("\ufeff") if self._is_first else text, False
+        self._check_quotes(text)
         return text
+
+    def _check_quotes(self, line: str) -> None:
+        """Every other part between quotes lies outside of them; what is there before a quote ends a cell."""
+        parts = line.split('"')
+        for outside in parts[self._is_quoted : -1 : 2]:
+            if outside and not outside.endswith(self._separator):
+                raise csv.Error(
+                    f"a quote stands after {outside[-20:]!r}, within a cell, which must be quoted as a whole"
+                )
+        self._is_quoted ^= len(parts) % 2 == 0
 
 
 def _header(path: Path, header: list[str], columns: tuple[str, ...]) -> list[str]:
