@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ class PeakMemory:
 
     def __init__(self, device: str) -> None:
         self._is_cuda = device == "cuda"
+        if not self._is_cuda:
+            _forget_peak()
         self._before = 0 if self._is_cuda else _status_bytes("VmRSS")
 
     @property
@@ -31,6 +34,12 @@ def memory_bytes(device: str, allowed_bytes: int = 0) -> int:
     if device == "cuda":
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _forget_peak() -> None:
+    """Lets Linux count this process's peak anew; a kernel that cannot goes on with that of its whole life."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status_bytes(key: str) -> int:

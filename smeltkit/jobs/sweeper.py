@@ -139,14 +139,14 @@ class Sweeper:
 
     async def _give(self, record: job_pb2.JobRecord, care: Care, around: Surroundings) -> None:
         job = record.job
-        _log.info("job %s: %s after attempt %d", job.id, care.value, job.attempt)
-        try:
-            if care is Care.DISPATCH:
-                await self._dispatch_again(record, around)
-                return
-            changed = await self._ledger.replace(record, self._changed(record, care))
-        except RevisionConflict:
+        if care is Care.DISPATCH:
+            await self._dispatch_again(record, around)
             return
+        try:
+            changed = await self._ledger.replace(record, self._changed(record, care))
+        except RevisionConflict:  # somebody was faster, or the job has ended
+            return
+        _log.info("job %s: %s after attempt %d", job.id, care.value, job.attempt)
         if changed.job.state == model.QUEUED:
             await self._ledger.dispatch(changed)
         await self._ledger.bury(changed)
@@ -156,6 +156,7 @@ class Sweeper:
         period_s = self._ledger.bounds.sweep_period_s if around.is_queue_empty else limits.JOB_REDISPATCH_S
         salt = f".{time.time_ns() // max(int(period_s * 1e9), 1)}"
         if self._dispatched.get(record.job.id) != salt:
+            _log.info("job %s: its message is sent again", record.job.id)
             await self._ledger.dispatch(record, salt=salt)
             self._dispatched[record.job.id] = salt
 
