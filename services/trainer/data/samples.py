@@ -10,6 +10,8 @@ model to forget its stop token, and no loss curve shows it.
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,9 @@ from smeltkit.ml.model_files import template_of
 from smeltkit.ml.tokenizer import Tokenizer
 
 Tokens = npt.NDArray[np.int32]
+_ROLES: Final = ("system", "user", "assistant", "tool")
+"""Of whom a message can be, beside those that the chat template compares a role with."""
+_COMPARED_ROLE: Final = re.compile(r"""\brole['")\]]*\s*==\s*['"](\w+)['"]""")
 _BATCH_ROWS: Final = 256
 _BATCH_CHARACTERS: Final = 1 << 20
 """Rows, and characters of texts among them, that are encoded at a time."""
@@ -63,6 +68,7 @@ class Encoder:
             raise BadDataset(f"the ids are of the tokenizer {ids_of}, the base has {self._digest}; tokenize them anew")
         source = template_of(folder)
         self._template = ChatTemplate(source, contract.bos_text, contract.eos_text) if source else None
+        self._roles = tuple(dict.fromkeys([*_ROLES, *_COMPARED_ROLE.findall(source or "")]))
         self._contract = contract
         end = self.tokenizer.token_id(contract.eos_text) if contract.eos_text else None
         self._text_end = end if end is not None else contract.stop_ids[0]
@@ -116,6 +122,11 @@ class Encoder:
             raise BadDataset(f"{where} is a conversation, but the bundle has no chat template; train on text rows")
         if not messages or not all(_is_message(message) for message in messages):
             raise BadDataset(f"{where}: each message needs a role and a content, both text")
+        unknown = next((message["role"] for message in messages if message["role"] not in self._roles), None)
+        if unknown is not None:
+            near = difflib.get_close_matches(unknown, self._roles, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BadDataset(f"{where} has a message of the role {unknown!r}; roles are {', '.join(self._roles)}{hint}")
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             raise BadDataset(f"{where} has no message of the assistant, so there is nothing to learn")

@@ -15,6 +15,7 @@ from smeltkit.errors import BadDataset, BadSchedule
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.decoder_targets import IGNORED
 from smeltkit.ml.lineage import Lineage
+from smeltkit.ml.model_files import template_of
 from smeltkit.testing.tiny_models import write_tiny_model
 
 ORE = Path(__file__).parents[4] / "examples" / "models" / "ore-11m"
@@ -71,6 +72,10 @@ def test_every_token_of_a_text_is_learnt_and_its_end_too(encoder: Encoder) -> No
         ({"prompt": "x"}, "keys"),
         ({"messages": []}, "role and a content"),
         ({"messages": [{"role": "user", "content": "x"}]}, "nothing to learn"),
+        (
+            {"messages": [{"role": "usr", "content": "x"}, *ROW["messages"]]},
+            "the role 'usr'; roles are system, user, assistant, tool; did you mean 'user'",
+        ),
         ({"messages": [*ROW["messages"][:1], {"role": "assistant", "content": ""}]}, "row 7"),
         (
             {"messages": [*ROW["messages"][:1], {"role": "assistant", "content": "a<|im_end|>b"}]},
@@ -106,6 +111,18 @@ def test_broken_rows_are_named(tmp_path: Path, encoder: Encoder, line: str) -> N
     path.write_text(line + "\n")
     with pytest.raises(BadDataset, match=r"data.jsonl row [12]"):
         read_dataset(path, encoder, 64)
+
+
+def test_a_role_that_only_the_template_knows_is_taken(tmp_path: Path) -> None:
+    """Beside the usual ones, and told where another is refused."""
+    write_tiny_model(tmp_path, "qwen2")
+    contract = Bundle.from_folder(tmp_path, lineage=LINEAGE).contract
+    more = "{% if messages[0]['role'] == 'developer' or messages[0].role == \"critic\" %}{% endif %}"
+    (tmp_path / "chat_template.jinja").write_text((template_of(ORE) or "") + more)
+    encoder = Encoder(tmp_path, contract)
+    assert encoder.encode({"messages": [{"role": "developer", "content": "x"}, *ROW["messages"]]}, "row 1").counted
+    with pytest.raises(BadDataset, match="assistant, tool, developer, critic$"):
+        encoder.encode({"messages": [{"role": "", "content": "x"}, *ROW["messages"]]}, "row 1")
 
 
 def test_template_without_a_stop_token_is_refused(tmp_path: Path) -> None:
