@@ -46,7 +46,12 @@ def read_file(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
             data = opened.read(limits.TRAIN_SETTINGS_MAX_BYTES + 1)
-        value = yaml.safe_load(data[: limits.TRAIN_SETTINGS_MAX_BYTES])
+        if len(data) > limits.TRAIN_SETTINGS_MAX_BYTES:
+            raise BadConfig(
+                f"{file.name} has {file.stat().st_size:,} bytes; {limits.TRAIN_SETTINGS_MAX_BYTES:,} at most can be in"
+                " a training file, so keep rows in the files that it names as data"
+            )
+        value = yaml.safe_load(data)
     except OSError as error:
         raise UnknownSource(f"{file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, RecursionError) as error:
