@@ -43,6 +43,8 @@ def read_file(file: Path) -> dict[str, Any]:
     """The keys of a training file; UnknownSource, BadConfig."""
     import yaml
 
+    from smeltkit.strict_yaml import load_yaml
+
     try:
         with file.open("rb") as opened:
             data = opened.read(limits.TRAIN_SETTINGS_MAX_BYTES + 1)
@@ -51,11 +53,11 @@ def read_file(file: Path) -> dict[str, Any]:
                 f"{file.name} has {file.stat().st_size:,} bytes; {limits.TRAIN_SETTINGS_MAX_BYTES:,} at most can be in"
                 " a training file, so keep rows in the files that it names as data"
             )
-        value = yaml.safe_load(data)
+        value = load_yaml(data)
     except OSError as error:
         raise UnknownSource(f"{file} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise BadConfig(f"{file.name} is no YAML: {error}") from error
+    except yaml.YAMLError as error:
+        raise BadConfig(f"{file.name} is no YAML that can be read: {error}") from error
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise BadConfig(f"{file.name} must hold keys such as base, data, name and method")
     return value

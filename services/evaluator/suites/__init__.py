@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from smeltkit import limits
 from smeltkit.errors import BadDigest, BadSuite, UnknownSuite
 from smeltkit.ids import check_digest, digest_bytes
 from smeltkit.manifest import canonical_json
+from smeltkit.strict_yaml import load_yaml
 
 FORMATS = ("humaneval", "mbpp", "bigcodebench")
 BUILDERS = ("completion", "tests-shown")
@@ -99,8 +100,8 @@ def load_suite(path: Path) -> Suite:
 def read_yaml(path: Path) -> Any:
     """The values of a YAML file; BadSuite if it is none, or if a key occurs twice."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        return load_yaml(path.read_bytes())
+    except yaml.YAMLError as error:
         raise BadSuite(f"{path.name}: no valid YAML: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -180,14 +181,3 @@ def _read_data(fields: Fields) -> Data:
     )
     fields.close()
     return data
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML without the silent loss of a key that occurs twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"key {twice[0]!r} occurs twice")
-        return super().construct_mapping(node, deep=deep)

@@ -24,3 +24,23 @@ def test_a_file_beyond_the_bound_is_refused_and_not_cut(tmp_path: Path) -> None:
     assert read_file(_file(tmp_path, PLAIN + "#" * room))["name"] == "ore:x"
     with pytest.raises(BadConfig, match=r"has 262,146 bytes; 262,144 at most can be in a training file"):
         read_file(_file(tmp_path, PLAIN + "#" * room + "#\n"))
+
+
+@pytest.mark.parametrize(
+    ("added", "says"),
+    [
+        ("data: b.jsonl\n", "'data' occurs twice, in lines 2 and 4"),
+        ("lora:\n  rank: 4\n  rank: 8\n", "'rank' occurs twice, in lines 5 and 6"),
+        ("stages:\n  - {data: a.jsonl}\n  - data:\n      {a.jsonl: 1,\n       a.jsonl: 2}\n", "lines 7 and 8"),
+        ("1: a\n0x1: b\n", "key 1 occurs twice, in lines 4 and 5"),
+        ("seed: 2026-13-01\n", "month must be in"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_refused_at_any_depth(added: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match=says):
+        read_file(_file(tmp_path, PLAIN + added))
+
+
+def test_a_key_may_be_said_again_over_one_that_is_merged(tmp_path: Path) -> None:
+    text = "sweep:\n  one: &one {rank: 4, alpha: 8}\n  two: &two {<<: *one, rank: 8}\nlora: {<<: *two, alpha: 4}\n"
+    assert read_file(_file(tmp_path, text))["lora"] == {"rank": 8, "alpha": 4}
