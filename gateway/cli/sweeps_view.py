@@ -83,8 +83,10 @@ def sweep_view(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> li
         steps = sum(row.get("steps", 0) for row in rows)
         tokens, time_s = (sum(cost[key] for cost in costs) for key in ("tokens", "time_s"))
         views.append(facts([("steps", f"{steps:,}"), ("tokens", f"{tokens:,}"), ("time", human_time(time_s))]))
+    ended = sum(not row.get("error") for row in rows)
+    among = f"{len(rows)}" if ended == len(rows) else f"{ended} of {len(rows)}"
     views.append(
-        f"best of {len(rows)} by held-out loss: {best['name']}. It was chosen by this very loss, so another set of rows"
+        f"best of {among} by held-out loss: {best['name']}. It was chosen by this very loss, so another set of rows"
         " is needed to say how much better it is."
     )
     close = [row["name"] for row in ordered if row.get("beside_best", {}).get("is_noise")]

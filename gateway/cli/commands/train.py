@@ -23,7 +23,7 @@ from gateway.cli.sweeps import HALVING, points_of, run_of
 from gateway.cli.sweeps_view import sweep_document, sweep_plan_view, sweep_view
 from gateway.cli.training_file import read_file, specs_of, trainings
 from gateway.cli.training_view import heldout_text, run_view
-from smeltkit.errors import BadConfig, all_errors
+from smeltkit.errors import BadConfig, JobFailed, all_errors
 from smeltkit.ids import check_name, new_id
 from smeltkit.manifest import PAUSED_TYPE, TOGETHER_TYPE
 
@@ -77,7 +77,8 @@ def watch(job_id: JobId, as_json: Json = False) -> None:
 def sweep(file: File, plan: Plan = False, vram: Vram = "", as_json: Json = False) -> None:
     """Trains every point of the file's `sweep`, planned as a whole first; the best by held-out loss gets the name.
 
-    By `method: halving` the worse are stopped early. Its runs wait for each other's GPUs.
+    By `method: halving` the worse are stopped early. Its runs wait for each other's GPUs. Where one fails or is
+    cancelled, nothing gets the name.
     """
 
     async def work(session: Session) -> None:
@@ -101,12 +102,19 @@ def sweep(file: File, plan: Plan = False, vram: Vram = "", as_json: Json = False
             for refusal in one.refusals:
                 raise all_errors()[refusal.reason](f"{spec.name}: {refusal.message}; nothing was started")
         rows = await (run_halving(session, specs, rungs) if rungs else run_all(session, specs))
-        best = best_of(rows)
-        await session.call(session.artifacts.SetName, artifact_pb2.SetNameRequest(name=name, digest=best["digest"]))
+        best, failed = best_of(rows), [row["name"] for row in rows if row.get("error")]
+        if not failed:
+            await session.call(session.artifacts.SetName, artifact_pb2.SetNameRequest(name=name, digest=best["digest"]))
         for row, point in zip(rows, points, strict=True):
             row["settings"] = point
-        document = {"runs": rows, "best": best["name"], "name": name, "rungs": planned["rungs"]}
+        document = {"runs": rows, "best": best["name"], "name": None if failed else name, "rungs": planned["rungs"]}
         session.output.show(document, *sweep_view(rows, best))
+        if failed:
+            session.output.note(
+                f"{name} is not named, since {', '.join(failed)} did not come to an end; start the sweep again, which"
+                " takes what is stored"
+            )
+            raise typer.Exit(JobFailed.exit_code)
 
     run("train sweep", work, as_json=as_json)
 

@@ -112,4 +112,5 @@ def test_the_table_shows_every_run_with_rung_numbers_and_cost() -> None:
     places = [shown.index(f"x-0{number}  ") for number in (2, 1, 3)]
     assert places == sorted(places)
     assert "stopped beside x-02, within noise" in shown and "it diverged" in shown and "1,000" in shown
-    assert "+0.5000 [-0.1000, +1.1000]" in shown
+    assert "+0.5000 [-0.1000, +1.1000]" in shown and "best of 2 of 3 by held-out loss: x-02" in shown
+    assert "best of 2 by held-out loss" in _shown(*sweep_view(rows[:2], rows[1]))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
+import typer
 from rich.console import Console
+from smelt.trainer.v1 import trainer_pb2
 
+from gateway.cli.commands import train
 from gateway.cli.curves import curves_document, curves_view
+from gateway.cli.output import Output
 from gateway.cli.runs_view import diff_document, diff_views, flat, run_views, runs_view, sparkline
 from gateway.cli.sweeps import points_of, run_of
 from gateway.cli.training_file import files_of, merged, trainings
-from smeltkit.errors import BadConfig
+from smeltkit.errors import BadConfig, JobCancelled
 
 FILE = Path("training.yaml")
 RUN: dict[str, Any] = {
@@ -23,6 +31,8 @@ RUN: dict[str, Any] = {
     "outcome": {"time_s": 12.0, "memory_bytes": 1 << 20, "tokens": 1000}, "tokens_per_second": 83.3, "mfu": 0.31,
     "noise_scale": None, "finished_at": "2026-01-01T00:00:00Z",
 }  # fmt: skip
+
+_NOTHING: dict[str, Any] = {"heldout": None, "run": None, "digest": None}
 
 
 def _shown(*views: Any) -> str:
@@ -168,3 +178,28 @@ def test_courses_are_shown_on_one_axis_of_tokens_and_one_scale() -> None:
     assert shown[2].split()[1][0] == chr(0x2588)
     assert curves_document([[], long]) == {"tokens": [], "losses": [[], []]}
     assert "one" in _shown(curves_view(["one", "two"], curves_document([[], long])))
+
+
+@pytest.mark.parametrize(("error", "named"), [(None, 1), ("job_x was cancelled", 0)])
+def test_a_sweep_gives_its_name_only_where_all_runs_ended(
+    error: str | None, named: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the best of those that did is told, and the command ends as one of a cancelled job."""
+    path, done = tmp_path / "sweep.yaml", {"heldout": RUN["heldout"], "run": RUN, "digest": RUN["bundle"]}
+    path.write_text("{name: 'ore:x', heldout: h.jsonl, sweep: {keys: {epochs: [1, 2]}}}")
+    rows = [{"name": "ore:x-01", **done}, {"name": "ore:x-02", **(done if not error else {**_NOTHING, "error": error})}]
+    specs = [trainer_pb2.TrainSpec(name=row["name"], settings_json="{}") for row in rows]
+    session = SimpleNamespace(
+        output=Output(False), call=AsyncMock(return_value=trainer_pb2.PlanTrainResponse()), trainer=Mock(),
+        artifacts=SimpleNamespace(SetName="SetName"),
+    )  # fmt: skip
+    monkeypatch.setattr(train, "specs_of", AsyncMock(return_value=specs))
+    monkeypatch.setattr(train, "run_all", AsyncMock(return_value=rows))
+    monkeypatch.setattr(train, "run", lambda name, work, as_json: asyncio.run(work(session)))
+    with pytest.raises(typer.Exit) if error else nullcontext() as ended:
+        train.sweep(path, plan=False, vram="", as_json=False)
+    told = capsys.readouterr()
+    assert [call.args[0] for call in session.call.call_args_list].count("SetName") == named
+    if ended:
+        assert ended.value.exit_code == JobCancelled.exit_code != 0
+        assert "best of 1 of 2" in told.out and "ore:x is not named, since ore:x-02 did not" in told.err
