@@ -68,7 +68,8 @@ def run_views(run: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> lis
             ("bundle", run["bundle"]),
             ("name", run.get("name", "")),
             ("base", run.get("base", "")),
-            ("data", ", ".join(run.get("data", []))),
+            ("data", ", ".join(_training_data(run))),
+            ("held-out data", ", ".join(_heldout_data(run))),
             ("device", run.get("device", "")),
             ("code", run.get("code_revision", "")),
             ("finished", run.get("finished_at", "")),
@@ -176,8 +177,11 @@ def _speed(run: Mapping[str, Any]) -> str:
 
 
 def _mfu(run: Mapping[str, Any]) -> str:
+    """A share above one tells of the measured rate, not of the run; a record tells it as it was stored."""
     value = run.get("mfu")
-    return "-" if value is None else f"{value:.1%}"
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if value <= 1 else f"{value:.1%}, of a rate that was measured on a busy machine"
 
 
 def _noise(run: Mapping[str, Any]) -> str:

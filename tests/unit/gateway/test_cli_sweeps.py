@@ -139,6 +139,8 @@ def test_a_run_shows_its_stages() -> None:
     run = {**RUN, "data": data, "stages": stages, "missed": [], "forecast": None, "alerts": [], "exports": {},
            "spikes": {"clipped": 0, "skipped": 0, "rollbacks": 0}}  # fmt: skip
     shown = _shown(*run_views(run, [{"loss": 2.0}]))
+    assert f"{data[0]}, {data[1]}" in shown and [line.split()[-1] for line in shown.splitlines()
+                                                 if line.startswith("held-out data")] == data[2:]  # fmt: skip
     assert "9,000" in shown and "1.5000 -> 1.0000" in shown and "1.7000" in shown
     found = diff_document(run, {**RUN, "data": [data[0], data[2]]})
     assert (found["is_same_training_data"], found["is_same_heldout_data"]) == (False, True)
@@ -156,6 +158,7 @@ def test_runs_and_their_differences_are_shown_with_their_intervals() -> None:
              "data": [RUN["data"][0]], "heldout": None}  # fmt: skip
     listed = _shown(runs_view([RUN, other]))
     assert "1.5000 (-0.5000 [-0.6000, -0.4000])" in listed and "31.0%" in listed
+    assert "145.0%, of a rate that was measured on a busy machine" in _shown(runs_view([{**RUN, "mfu": 1.45}]))
     found = diff_document(RUN, other)
     assert found["settings"] == {"lora.rank": [4, 8]} and found["outcomes"]["mfu"] == [0.31, None]
     assert (found["is_same_training_data"], found["is_same_heldout_data"]) == (True, False)
