@@ -29,11 +29,12 @@ class ColumnSettings:
 
     def __post_init__(self) -> None:
         kinds = [key for key in ("text", "messages", "ids") if getattr(self, key)]
-        if self.prompt or self.response or self.system:
-            if not (self.prompt and self.response):
+        named = [key for key in ("system", "prompt", "response") if getattr(self, key)]
+        if named:
+            if lacking := [key for key in ("prompt", "response") if key not in named]:
                 raise BadConfig(
-                    f"columns: prompt={self.prompt!r} and response={self.response!r} name a column each, or neither"
-                    " does; system goes with both"
+                    f"columns names {' and '.join(named)} without {' and '.join(lacking)}; prompt and response go"
+                    " together, and system goes with both"
                 )
             kinds.append("prompt")
         if len(kinds) > 1:

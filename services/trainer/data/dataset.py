@@ -44,6 +44,8 @@ class Tally:
 
     def check(self, samples: int, name: str, sequence_tokens: int, *, with_infill: bool) -> None:
         """Raises where there is nothing to learn, or nothing to rearrange that should be."""
+        if not self.rows:
+            raise BadDataset(f"{name} holds no row")
         if not samples:
             raise BadDataset(f"{name}: none of {self.rows} rows fits into {sequence_tokens} tokens")
         if with_infill and not self.texts:
@@ -157,7 +159,7 @@ def to_facts(tally: Tally, **more: Any) -> dict[str, Any]:
 def _texts(rows: Iterable[Row], name: str) -> Iterator[Row]:
     """The rows; BadDataset for one that is a conversation."""
     for number, row in rows:
-        if "messages" in row:
+        if "messages" in row and "text" not in row:
             raise BadDataset(f"{name} row {number} holds no text; method pretrain takes text rows only")
         yield number, row
 

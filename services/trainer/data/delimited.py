@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from services.trainer.data.refusals import as_text, check_columns
 from smeltkit import limits
 from smeltkit.errors import BadDataset
 
@@ -27,11 +28,15 @@ def delimited_rows(
     """
     csv.field_size_limit(limits.DATASET_ROW_MAX_BYTES)
     with path.open("rb") as file:
-        lines = _Lines(file, SEPARATORS[form])
+        lines = _Lines(file, SEPARATORS[form], path.name)
         reader = csv.reader(lines, delimiter=SEPARATORS[form], strict=True)
         number, line = 0, 1
         try:
-            header = _header(path, next(reader, []), columns)
+            header = next((cells for cells in reader if cells), [])
+            if not any(name.strip() for name in header):
+                raise BadDataset(f"{path.name} holds no row, nor a header")
+            check_columns(path.name, columns, header)
+            lines.is_header = False
             line = reader.line_num + 1
             for number, cells in enumerate(reader, start=1):
                 if number > limits.DATASET_ROWS_MAX:
@@ -46,12 +51,12 @@ def delimited_rows(
 
 
 class _Lines:
-    """The lines of a file, bytes that are no UTF-8 as surrogates; OverflowError for a row beyond its bound, csv.Error
-    for quotes that `csv` takes for text or does not name."""
+    """The lines of a file, bytes that are no UTF-8 as surrogates, but in the header refused; OverflowError for a row
+    beyond its bound, csv.Error for what `csv` takes for text or does not name."""
 
-    def __init__(self, file: BinaryIO, separator: str) -> None:
-        self._file, self._separator = file, separator
-        self.size_bytes, self._is_first, self._is_quoted = 0, True, False
+    def __init__(self, file: BinaryIO, separator: str, name: str) -> None:
+        self._file, self._separator, self._name = file, separator, name
+        self.size_bytes, self.is_header, self._is_first, self._is_quoted = 0, True, True, False
 
     def __iter__(self) -> _Lines:
         return self
@@ -65,6 +70,8 @@ class _Lines:
             raise StopIteration
         if self.size_bytes > limits.DATASET_ROW_MAX_BYTES:
             raise OverflowError(f"it exceeds {limits.DATASET_ROW_MAX_BYTES} bytes, or a quote is never closed")
+        if self.is_header:
+            as_text(line, f"{self._name}, its header,")
         text = line.decode(errors="surrogateescape")
         text, self._is_first = text.removeprefix("\ufeff") if self._is_first else text, False
         self._check_quotes(text)
@@ -73,23 +80,14 @@ class _Lines:
     def _check_quotes(self, line: str) -> None:
         """Every other part between quotes lies outside of them; what is there before a quote ends a cell."""
         parts = line.split('"')
+        if any("\r" in outside.rstrip("\r\n") for outside in parts[self._is_quoted :: 2]):
+            raise csv.Error("a carriage return stands within a line")
         for outside in parts[self._is_quoted : -1 : 2]:
             if outside and not outside.endswith(self._separator):
                 raise csv.Error(
                     f"a quote stands after {outside[-20:]!r}, within a cell, which must be quoted as a whole"
                 )
         self._is_quoted ^= len(parts) % 2 == 0
-
-
-def _header(path: Path, header: list[str], columns: tuple[str, ...]) -> list[str]:
-    for name in columns:
-        if header.count(name) != 1:
-            found = ", ".join(header[:8]).encode(errors="replace").decode()
-            raise BadDataset(
-                f"{path.name} has the column {name!r} {header.count(name)} times; its header, the first line, is"
-                f" {found}"
-            )
-    return header
 
 
 def _row(where: str, header: list[str], cells: list[str], columns: tuple[str, ...]) -> dict[str, str]:

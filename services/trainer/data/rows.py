@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any, Final
 
 from services.trainer.column_settings import ColumnSettings
 from services.trainer.data.delimited import SEPARATORS, delimited_rows
+from services.trainer.data.refusals import as_text, check_columns, listed, no_column, no_text
 from smeltkit import limits
 from smeltkit.errors import BadDataset, NotBuilt
 
 COLUMNS: Final = ("messages", "text", "ids")
-"""What a row can hold; exactly one of them."""
+"""What a row can hold; exactly one of them, and what stands beside it is not read."""
 ANY: Final = ColumnSettings()
 """No column is named: a row holds one of COLUMNS."""
 _PARQUET: Final = b"PAR1"
@@ -54,9 +56,7 @@ def rows_of(
 
 def _made_of(columns: ColumnSettings, rows: Iterable[Row], name: str) -> Iterator[Row]:
     for number, row in rows:
-        lacking = "{} row {} has no key {!r}, but {}; mend columns".format
-        known = ", ".join(sorted(row)[:8])
-        yield number, columns.row(row, lambda key: BadDataset(lacking(name, number, key, known)))  # noqa: B023
+        yield number, columns.row(row, partial(no_column, f"{name} row {number}", known=list(row)))
 
 
 def _text(path: Path) -> str:
@@ -67,10 +67,9 @@ def _text(path: Path) -> str:
             f"{path.name} exceeds {limits.DATASET_ROW_MAX_BYTES} bytes, the most that one text may have; cut it into"
             ' rows of {"text": ...}'
         )
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise BadDataset(f"{path.name} is no UTF-8 text: {error}") from error
+    if not data:
+        raise BadDataset(f"{path.name} is empty")
+    return as_text(data, path.name)
 
 
 def _of_lines(path: Path, wanted: Wanted) -> Iterator[Row]:
@@ -87,6 +86,8 @@ def _of_lines(path: Path, wanted: Wanted) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
+            except UnicodeDecodeError as error:
+                raise no_text(f"{path.name} row {number}", error) from error
             except (ValueError, RecursionError) as error:
                 raise BadDataset(
                     f"{path.name} row {number} is no JSON: {error}; for a plain text set data_format: text"
@@ -107,14 +108,17 @@ def _of_parquet(path: Path, columns: tuple[str, ...], wanted: Wanted) -> Iterato
     try:
         with parquet.ParquetFile(path) as file:
             known = file.schema_arrow.names
-            found = [name for name in known if name in (columns or COLUMNS)]
-            if len(found) != (len(columns) or 1):
-                needed = f"{', '.join(columns)} once each are" if columns else f"exactly one of {', '.join(COLUMNS)} is"
-                raise BadDataset(f"{path.name} has the columns {', '.join(known[:8])}; {needed} needed")
+            check_columns(path.name, columns, known)
+            found = columns or tuple(name for name in known if name in COLUMNS)
+            if not columns and len(found) != 1:
+                raise BadDataset(
+                    f"{path.name} has the columns {listed(known)}; exactly one of {', '.join(COLUMNS)} is needed, or"
+                    " columns, which name others"
+                )
             if file.metadata.num_rows > limits.DATASET_ROWS_MAX:
                 raise BadDataset(f"{path.name} has {file.metadata.num_rows} rows, at most {limits.DATASET_ROWS_MAX}")
             number = 0
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=found):
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(found)):
                 for place in range(batch.num_rows):
                     number += 1
                     if wanted(number):

@@ -5,13 +5,14 @@
     {"ids": [...]}                                        as they are, every one but the first is learnt
 
 What is learnt is decoded again and compared with the answer, row by row: a mask that is off by one token teaches the
-model to forget its stop token, and no loss curve shows it.
+model to forget its stop token, and no loss curve shows it. Keys beside these are not read.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.data.rows import Row
+from services.trainer.data.refusals import listed
+from services.trainer.data.rows import COLUMNS, Row
 from smeltkit.errors import BadDataset, BadRequest
 from smeltkit.ids import digest_bytes
 from smeltkit.ml.chat import ChatTemplate
@@ -33,6 +35,12 @@ Tokens = npt.NDArray[np.int32]
 _ROLES: Final = ("system", "user", "assistant", "tool")
 """Of whom a message can be, beside those that the chat template compares a role with."""
 _COMPARED_ROLE: Final = re.compile(r"""\brole['")\]]*\s*==\s*['"](\w+)['"]""")
+_HOLDS: Final[Mapping[str, tuple[type[Any], str]]] = {
+    "messages": (list, "a list of messages"),
+    "text": (str, "text"),
+    "ids": (list, "a list of token ids"),
+}
+"""Key of a row to what it holds."""
 _BATCH_ROWS: Final = 256
 _BATCH_CHARACTERS: Final = 1 << 20
 """Rows, and characters of texts among them, that are encoded at a time."""
@@ -83,13 +91,19 @@ class Encoder:
 
     def encode(self, row: Mapping[str, Any], where: str) -> Sample:
         """The sample of a row; BadDataset, naming `where`, for a row that is malformed or holds nothing to learn."""
-        if isinstance(row.get("messages"), list) and set(row) == {"messages"}:
-            return self._conversation(row["messages"], where)
-        if _is_text(row):
-            return self.text(self.tokenizer.encode(row["text"]), where)
-        if isinstance(row.get("ids"), list) and set(row) == {"ids"}:
-            return self._given(row["ids"], where)
-        raise BadDataset(f"{where} has the keys {sorted(row)[:5]}; a row has one of messages, text and ids")
+        kinds = [key for key in COLUMNS if key in row]
+        if len(kinds) != 1:
+            raise BadDataset(
+                f"{where} has the keys {listed(list(row))}; exactly one of {', '.join(COLUMNS)} is needed, or"
+                " columns, which name others"
+            )
+        value: Any = row[kinds[0]]
+        wanted, told = _HOLDS[kinds[0]]
+        if not isinstance(value, wanted):
+            raise BadDataset(f"{where}: {kinds[0]} is {reprlib.repr(value)}, it must be {told}")
+        if kinds[0] == "text":
+            return self.text(self.tokenizer.encode(value), where)
+        return self._conversation(value, where) if kinds[0] == "messages" else self._given(value, where)
 
     def text(self, ids: Sequence[int], where: str) -> Sample:
         """The sample of a text's ids, between the tokens that begin and end one."""
@@ -120,8 +134,14 @@ class Encoder:
     def _conversation(self, messages: Sequence[Any], where: str) -> Sample:
         if self._template is None:
             raise BadDataset(f"{where} is a conversation, but the bundle has no chat template; train on text rows")
-        if not messages or not all(_is_message(message) for message in messages):
-            raise BadDataset(f"{where}: each message needs a role and a content, both text")
+        if not messages:
+            raise BadDataset(f"{where} holds no message")
+        for number, message in enumerate(messages, start=1):
+            if not _is_message(message):
+                found = reprlib.repr(message)
+                raise BadDataset(
+                    f"{where}: message {number} is {found}; it needs a role and a content alone, both text"
+                )
         unknown = next((message["role"] for message in messages if message["role"] not in self._roles), None)
         if unknown is not None:
             near = difflib.get_close_matches(unknown, self._roles, n=1)
@@ -160,6 +180,8 @@ class Encoder:
         if end is None:
             raise BadDataset(f"{where}: the chat template ends the answer with none of the stop tokens")
         text = self.tokenizer.decode(ids[:end])
+        if not text and not content.strip():
+            raise BadDataset(f"{where}: the answer is empty")
         if text not in (content, content.strip()) or not text:
             raise BadDataset(f"{where}: what would be learnt is {text[:60]!r}, but the answer is {content[:60]!r}")
         return ids[: end + 1]
@@ -190,7 +212,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _is_text(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("text"), str) and set(row) == {"text"}
+    return isinstance(row.get("text"), str) and [key for key in COLUMNS if key in row] == ["text"]
 
 
 def _is_message(message: Any) -> bool:

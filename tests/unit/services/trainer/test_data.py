@@ -69,14 +69,19 @@ def test_every_token_of_a_text_is_learnt_and_its_end_too(encoder: Encoder) -> No
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"prompt": "x"}, "keys"),
-        ({"messages": []}, "role and a content"),
+        ({"prompt": "x"}, "has the keys prompt; exactly one of messages, text, ids is needed, or columns"),
+        ({**ROW, "text": "x"}, "has the keys messages, text; exactly one"),
+        ({"text": 5}, "text is 5, it must be text"),
+        ({"text": float("nan"), "id": 1}, "text is nan, it must be text"),
+        ({"messages": "x"}, "messages is 'x', it must be a list of messages"),
+        ({"messages": []}, "holds no message"),
+        ({"messages": [*ROW["messages"], {"role": "user"}]}, "message 3 is {'role': 'user'}; it needs a role and a"),
         ({"messages": [{"role": "user", "content": "x"}]}, "nothing to learn"),
         (
             {"messages": [{"role": "usr", "content": "x"}, *ROW["messages"]]},
             "the role 'usr'; roles are system, user, assistant, tool; did you mean 'user'",
         ),
-        ({"messages": [*ROW["messages"][:1], {"role": "assistant", "content": ""}]}, "row 7"),
+        ({"messages": [*ROW["messages"][:1], {"role": "assistant", "content": ""}]}, "row 7: the answer is empty"),
         (
             {"messages": [*ROW["messages"][:1], {"role": "assistant", "content": "a<|im_end|>b"}]},
             "what would be learnt",
@@ -102,6 +107,25 @@ def test_long_conversations_are_counted_and_long_texts_are_cut(tmp_path: Path, e
     assert max(len(sample.ids) for sample in found.samples) <= short
     learnt = [t for sample in found.samples[1:] for t in sample.targets.tolist() if t != IGNORED]
     assert learnt == encoder.encode({"text": text}, "").ids[1:].tolist()
+
+
+def test_what_stands_beside_a_row_is_not_read(tmp_path: Path, encoder: Encoder) -> None:
+    """As in Parquet, whatever the row holds."""
+    rows: list[dict[str, Any]] = [ROW, {"text": "a b c d"}]
+    plain, more = tmp_path / "plain.jsonl", tmp_path / "more.jsonl"
+    plain.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more.write_text("".join(json.dumps({"id": 5, **row, "tags": ["x"]}) + "\n" for row in rows))
+    found = [[sample.ids.tolist() for sample in read_dataset(path, encoder, 128).samples] for path in (plain, more)]
+    assert found[0] == found[1] and len(found[0]) == 2
+
+
+@pytest.mark.parametrize("data", [b"", b" \n\n"])
+def test_a_file_without_rows_is_refused_as_such(tmp_path: Path, encoder: Encoder, data: bytes) -> None:
+    """Rather than for what its rows are."""
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(BadDataset, match=r"^data.jsonl holds no row$"):
+        read_dataset(path, encoder, 64)
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"text": "a"}\n{"text": 3}'])

@@ -65,9 +65,9 @@ def test_columns_are_read_from_jsonl_and_parquet_too(tmp_path: Path) -> None:
     assert rows == [row for _, row in rows_of(table, columns=columns)]
     assert [len(row["messages"]) for row in rows] == [3, 2] and rows[1] == _asked("three", "four")
     assert [row for _, row in rows_of(table, columns=ColumnSettings(text="q"))] == [{"text": "one"}, {"text": "three"}]
-    with pytest.raises(BadDataset, match=r"columns q, a, s, n; code once each are needed"):
+    with pytest.raises(BadDataset, match=r"rows.parquet has no column 'code'; it has q, a, s, n$"):
         list(rows_of(table, columns=ColumnSettings(text="code")))
-    with pytest.raises(BadDataset, match=r"rows.jsonl row 1 has no key 'code', but a, n, q, s"):
+    with pytest.raises(BadDataset, match=r"rows.jsonl row 1 has no column 'code'; it has q, a, s, n$"):
         list(rows_of(lines, columns=ColumnSettings(text="code")))
 
 
@@ -81,9 +81,13 @@ def test_columns_are_read_from_jsonl_and_parquet_too(tmp_path: Path) -> None:
         (b'a,answer\n1,"x"y\n', r"row 1 \(line 2\): '[,]' expected after"),
         (b'a,answer\n1,"x\n""y"\n2,z"z\n', r"row 2 \(line 4\): a quote stands after '2,z', within a cell"),
         (b'a,answer\nc"d,e\n', r"row 1 \(line 2\): a quote stands after 'c'"),
-        (b"a,b\n1,2\n", r"the column 'answer' 0 times; its header, the first line, is a, b"),
+        (b"a,b\n1,2\n", r"no column 'answer'; it has a, b$"),
+        (b"a,anser\n1,2\n", r"no column 'answer'; it has a, anser; did you mean 'anser'\?"),
         (b"answer,answer\n1,2\n", r"the column 'answer' 2 times"),
-        (b"", r"the column 'answer' 0 times"),
+        (b"", "table.csv holds no row"),
+        (b" \n\n", "table.csv holds no row"),
+        (b"PK\x03\x04\x8b,answer\n", "its header, is no UTF-8 text: byte 0x8b at 4"),
+        (b"a,answer\r1,2\r", r"row 1 \(line 1\): a carriage return stands within a line"),
         (b"PAR1", "is Parquet, not csv; remove data_format"),
     ],
 )
@@ -111,7 +115,7 @@ def test_a_quote_that_never_closes_does_not_take_the_file_into_memory(
         ({"data_format": "csv"}, BadConfig, r"needs columns that hold text: columns: \{text: NAME\}"),
         ({"data_format": "tsv", "columns": {"ids": "i"}}, BadConfig, "needs columns that hold text"),
         ({"data_format": "text", "columns": {"text": "a"}}, UnsupportedOption, "no effect with data_format=text"),
-        ({"columns": {"prompt": "a"}}, BadConfig, "response=''"),
+        ({"columns": {"prompt": "a"}}, BadConfig, "columns names prompt without response"),
         ({"columns": {"system": "a", "text": "b"}}, BadConfig, "system goes with both"),
         ({"columns": {"text": "a", "ids": "b"}}, BadConfig, "columns name text and ids"),
         ({"columns": {"txt": "a"}}, BadConfig, "did you mean columns.text"),
