@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final, Protocol
 
 from services.trainer.alerts import Alert, Silence, of_outcome, of_restart
@@ -28,6 +30,8 @@ _MEASURED: Final[tuple[str, ...]] = (
     "heldout",
 )
 """What progress tells of the newest step."""
+_STEPS_TIMED: Final = 32
+"""Newest steps whose mean time says how long those that are left take."""
 
 
 class Phases(Protocol):
@@ -63,7 +67,7 @@ class Followed:
         self._silence = Silence([alert for one in settings for alert in one.alerts], time.monotonic())
         self._course, self._seen = Course(), set[tuple[str, str]]()
         self._tell = phases.phase("prepare", 0, "steps", self._message)
-        self._first_step, self._began_s, self._left_s = 0, 0.0, 0.0
+        self._tokens, self._steps_s = dict[str, int](), deque[float](maxlen=_STEPS_TIMED)
         self._until_step = settings[0].until_step
         self._newest: dict[str, Any] = {}
         self._heldout: dict[str, Any] = {}
@@ -74,6 +78,7 @@ class Followed:
         """Takes in the steps that are new, and tells how far the training is."""
         for step in steps:
             self._course.add(step["loss"])
+            self._time(step)
             if "entered" in step:
                 self._enter(step["entered"], step.get("name", ""))
             self._heldout |= {key: step[key] for key in ("heldout", "outlook") if key in step}
@@ -94,15 +99,18 @@ class Followed:
         for each in outcome.get("runs", [outcome]):
             self._notice(of_outcome(self._newest.get("step", 0), each))
 
+    def _time(self, step: Mapping[str, Any]) -> None:
+        """Takes in how long a step took, by its own numbers: lines are read in bulk, and again."""
+        tokens, name = step["tokens"], step.get("name", "")
+        if tokens > self._tokens.get(name, tokens):
+            self._steps_s.append((tokens - self._tokens[name]) / step["tokens_per_second"])
+        self._tokens[name] = tokens
+
     def _move(self, newest: dict[str, Any]) -> None:
-        now_s, end_step = time.monotonic(), self._until_step or newest["steps"]
         if not self._newest:
-            self._tell = self._phases.phase("train", end_step, "steps", self._message)
-            self._first_step, self._began_s = newest["step"], now_s
-        done = newest["step"] - self._first_step
-        self._left_s = (now_s - self._began_s) / done * (end_step - newest["step"]) if done > 0 else 0.0
+            self._tell = self._phases.phase("train", self._end_of(newest), "steps", self._message)
         self._newest = newest
-        self._silence.heard(now_s)
+        self._silence.heard(time.monotonic())
         self._measure()
         self._told.tell(newest)
 
@@ -140,7 +148,13 @@ class Followed:
         loss, rate = self._newest["loss"], self._newest["tokens_per_second"]
         heldout = f"  held-out {self._heldout['heldout']:.4f}" if self._heldout else ""
         outlook = f"  {self._heldout['outlook']}" if "outlook" in self._heldout else ""
-        return f"loss {loss:.4f}{heldout}  {rate:.0f} tokens/s  {self._left_s:.0f} s left{outlook}"
+        steps_left = self._end_of(self._newest) - self._newest["step"]
+        left = f"  {fmean(self._steps_s) * steps_left:.0f} s left" if self._steps_s else ""
+        return f"loss {loss:.4f}{heldout}  {rate:.0f} tokens/s{left}{outlook}"
+
+    def _end_of(self, step: Mapping[str, Any]) -> int:
+        """The step that the training ends or pauses at."""
+        return int(self._until_step or step["steps"])
 
 
 def _named(message: str, name: str) -> str:

@@ -153,12 +153,13 @@ class Heard:
         self.alerts: list[tuple[str, str]] = []
         self.stages: list[tuple[str, int]] = []
         self.notes: list[str] = []
+        self.messages: list[str] = []
         self.measured: list[tuple[Mapping[str, float], str]] = []
         self.steps: list[int] = []
 
     def phase(self, name: str, total: int, unit: str = "", message: Callable[[], str] | None = None) -> Any:
-        """Phases are not looked at."""
-        return lambda done: None
+        """Takes down the line for people; how far phases are is not looked at."""
+        return lambda done: self.messages.append(message() if message else "")
 
     def measure(
         self, measured: Mapping[str, float], course: Sequence[float], *, alert: str = "", note: str = ""
@@ -187,6 +188,7 @@ def line(step: int, *alerts: str, **more: Any) -> dict[str, Any]:
         "step": step,
         "steps": 9,
         "loss": 2.0,
+        "tokens": 3 * step,
         "tokens_per_second": 1.0,
         **({"alerts": told} if told else {}),
         **more,
@@ -234,6 +236,21 @@ def test_processes_that_begin_again_set_off_an_alert_each_time() -> None:
     followed.restarted([{"message": "one was killed"}])
     assert heard.alerts == [("", "step 5: one was killed")]
     assert [(alert["metric"], alert["when"]) for alert in followed.noticed] == [("process", "lost")]
+
+
+def test_the_time_left_is_that_of_the_newest_steps_by_their_own_numbers() -> None:
+    """Nothing before two steps are known; lines that come in bulk, or again after a kill, change no pace."""
+    heard = Heard()
+    followed = Followed([TrainSettings()], heard, heard)
+    followed.hear([line(1)])
+    assert heard.messages[-1] == "loss 2.0000  1 tokens/s"
+    followed.hear([line(step) for step in range(2, 8)])
+    assert heard.messages[-1] == "loss 2.0000  1 tokens/s  6 s left"
+    followed.hear([line(step) for step in range(1, 6)])
+    assert heard.messages[-1] == "loss 2.0000  1 tokens/s  12 s left"
+    several = Followed([TrainSettings()], heard, heard)
+    several.hear([line(1, tokens=4, name="a"), line(2, tokens=900, name="b"), line(3, tokens=8, name="a")])
+    assert heard.messages[-1] == "loss 2.0000  1 tokens/s  24 s left"
 
 
 def test_lines_are_read_once_and_anew_where_the_file_became_shorter(tmp_path: Path) -> None:
