@@ -77,7 +77,7 @@ class Followed:
     def hear(self, steps: Sequence[Mapping[str, Any]]) -> None:
         """Takes in the steps that are new, and tells how far the training is."""
         for step in steps:
-            self._course.add(step["loss"])
+            self._course.add(step["step"], step["loss"])
             self._time(step)
             if "entered" in step:
                 self._enter(step["entered"], step.get("name", ""))

@@ -32,14 +32,20 @@ class Tail:
 
 
 class Course:
-    """A series thinned to at most COURSE_POINTS_MAX values, each the mean of as many as any other; see `points`."""
+    """The values of steps, thinned to at most COURSE_POINTS_MAX, each the mean of as many as any other; see `points`.
+
+    A step that comes again, as all do behind a checkpoint that a run went back to, takes the place of those from it on;
+    of a mean that some of them are part of the others are taken to be as it is.
+    """
 
     def __init__(self) -> None:
         self._sums: list[float] = []
-        self._count, self._each = 0, 1
+        self._count, self._each, self._step = 0, 1, 0
 
-    def add(self, value: float) -> None:
-        """Takes the next value in."""
+    def add(self, step: int, value: float) -> None:
+        """Takes in the value of a step, which follows upon the last one or upon any before it."""
+        if step <= self._step:
+            self._keep(max(0, self._count - (self._step - step + 1)))
         if self._count % self._each == 0:
             if len(self._sums) == limits.COURSE_POINTS_MAX:
                 self._sums = [a + b for a, b in zip(self._sums[::2], self._sums[1::2], strict=True)]
@@ -47,6 +53,17 @@ class Course:
             self._sums.append(0.0)
         self._sums[-1] += value
         self._count += 1
+        self._step = step
+
+    def _keep(self, count: int) -> None:
+        """Keeps the oldest values, that many."""
+        whole, part = divmod(count, self._each)
+        kept = self._sums[:whole]
+        if part:
+            kept.append(self.points[whole] * part)
+        self._sums, self._count = kept, count
+        if not count:
+            self._each = 1
 
     @property
     def points(self) -> list[float]:

@@ -269,10 +269,31 @@ def test_a_course_keeps_its_shape_in_few_points() -> None:
     """Means of equal parts, the last one of what there is so far."""
     course = Course()
     for value in range(limits.COURSE_POINTS_MAX * 2 + 1):
-        course.add(float(value))
+        course.add(value + 1, float(value))
     assert course.points[:2] == [1.5, 5.5] and course.points[-1] == limits.COURSE_POINTS_MAX * 2
     assert len(course.points) <= limits.COURSE_POINTS_MAX
     assert Course().points == []
+
+
+def test_a_course_holds_each_step_once() -> None:
+    """Steps that are done again, or whose lines are read again, take the place of what they were."""
+    course = Course()
+    for step in (5, 6, 7, 8, 7, 8, 9):
+        course.add(step, float(step))
+    assert course.points == [5.0, 6.0, 7.0, 8.0, 9.0]
+    course.add(5, 1.0)
+    assert course.points == [1.0]
+    first, other = Course(), Course()
+    steps = range(1, limits.COURSE_POINTS_MAX * 3)
+    for step in [*steps, *steps]:
+        first.add(step, float(step))
+    for step in steps:
+        other.add(step, float(step))
+    assert first.points == other.points
+    for step in range(30, steps[-1] + 1):
+        first.add(step, float(step))
+    assert len(first.points) == len(other.points) and first.points[8:] == other.points[8:]
+    assert first.points == pytest.approx(other.points, abs=1.5)
 
 
 def test_alerts_are_no_part_of_what_is_trained() -> None:
