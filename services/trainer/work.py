@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from services.trainer.data.kept import Kept, keep_samples
+from services.trainer.data.kept import HELDOUT, Kept, keep_samples, names_of
 from services.trainer.data.recipe import Recipe
 from services.trainer.data.tokenize import Tell
 from services.trainer.follow import Phases, Told, follow
@@ -212,10 +212,10 @@ def _tokenized(inputs: Inputs, base: Path, tell: Tell) -> list[Kept]:
     contract, settings = Bundle.from_manifest(inputs.manifest).contract, inputs.settings
 
     def kept(digest: str, name: str) -> Kept:
-        recipe = Recipe.of(contract, settings, is_heldout=name == "heldout")
+        recipe = Recipe.of(contract, settings, is_heldout=name == HELDOUT)
         return keep_samples(inputs.store, inputs.cache, digest, base, recipe, inputs.folder, name, tell)
 
     files, heldout = inputs.data[: settings.files], inputs.data[settings.files :]
-    names = ["data"] if len(files) == 1 else [f"data-{number}" for number in range(1, len(files) + 1)]
+    names = names_of(len(files))
     found = {digest: kept(digest, names[files.index(digest)]) for digest in dict.fromkeys(files)}
-    return [*(found[digest] for digest in files), *(kept(digest, "heldout") for digest in heldout)]
+    return [*(found[digest] for digest in files), *(kept(digest, HELDOUT) for digest in heldout)]

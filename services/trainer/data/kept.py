@@ -23,6 +23,8 @@ from smeltkit.errors import DigestMismatch
 _log = logging.getLogger(__name__)
 ROOM: Final = 3
 """Bytes of tokenized data for one of data, about: what is made free before it is known."""
+HELDOUT: Final = "held-out data"
+"""What errors call the data that only measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +36,26 @@ class Kept:
     """Processes that tokenized it; 0 if it was there."""
 
 
+def names_of(files: int) -> list[str]:
+    """What errors call each file of training: stored data have digests, and no names."""
+    several = [f"training data (file {number} of {files})" for number in range(1, files + 1)]
+    return several if files > 1 else ["training data"]
+
+
 def keep_samples(
     store: Store, cache: NodeCache, digest: str, base: Path, recipe: Recipe, folder: Path, name: str, tell: Tell
 ) -> Kept:
     """The samples of stored data as FOLDER/NAME.samples, from the cache or made by several processes; every shard is
     what was written.
 
-    Errors of `read_dataset`, UnknownBlob, DiskFull. `tell` hears of rows that are done.
+    Errors of `read_dataset`, which call it NAME, UnknownBlob, DiskFull. `tell` hears of rows that are done.
     """
     target, shards, made = folder / f"{name}.samples", folder / f"{name}.shards", 0
 
     def build(path: Path) -> None:
         nonlocal made
         shards.mkdir(exist_ok=True)
-        raw = shards / f"{name}.jsonl"
+        raw = shards / name
         if not raw.exists():
             store.fetch(digest, raw)
         made = processes_for(raw.stat().st_size)

@@ -15,7 +15,7 @@ import pytest
 
 from services.trainer.data import kept
 from services.trainer.data.dataset import Dataset, open_dataset, read_dataset
-from services.trainer.data.kept import Kept, keep_samples
+from services.trainer.data.kept import HELDOUT, Kept, keep_samples, names_of
 from services.trainer.data.recipe import Recipe
 from services.trainer.data.stored import SampleFile, is_sealed, open_sealed
 from services.trainer.data.tokenize import make_shards, tokenize
@@ -144,11 +144,11 @@ class Rig:
         """The digest of stored data."""
         return self.store.put_file(_write(self.folder / "rows", [_chat(n) for n in range(rows)]))[0]
 
-    def keep(self, run: str, recipe: Recipe, digest: str = "", base: Path = EXAMPLE) -> Kept:
+    def keep(self, run: str, recipe: Recipe, digest: str = "", base: Path = EXAMPLE, name: str = "data") -> Kept:
         """The samples of the data in a run's folder."""
         (self.folder / run).mkdir(exist_ok=True)
         given = digest or self.digest
-        return keep_samples(self.store, self.cache, given, base, recipe, self.folder / run, "data", lambda rows: None)
+        return keep_samples(self.store, self.cache, given, base, recipe, self.folder / run, name, lambda rows: None)
 
 
 def test_a_later_run_takes_what_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -172,6 +172,16 @@ def test_a_later_run_takes_what_is_there(tmp_path: Path, caplog: pytest.LogCaptu
         third = rig.keep("third", _recipe())
     assert "is made again" in caplog.text and third.processes == 1
     assert _is_same(open_dataset(third.path), expected)
+
+
+def test_a_wrong_row_of_stored_data_is_told_by_what_the_data_are_for(tmp_path: Path) -> None:
+    """A digest has no name, so none is made up: which file of how many, or that it is held out."""
+    rig = Rig(tmp_path)
+    wrong, _ = rig.store.put_file(_write(tmp_path / "wrong", [_chat(1), {"text": 5}]))
+    assert names_of(1) == ["training data"]
+    for name, told in ((names_of(3)[1], r"training data \(file 2 of 3\)"), (HELDOUT, HELDOUT)):
+        with pytest.raises(BadDataset, match=rf"^{told} row 2: text is 5"):
+            rig.keep("run", _recipe(), wrong, name=name)
 
 
 def test_whatever_changes_an_id_makes_another_file(tmp_path: Path) -> None:
