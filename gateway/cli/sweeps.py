@@ -70,7 +70,9 @@ def _grid(keys: Mapping[str, Any]) -> list[Point]:
 
 
 def _random(sweep: Mapping[str, Any]) -> list[Point]:
-    runs, seed = sweep.get("runs"), sweep.get("seed", 0)
+    if "runs" not in sweep:
+        raise BadConfig(f"sweep.runs is missing: how many to draw, 2 to {limits.SWEEP_RUNS_MAX}")
+    runs, seed = sweep["runs"], sweep.get("seed", 0)
     if not isinstance(runs, int) or not 2 <= runs <= limits.SWEEP_RUNS_MAX:
         raise BadConfig(f"sweep.runs={runs!r} must be 2 to {limits.SWEEP_RUNS_MAX}")
     if not isinstance(seed, int):

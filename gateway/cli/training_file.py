@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.cli.session import Session
 
 _OWN_KEYS: Final = ("base", "data", "heldout", "name")
+"""Keys of one training; `adapters` and `sweep` are those of several."""
 _METHODS: Final = {
     "lora": trainer_pb2.METHOD_LORA,
     "qlora": trainer_pb2.METHOD_QLORA,
@@ -65,6 +66,8 @@ def read_file(file: Path) -> dict[str, Any]:
 
 def trainings(value: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
     """The trainings that a file holds: itself, or each of its `adapters` over the keys that all share."""
+    if "sweep" in value:
+        raise BadConfig(f"{file.name} holds a sweep; use `smelt train sweep {file}`, or remove it to train once")
     if "adapters" not in value:
         return [dict(value)]
     adapters, shared = value["adapters"], {key: item for key, item in value.items() if key != "adapters"}
@@ -144,6 +147,11 @@ def form_of(names: Sequence[str], file: Path) -> dict[str, str]:
 
 def _mixed(value: Mapping[str, Any], where: str, file: Path) -> tuple[list[str], dict[str, Any]]:
     """The data files of a training or a stage, and the setting that says how often an epoch passes over each."""
+    if "mix" in value:
+        raise BadConfig(
+            f"{file.name}: {where}mix is what {where}data says of several files, as in data: {{a.jsonl: 0.5, b.jsonl:"
+            " 1}; remove it"
+        )
     data = value.get("data")
     if isinstance(data, str):
         return [data], {}
@@ -153,8 +161,6 @@ def _mixed(value: Mapping[str, Any], where: str, file: Path) -> tuple[list[str],
             f"{file.name}: {where}data is missing, or neither a file, nor a list of files, nor files with how often an"
             " epoch passes over each"
         )
-    if "mix" in value:
-        raise BadConfig(f"{file.name}: {where}mix is what {where}data says of several files; remove it")
     return list(found), {"mix": list(found.values())}
 
 

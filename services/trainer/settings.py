@@ -31,6 +31,8 @@ from smeltkit.errors import BadConfig, UnsupportedOption
 
 OBSERVING: Final = ("alerts", "export", "code", "until_step", "heldout_steps", "hours_max")
 """Settings that do not change what is trained: no part of its name, its lineage or its pace."""
+FILE_KEYS: Final = ("base", "data", "heldout", "name", "adapters", "sweep")
+"""What the file of a training says besides its settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,4 +396,4 @@ def parse_settings(text: str) -> TrainSettings:
         value = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:
         raise BadConfig(f"the settings are no JSON: {error}") from error
-    return read_settings(TrainSettings, value)
+    return read_settings(TrainSettings, value, beside=FILE_KEYS)

@@ -8,7 +8,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from smeltkit.errors import BadConfig
@@ -18,16 +18,21 @@ _NUMBER: Final = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)([KMG]
 _UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
-def read_settings(kind: type[T], value: Any, where: str = "") -> T:
-    """A settings class from plain values; numbers may be written 32K, 1e-4 or 1_000."""
+def read_settings(kind: type[T], value: Any, where: str = "", beside: Sequence[str] = ()) -> T:
+    """A settings class from plain values; numbers may be written 32K, 1e-4 or 1_000.
+
+    `beside` are the keys that people write among them and that are read elsewhere: hints name them as well.
+    """
     if not isinstance(value, Mapping):
         raise BadConfig(f"{where.rstrip('.') or 'settings'} must be a mapping of keys, not {value!r}")
     types_of = typing.get_type_hints(kind)
     known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in value:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(known)}"
+            if key in beside:
+                raise BadConfig(f"{key} is no setting of one training; it stands beside its settings")
+            near = difflib.get_close_matches(str(key), [*known, *beside], n=1)
+            hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join([*beside, *known])}"
             raise BadConfig(f"{where}{key} is no setting; {hint}")
     return kind(**{key: _read(types_of[key], item, where + key) for key, item in value.items()})
 

@@ -71,7 +71,8 @@ def test_a_random_sweep_is_the_same_for_a_seed() -> None:
         ({"keys": {"epochs": {"low": 1, "high": 2}}}, "ranges are for runs that are drawn"),
         ({"keys": {"epochs": [1]}}, "1 different runs"),
         ({"keys": {"epochs": list(range(40)), "seed": [1, 2]}}, "more than 64"),
-        ({"method": "random", "keys": {"epochs": [1, 2]}}, "sweep.runs=None"),
+        ({"method": "random", "keys": {"epochs": [1, 2]}}, "sweep.runs is missing"),
+        ({"method": "random", "runs": 1, "keys": {"epochs": [1, 2]}}, "sweep.runs=1 must be 2 to 64"),
         ({"method": "random", "runs": 2, "keys": {"epochs": {"low": 3, "high": 1}}}, "must be below"),
         ({"method": "random", "runs": 2, "keys": {"epochs": {"low": "x", "high": 1}}}, "no number"),
         ({"method": "random", "runs": 2, "keys": {"epochs": {"from": 3}}}, "low, high"),
@@ -92,6 +93,8 @@ def test_adapters_share_what_they_do_not_say_themselves() -> None:
     assert trainings({"base": "ore", "name": "a"}, FILE) == [{"base": "ore", "name": "a"}]
     with pytest.raises(BadConfig, match="two or more"):
         trainings({**value, "adapters": [{"name": "a"}]}, FILE)
+    with pytest.raises(BadConfig, match="holds a sweep; use `smelt train sweep training.yaml`"):
+        trainings({**value, "sweep": {}}, FILE)
     with pytest.raises(BadConfig, match="name has no effect"):
         trainings({**value, "name": "x"}, FILE)
     assert merged({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
@@ -116,6 +119,8 @@ def test_the_data_files_of_a_training_come_stage_by_stage() -> None:
         ({"data": {}}, "data is missing, or neither a file"),
         ({"data": [1]}, "data is missing, or neither"),
         ({"data": ["x"], "mix": [2]}, "mix is what data says"),
+        ({"data": "x", "mix": [2]}, "mix is what data says"),
+        ({"stages": [{"data": "x", "mix": [2]}]}, r"stages\[0\].mix is what stages\[0\].data says"),
         ({"stages": []}, "stages must be a list"),
         ({"stages": ["x"]}, "stages must be a list"),
         ({"stages": [{"data": "x"}, {"epochs": 1}]}, r"stages\[1\].data is missing"),

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.cli import training_file
 from services.trainer.schedule import Schedule
-from services.trainer.settings import LoraSettings, TrainSettings, parse_settings
+from services.trainer.settings import FILE_KEYS, LoraSettings, TrainSettings, parse_settings
 from services.trainer.worker import METHODS
 from smeltkit.errors import BadConfig, UnsupportedOption
 
@@ -30,7 +30,10 @@ def test_numbers_may_be_written_as_people_write_them() -> None:
     [
         ({"learning_rat": 1}, "did you mean learning_rate"),
         ({"lora": {"rnk": 1}}, "did you mean lora.rank"),
-        ({"xyz": 1}, "known are epochs"),
+        ({"xyz": 1}, "known are base, data, heldout, name, adapters, sweep, epochs, .*, stages, "),
+        ({"sweeps": {}}, "did you mean sweep"),
+        ({"adapters": []}, "stands beside"),
+        ({"lora": {"xyz": 1}}, "lora.xyz is no setting; known are rank"),
         ({"epochs": 0}, "epochs=0 must be 1"),
         ({"epochs": 1.5}, "whole number"),
         ({"learning_rate": "fast"}, "learning_rate='fast'"),
@@ -52,6 +55,7 @@ def test_unknown_keys_and_values_out_of_range_are_refused(value: Any, says: str)
 def test_the_command_line_names_the_methods_that_the_trainer_has() -> None:
     """A method that only one of them knew could be planned by nobody."""
     assert {number: name for name, number in training_file._METHODS.items()} == METHODS
+    assert {*training_file._OWN_KEYS, "adapters", "sweep"} == set(FILE_KEYS)
 
 
 def test_settings_without_effect_are_refused() -> None:
