@@ -34,6 +34,6 @@ def run_view(run: Mapping[str, Any]) -> RenderableType:
 
 def heldout_text(found: Mapping[str, Any]) -> str:
     """Held-out loss before and after, its change with the interval, and what that shows."""
-    change = f"{found['change']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}] over {found['rows']} rows"
+    change = f"{found['change']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}] over {found['rows']} samples"
     judged = "better" if found["high"] < 0 else "worse" if found["low"] > 0 else "no difference shown"
     return f"{found['before']:.4f} -> {found['after']:.4f}, {change}: {judged}"

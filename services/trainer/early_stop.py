@@ -40,7 +40,7 @@ class EarlyStopSettings:
 def why_stop(measured: Sequence[Measured], settings: EarlyStopSettings) -> str:
     """Why a run with these measurements ends now; empty if it goes on.
 
-    Better is what is better than the best before by more than the 95 % interval over pairs of rows.
+    Better is what is better than the best before by more than the 95 % interval over pairs of samples.
     """
     due = [one for one in measured if settings.steps and one.step and one.step % settings.steps == 0]
     best, since = 0, 0

@@ -1,6 +1,6 @@
 """Held-out measurements of a run as they lie on disk.
 
-FOLDER/heldout.jsonl     a line a measurement: step, tokens seen, loss of each row in nats a token
+FOLDER/heldout.jsonl     a line a measurement: step, tokens seen, loss of each sample in nats a token
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Measured:
     tokens: int
     """Tokens seen."""
     losses: tuple[float, ...]
-    """Of each held-out row."""
+    """Of each held-out sample."""
 
     @property
     def loss(self) -> float:
-        """Mean over the rows."""
+        """Mean over the samples."""
         return fmean(self.losses)
 
 

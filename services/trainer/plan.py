@@ -286,7 +286,9 @@ def _on_the_way(settings: TrainSettings, schedule: Schedule, heldout: Dataset | 
         if step >= max(schedule.total_steps, 1)
     ]
     if heldout is not None and len(heldout.samples) < 2:
-        found.append(BadDataset("the held-out data have one row, which gives no interval; name two or more, or none"))
+        found.append(
+            BadDataset("the held-out data make one sample, which gives no interval; give two or more, or none")
+        )
     if settings.measures_on_the_way and heldout is None:
         found.append(
             UnsupportedOption("heldout_steps and early_stop have no effect without heldout; name held-out data")

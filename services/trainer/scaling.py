@@ -3,9 +3,9 @@
     L(D) = E + A D^-alpha        D tokens seen; E, A and alpha not below 0
 
 Kaplan et al. (arXiv:2001.08361), with the floor E of Hoffmann et al. (arXiv:2203.15556). For each exponent of a grid E
-and A follow by least squares; the exponent with the smallest rest is taken. Intervals hold 95 % of fits to rows drawn
-anew, with the rest of the fit as noise where there are more than three points. That the course goes on as it did is an
-assumption: a learning rate that comes down makes the end of a run steeper than what would follow.
+and A follow by least squares; the exponent with the smallest rest is taken. Intervals hold 95 % of fits to samples
+drawn anew, with the rest of the fit as noise where there are more than three points. That the course goes on as it did
+is an assumption: a learning rate that comes down makes the end of a run steeper than what would follow.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Outlook:
     hour: Gain | None
     """The tokens of an hour, at the run's speed; None where that is not known."""
     resolution: float
-    """Smallest change that these rows tell from noise: half the interval of the change between the last two points."""
+    """Smallest change that these samples tell from noise: half the interval of that between the last two points."""
 
     @property
     def is_worth_it(self) -> bool:
-        """Whether as many tokens again would bring more than the held-out rows can tell."""
+        """Whether as many tokens again would bring more than the held-out samples can tell."""
         return self.again.gain > self.resolution
 
     @property
@@ -72,7 +72,9 @@ class Outlook:
             said += f"; an hour more ({self.hour.tokens:,} tokens): {_text(self.hour)}"
         if self.is_worth_it:
             return said
-        return f"{said}: stop, {self.points} measurements expect less than these rows can tell ({self.resolution:.4f})"
+        return (
+            f"{said}: stop, {self.points} measurements expect less than these samples can tell ({self.resolution:.4f})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -44,10 +44,10 @@ def test_a_law_is_found_again_with_its_floor_exponent_and_gain(points: int) -> N
 
 
 def test_a_course_that_is_flat_says_to_stop() -> None:
-    """The expected gain is below what these rows can tell; nothing is told of an hour where the speed is not known."""
+    """The expected gain is below what these samples tell; nothing is told of an hour where the speed is unknown."""
     found = outlook(_course(3.0, 1.0, 1.0, 1.0, 1.0, noise=0.05))
     assert found is not None and not found.is_worth_it and found.hour is None
-    assert "stop, 4 measurements expect less than these rows can tell" in found.advice
+    assert "stop, 4 measurements expect less than these samples can tell" in found.advice
     assert json.loads(json.dumps(found.to_dict()))["is_worth_it"] is False
 
 
