@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _OWN_KEYS: Final = ("base", "data", "heldout", "name")
 """Keys of one training; `adapters` and `sweep` are those of several."""
+_TEXTS: Final = {"base": "the model to start from", "name": "the name of the result"}
 _METHODS: Final = {
     "lora": trainer_pb2.METHOD_LORA,
     "qlora": trainer_pb2.METHOD_QLORA,
@@ -93,13 +94,14 @@ async def specs_of(session: Session, file: Path, found: Sequence[Mapping[str, An
 
     wanted: list[tuple[list[Path], dict[str, Any]]] = []
     for value in found:
-        missing = [key for key in ("base", "name") if not isinstance(value.get(key), str)]
-        if missing:
-            raise BadConfig(f"{file.name}: {missing[0]} is missing, or no text")
+        for key in _TEXTS:
+            text_of(value, key, file)
         names, settings = files_of(value, file)
         wanted.append(([file.parent / name for name in names], {**form_of(names, file), **settings}))
     paths = list(dict.fromkeys(path for own, _ in wanted for path in own))
     for path in paths:
+        if path.is_dir():
+            raise UnknownSource(f"{path} is a folder; name the files in it that are data")
         if not path.is_file():
             raise UnknownSource(f"{path} does not exist; {file.name} names its data relative to its own folder")
     stored = await upload(session, paths)
@@ -110,10 +112,21 @@ async def specs_of(session: Session, file: Path, found: Sequence[Mapping[str, An
     ]
 
 
+def text_of(value: Mapping[str, Any], key: str, file: Path) -> str:
+    """The name that a training has under `base` or `name`; BadConfig."""
+    if key not in value:
+        raise BadConfig(f"{file.name}: {key} is missing, {_TEXTS[key]}")
+    if not isinstance(value[key], str):
+        raise BadConfig(f"{file.name}: {key}={value[key]!r} must be text, {_TEXTS[key]}")
+    return str(value[key])
+
+
 def files_of(value: Mapping[str, Any], file: Path) -> tuple[list[str], dict[str, Any]]:
     """The data files that a training names, stage by stage and held-out rows last, and its settings without them."""
     settings = {key: item for key, item in value.items() if key not in _OWN_KEYS}
-    heldout = [str(value["heldout"])] if value.get("heldout") else []
+    heldout = [] if value.get("heldout") is None else [value["heldout"]]
+    if not all(isinstance(name, str) and name for name in heldout):
+        raise BadConfig(f"{file.name}: heldout={heldout[0]!r} must be one file")
     if "stages" not in value:
         names, own = _mixed(value, "", file)
         return [*names, *heldout], {**settings, **own}
@@ -161,7 +174,21 @@ def _mixed(value: Mapping[str, Any], where: str, file: Path) -> tuple[list[str],
             f"{file.name}: {where}data is missing, or neither a file, nor a list of files, nor files with how often an"
             " epoch passes over each"
         )
+    for name, passes in found.items():
+        if not _is_number(passes, limits.TRAIN_PASSES_MIN, limits.TRAIN_PASSES_MAX):
+            raise BadConfig(
+                f"{file.name}: {where}data: {name}: {passes!r} must be how often an epoch passes over it,"
+                f" {limits.TRAIN_PASSES_MIN:g} to {limits.TRAIN_PASSES_MAX}"
+            )
     return list(found), {"mix": list(found.values())}
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    """Whether it is one within these bounds; YAML reads 1e-4 as text."""
+    try:
+        return not isinstance(value, bool) and low <= float(value) <= high
+    except (TypeError, ValueError):
+        return False
 
 
 def _spec(value: Mapping[str, Any], settings: Mapping[str, Any], datasets: list[str]) -> trainer_pb2.TrainSpec:

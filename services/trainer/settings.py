@@ -22,7 +22,7 @@ from services.trainer.export_settings import ExportSettings
 from services.trainer.ia3_settings import Ia3Settings
 from services.trainer.neftune_settings import NeftuneSettings
 from services.trainer.parallel_settings import ParallelSettings
-from services.trainer.ranges import among, below_one, within
+from services.trainer.ranges import among, below_one, revision, within
 from services.trainer.schedule import KINDS
 from services.trainer.settings_reader import read_settings
 from services.trainer.stage_settings import StageSettings
@@ -235,10 +235,11 @@ class TrainSettings(StageSettings):
     trainer than it began with goes on with says so."""
 
     def __post_init__(self) -> None:
-        among("method", self.method, ("lora", "qlora", "ia3", "full", "pretrain"))
+        among("method", self.method, ("lora", "qlora", "ia3", "full", "pretrain"), {"dora": "lora: {dora: true}"})
         among("init", self.init, ("base", "random"))
         among("schedule", self.schedule, KINDS)
         among("data_format", self.data_format, ("rows", "csv", "tsv", "text"))
+        revision("code", self.code)
         self._check_columns()
         among("dtype", self.dtype, ("float32", "bfloat16"))
         whole = {"sequence_tokens": (8, 1 << 20), "pack_tokens": (0, 1 << 24), "seed": (0, 2**63 - 1),

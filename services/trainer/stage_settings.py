@@ -30,7 +30,7 @@ class StageSettings:
         if len(self.mix) > limits.TRAIN_FILES_MAX:
             raise BadConfig(f"{where}mix has {len(self.mix)} data files; {limits.TRAIN_FILES_MAX} at most can be mixed")
         for number, passes in enumerate(self.mix):
-            within(f"{where}mix[{number}]", passes, 1e-6, 1000)
+            within(f"{where}mix[{number}]", passes, limits.TRAIN_PASSES_MIN, limits.TRAIN_PASSES_MAX)
 
     @property
     def passes(self) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ from gateway.cli.runner import run
 from gateway.cli.sweep_runs import best_of, result_of, run_all, run_halving
 from gateway.cli.sweeps import HALVING, points_of, run_of
 from gateway.cli.sweeps_view import sweep_document, sweep_plan_view, sweep_view
-from gateway.cli.training_file import read_file, specs_of, trainings
+from gateway.cli.training_file import read_file, specs_of, text_of, trainings
 from gateway.cli.training_view import heldout_text, run_view
 from smeltkit.errors import BadConfig, JobFailed, all_errors
 from smeltkit.ids import check_name, new_id
@@ -85,7 +85,9 @@ def sweep(file: File, plan: Plan = False, vram: Vram = "", as_json: Json = False
         value = read_file(file)
         if not value.get("heldout"):
             raise BadConfig(f"{file.name}: a sweep needs heldout; its runs are compared by their loss on it")
-        points, name = points_of(value.get("sweep")), check_name(value["name"])
+        if "adapters" in value:
+            raise BadConfig(f"{file.name}: a sweep is of one training, adapters are several; remove one of both")
+        points, name = points_of(value.get("sweep")), check_name(text_of(value, "name", file))
         found = [run_of(value, point, number) for number, point in enumerate(points, start=1)]
         specs = _on_gpus(await specs_of(session, file, found), True, vram)
         plans = [

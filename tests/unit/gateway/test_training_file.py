@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from gateway.cli.training_file import read_file
+from gateway.cli.training_file import read_file, specs_of
 from smeltkit import limits
-from smeltkit.errors import BadConfig
+from smeltkit.errors import BadConfig, SmeltError, UnknownSource
 
 PLAIN = "base: ore\ndata: a.jsonl\nname: ore:x\n"
 
@@ -44,3 +46,20 @@ def test_a_key_that_occurs_twice_is_refused_at_any_depth(added: str, says: str, 
 def test_a_key_may_be_said_again_over_one_that_is_merged(tmp_path: Path) -> None:
     text = "sweep:\n  one: &one {rank: 4, alpha: 8}\n  two: &two {<<: *one, rank: 8}\nlora: {<<: *two, alpha: 4}\n"
     assert read_file(_file(tmp_path, text))["lora"] == {"rank": 8, "alpha": 4}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "says"),
+    [
+        ({"name": "ore:x", "data": "a"}, BadConfig, "base is missing, the model to start from"),
+        ({"base": 5, "name": "ore:x", "data": "a"}, BadConfig, "base=5 must be text, the model"),
+        ({"base": "ore", "name": None, "data": "a"}, BadConfig, "name=None must be text, the name of the result"),
+        ({"base": "ore", "name": "ore:x", "data": "."}, UnknownSource, "is a folder; name the files"),
+        ({"base": "ore", "name": "ore:x", "data": "a"}, UnknownSource, "a does not exist; training.yaml names"),
+    ],
+)
+async def test_what_a_training_names_wrongly_is_told_with_its_value(
+    value: dict[str, Any], error: type[SmeltError], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=says):
+        await specs_of(Mock(), tmp_path / "training.yaml", [value])

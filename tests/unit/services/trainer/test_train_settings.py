@@ -43,6 +43,9 @@ def test_numbers_may_be_written_as_people_write_them() -> None:
         ({"lora": {"targets": "attn.q"}}, "list of names"),
         ({"neftune": {"alpha": -1}}, "neftune.alpha=-1.0 must be"),
         ({"neftune": 5}, "neftune must be a mapping"),
+        ({"method": "dora"}, "must be one of lora, .*; write lora: {dora: true}"),
+        ({"code": "zzz"}, "code='zzz' must be twelve hex digits"),
+        ({"mix": [-1]}, r"mix\[0\]=-1.0 must be 1e-06 to 1000"),
         ([1], "mapping"),
     ],
 )
