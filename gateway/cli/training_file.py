@@ -62,6 +62,10 @@ def read_file(file: Path) -> dict[str, Any]:
         raise BadConfig(f"{file.name} is no YAML that can be read: {error}") from error
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise BadConfig(f"{file.name} must hold keys such as base, data, name and method")
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadConfig(f"{file.name} holds what no setting can be: {error}; quote what is meant as text") from error
     return value
 
 

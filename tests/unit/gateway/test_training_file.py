@@ -43,6 +43,13 @@ def test_a_key_that_occurs_twice_is_refused_at_any_depth(added: str, says: str, 
         read_file(_file(tmp_path, PLAIN + added))
 
 
+@pytest.mark.parametrize("added", ["seed: 2026-01-01\n", "lora: &a {rank: [*a]}\n", "lora: {[1, 2]: 3}\n"])
+def test_what_no_setting_can_be_is_refused(added: str, tmp_path: Path) -> None:
+    """A date, what holds itself, and a key of several parts."""
+    with pytest.raises(BadConfig, match="training.yaml"):
+        read_file(_file(tmp_path, PLAIN + added))
+
+
 def test_a_key_may_be_said_again_over_one_that_is_merged(tmp_path: Path) -> None:
     text = "sweep:\n  one: &one {rank: 4, alpha: 8}\n  two: &two {<<: *one, rank: 8}\nlora: {<<: *two, alpha: 4}\n"
     assert read_file(_file(tmp_path, text))["lora"] == {"rank": 8, "alpha": 4}
