@@ -197,7 +197,9 @@ def _course(run: Mapping[str, Any]) -> str:
     law = run.get("outlook")
     told = f"{sparkline(points)} {len(points)} measurements"
     if law is None:
-        return f"{told}: too few to say what more tokens would bring, which needs 3 after the first; set heldout_steps"
+        is_alone = run.get("together", 1) == 1
+        remedy = "set heldout_steps" if is_alone else "adapters trained together are measured at both ends only"
+        return f"{told}: too few to say what more tokens would bring, which needs 3 after the first; {remedy}"
     return (
         f"{told}; floor {law['floor']:.4f} [{law['floor_low']:.4f}, {law['floor_high']:.4f}], exponent"
         f" {law['exponent']:.2f} [{law['exponent_low']:.2f}, {law['exponent_high']:.2f}]"

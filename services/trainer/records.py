@@ -59,6 +59,7 @@ def store_run(
         "exports": outcome["exports"],
         "stages": _stages(path, outcome),
         "stopped": outcome.get("stopped"),
+        "together": outcome.get("together", 1),
         **_summary(path, outcome["matrix_flops"]),
     }
     config |= _prospects(read_course(folder / HELDOUT_FILE), config)

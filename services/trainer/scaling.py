@@ -22,6 +22,8 @@ from smeltkit.paired import compare
 
 POINTS_MIN: Final = 3
 """Measurements after the first step without which nothing is fitted."""
+FARTHEST: Final = 10
+"""Times the tokens seen beyond which nothing is said of further ones."""
 _EXPONENTS: Final = np.geomspace(0.05, 2.0, 256)
 _DRAWS: Final = 400
 _Floats = npt.NDArray[np.float64]
@@ -54,8 +56,10 @@ class Outlook:
     exponent_high: float
     again: Gain
     """As many tokens again as the run has seen."""
+    hour_tokens: int | None
+    """Tokens of an hour at the run's speed; None where that is not known."""
     hour: Gain | None
-    """The tokens of an hour, at the run's speed; None where that is not known."""
+    """What these would bring; None where they are more than FARTHEST times those seen, or not known."""
     resolution: float
     """Smallest change that these samples tell from noise: half the interval of that between the last two points."""
 
@@ -68,8 +72,9 @@ class Outlook:
     def advice(self) -> str:
         """A line for people."""
         said = f"as many tokens again: {_text(self.again)}"
-        if self.hour is not None:
-            said += f"; an hour more ({self.hour.tokens:,} tokens): {_text(self.hour)}"
+        if self.hour_tokens is not None:
+            far = f"too far from the {self.again.tokens:,} that were measured"
+            said += f"; an hour more ({self.hour_tokens:,} tokens): {_text(self.hour) if self.hour else far}"
         if self.is_worth_it:
             return said
         return (
@@ -98,6 +103,7 @@ def outlook(measured: Sequence[Measured], tokens_per_second: float | None = None
         low, high = np.percentile(many, [2.5, 97.5])
         return Gain(tokens=further, gain=float(_gains(*found, last, further)[0]), low=float(low), high=float(high))
 
+    hour_tokens = round(tokens_per_second * 3600) if tokens_per_second else None
     bounds = [np.percentile(values, [2.5, 97.5]) for values in (drawn[0], drawn[2])]
     ends = compare(points[-2].losses, points[-1].losses)
     return Outlook(
@@ -109,7 +115,8 @@ def outlook(measured: Sequence[Measured], tokens_per_second: float | None = None
         exponent_low=float(bounds[1][0]),
         exponent_high=float(bounds[1][1]),
         again=gain(int(last)),
-        hour=gain(round(tokens_per_second * 3600)) if tokens_per_second else None,
+        hour_tokens=hour_tokens,
+        hour=gain(hour_tokens) if hour_tokens and hour_tokens <= FARTHEST * last else None,
         resolution=(ends.high - ends.low) / 2,
     )
 

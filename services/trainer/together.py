@@ -160,7 +160,7 @@ def store_parts(
         if "reason" in reached:
             found.append(all_errors()[reached["reason"]](f"{part.name}: {reached['message']}"))
             continue
-        reached["alerts"] = outcome["alerts"]
+        reached |= {"alerts": outcome["alerts"], "together": len(parts)}
         manifest = work.store_trained(own, reached, phases)
         found.append(Made(manifest=manifest, outcome=reached, folder=own.folder))
     return found

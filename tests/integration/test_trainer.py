@@ -269,7 +269,7 @@ async def test_adapters_trained_together_are_found_again_alone(
     listed = (await call(stub.ListRuns, trainer_pb2.ListRunsRequest(limit=2), timeout_s=60)).runs
     assert {run.subject for run in listed} == set(bundles.values())
     records = {run.subject: json.loads(run.config_json) for run in listed}
-    assert all(record["settings"]["lora"]["rank"] == 4 for record in records.values())
+    assert all((record["settings"]["lora"]["rank"], record["together"]) == (4, 2) for record in records.values())
     assert [one["data"] for one in records[bundles["tiny:high"]]["stages"]] == [[data], [data, further]]
 
 

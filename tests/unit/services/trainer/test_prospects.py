@@ -33,12 +33,12 @@ def _course(*losses: float, noise: float = 0.01, step: int = 20) -> list[Measure
 def test_a_law_is_found_again_with_its_floor_exponent_and_gain(points: int) -> None:
     """Planted E = 1.2, A = 3 at 1,000 tokens, alpha = 0.3; each lies within what is told of it, or close to it."""
     planted = [9.0, *(1.2 + 3 * (20 * n) ** -0.3 for n in range(1, points + 1))]
-    found = outlook(_course(*planted), 1000.0)
+    found = outlook(_course(*planted), 100.0)
     assert found is not None and found.points == points and found.is_worth_it and "stop" not in found.advice
     assert found.floor_low < 1.25 and found.floor_high > 1.15
     assert found.exponent_low - 0.02 < 0.3 < found.exponent_high + 0.02
     last = 20 * points
-    assert found.again.tokens == last * 1000 and found.hour is not None and found.hour.tokens == 3_600_000
+    assert found.again.tokens == last * 1000 and found.hour is not None and found.hour.tokens == 360_000
     assert found.again.gain == pytest.approx(3 * (last**-0.3 - (2 * last) ** -0.3), rel=0.1)
     assert found.again.low < found.again.gain < found.again.high < found.hour.gain
 
@@ -49,6 +49,15 @@ def test_a_course_that_is_flat_says_to_stop() -> None:
     assert found is not None and not found.is_worth_it and found.hour is None
     assert "stop, 4 measurements expect less than these samples can tell" in found.advice
     assert json.loads(json.dumps(found.to_dict()))["is_worth_it"] is False
+
+
+def test_what_lies_far_beyond_the_tokens_seen_is_not_foretold() -> None:
+    """At most ten times those; an hour of more is named with its tokens, and that it is too far."""
+    course = _course(3.0, 2.0, 1.5, 1.3)
+    near, far = outlook(course, 600_000 / 3600), outlook(course, 600_100 / 3600)
+    assert near is not None and near.hour is not None and near.hour.tokens == 600_000
+    assert far is not None and far.hour is None and far.to_dict()["hour_tokens"] == 600_100
+    assert "an hour more (600,100 tokens): too far from the 60,000 that were measured" in far.advice
 
 
 def test_too_few_measurements_give_no_law() -> None:
