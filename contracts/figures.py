@@ -2,8 +2,8 @@
 
 A section that names results of benchmarks, as `NAME.json` or by the command `python -m benchmarks.NAME`, may state
 only what those hold: shares, times, speeds, memory and ratios, in any unit, rounded as far as it is written. A section
-that names none may claim no speed and no ratio. Pictures of output, the level of intervals and bounds (`within 2 %`),
-which tests hold, are no claims of that kind.
+that names none may claim no speed and no ratio, and one that names what is not there is wrong. Pictures of output, the
+level of intervals and bounds (`within 2 %`), which tests hold, are no claims of that kind.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ LIST_MAX: Final = 8
 """Longer lists are raw series, which no document quotes."""
 _FIGURE: Final = re.compile(r"(?<![\w.,-])(?<!within )(\d[\d,]*(?:\.\d+)?) ?(x|%|times|ms|GiB|TFLOP/s|tokens/s)(?!\w)")
 _NAMED: Final = re.compile(r"\b([a-z_0-9]+)\.json\b|python3? -m\s+benchmarks\.(?:gpu\.)?([a-z_0-9]+)")
+_NO_RESULTS: Final = ("credentials", "dequantization", "progress", "seccomp", "stack", "tokenizer")
+"""Files called .json that documents speak of and that hold no measurement."""
 _FENCE: Final = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _CLAIMS: Final = ("x", "times", "tokens/s", "TFLOP/s")
 """Units that only a measurement has; others are those of limits and settings too."""
@@ -39,7 +41,7 @@ _SCALES: Final[Mapping[str, tuple[tuple[str, float], ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Unfounded:
-    """A figure that nothing stored bears out."""
+    """A figure that nothing stored bears out, or a result that is named and not there."""
 
     document: str
     section: str
@@ -50,12 +52,15 @@ class Unfounded:
 
 
 def unfounded(documents: Mapping[str, str], results: Path) -> list[Unfounded]:
-    """Figures in `documents`, name to text, that no result named beside them in the folder `results` holds."""
+    """Figures in `documents`, name to text, that no result named beside them in the folder `results` holds.
+
+    Results that are named and not there are among them, and commands without a module beside that folder.
+    """
     return [
-        Unfounded(document=name, section=section.partition("\n")[0].lstrip("# "), figure=f"{number} {unit}")
+        Unfounded(document=name, section=section.partition("\n")[0].lstrip("# "), figure=figure)
         for name, text in documents.items()
         for section in re.split(r"^(?=#)", _FENCE.sub("", text), flags=re.MULTILINE)
-        for number, unit in _unfounded(section, results)
+        for figure in (*_absent(section, results), *_unfounded(section, results))
     ]
 
 
@@ -70,7 +75,16 @@ def figures_in(section: str) -> list[tuple[str, str]]:
     return [found for match in _FIGURE.finditer(section) if (found := (match[1], match[2])) != LEVEL]
 
 
-def _unfounded(section: str, results: Path) -> Iterator[tuple[str, str]]:
+def _absent(section: str, results: Path) -> Iterator[str]:
+    """Results that a section names and that are not stored, commands that it names and that do not exist."""
+    for result, command in sorted(set(_NAMED.findall(section))):
+        if result and result not in _NO_RESULTS and not (results / f"{result}.json").is_file():
+            yield f"{result}.json is not stored"
+        if command and not any((results.parent / folder / f"{command}.py").is_file() for folder in ("", "gpu")):
+            yield f"benchmarks.{command} does not exist"
+
+
+def _unfounded(section: str, results: Path) -> Iterator[str]:
     named = {f"{one or other}.json" for one, other in _NAMED.findall(section)}
     stored = [json.loads((results / name).read_text()) for name in sorted(named) if (results / name).is_file()]
     values = [value for content in stored for value in _values(content)]
@@ -79,7 +93,7 @@ def _unfounded(section: str, results: Path) -> Iterator[tuple[str, str]]:
         if not stored and unit not in _CLAIMS:
             continue
         if not any(_is_written(number, value) for value in _in_unit(unit, values, ratios)):
-            yield number, unit
+            yield f"{number} {unit}"
 
 
 def _in_unit(unit: str, values: list[tuple[str, float]], ratios: list[float]) -> Iterator[float]:

@@ -14,6 +14,8 @@ from typing import Any, Final, TypeVar
 from smeltkit.errors import BadConfig
 
 T = TypeVar("T")
+WRITTEN: Final = "written"
+"""Of a field that people write under another key, its metadata's name of that key."""
 _NUMBER: Final = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)([KMG]?)", re.IGNORECASE)
 _UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
@@ -31,8 +33,10 @@ def read_settings(kind: type[T], value: Any, where: str = "", beside: Sequence[s
         if key not in known:
             if key in beside:
                 raise BadConfig(f"{key} is no setting of one training; it stands beside its settings")
-            near = difflib.get_close_matches(str(key), [*known, *beside], n=1)
-            hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join([*beside, *known])}"
+            own = [entry.metadata.get(WRITTEN, entry.name) for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+            told = list(dict.fromkeys([*beside, *own]))
+            near = difflib.get_close_matches(str(key), told, n=1)
+            hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(told)}"
             raise BadConfig(f"{where}{key} is no setting; {hint}")
     return kind(**{key: _read(types_of[key], item, where + key) for key, item in value.items()})
 

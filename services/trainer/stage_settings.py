@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.trainer.ranges import within
+from services.trainer.settings_reader import WRITTEN
 from smeltkit import limits
 from smeltkit.errors import BadConfig
 
@@ -19,7 +20,7 @@ class StageSettings:
     """Optimizer steps after which it ends; 0 for all that the epochs have."""
     min_tokens: int = 0
     """Tokens that it must see at least."""
-    mix: tuple[float, ...] = ()
+    mix: tuple[float, ...] = field(default=(), metadata={WRITTEN: "data"})
     """How often an epoch passes over each of several data files, above 0 to 1000: 0.5 takes a half that is drawn anew
     each time. Empty for one file, once."""
 

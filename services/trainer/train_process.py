@@ -105,6 +105,8 @@ def train(folder: Path, spec: dict[str, Any], here: Place = ALONE_HERE) -> dict[
         course = begin_course(folder, prepared, decoder, is_first=ranks.is_first)
         adapt(decoder, settings)
         shard(decoder, ranks, regathers=settings.regather)
+        # Weights and adapters began alike in all processes; from here on each draws dropout and noise of its own, but
+        # for those that see the same tokens. The first keeps the state that a training of one process would have.
         if ranks.leader:
             torch.manual_seed(settings.seed + ranks.leader)
         run = make_run(folder, spec["run_digest"], prepared, decoder, peak, ranks)

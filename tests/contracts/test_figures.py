@@ -46,13 +46,19 @@ def test_the_gain_that_the_readme_shows_is_of_several_seeds() -> None:
         ("`speed.json`: 41 times", ["41 times"]),
         ("`speed.json`: 97 ms", ["97 ms"]),
         ("by `python -m benchmarks.speed`: 3 x", ["3 x"]),
-        ("`absent.json`: 1.50 x", ["1.50 x"]),
+        ("`absent.json`: 1.50 x", ["absent.json is not stored", "1.50 x"]),
+        ("`absent.json` and `speed.json`: 1.50 x", ["absent.json is not stored"]),
+        ("by `python -m benchmarks.gpu.gone`", ["benchmarks.gone does not exist"]),
+        ("`tokenizer.json` is no result", []),
         ("1.50 x as fast. 30 ms and 20 % are settings", ["1.50 x"]),
         ("`speed.json`: [95 %], within 2 %\n```\n3 x\n```", []),
         ("`speed.json`\n## Next\n1.50 x", ["1.50 x"]),
     ],
 )
 def test_a_figure_that_nothing_bears_out_is_named(text: str, wrong: list[str], tmp_path: Path) -> None:
-    """R-113: another number, another unit, no result, a result of another section, a raw series."""
-    (tmp_path / "speed.json").write_text(json.dumps(STORED))
-    assert [one.figure for one in unfounded({"a.md": text}, tmp_path)] == wrong
+    """R-113: another number, another unit, no result, a result of another section, a raw series, what is not there."""
+    results = tmp_path / "results"
+    results.mkdir()
+    (tmp_path / "speed.py").touch()
+    (results / "speed.json").write_text(json.dumps(STORED))
+    assert [one.figure for one in unfounded({"a.md": text}, results)] == wrong

@@ -8,10 +8,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import overload
 
 from services.trainer.data.order import Order
-from services.trainer.data.samples import Sample
+from services.trainer.data.samples import Sample, SampleSequence
 
 
 class Curriculum:
@@ -57,7 +56,7 @@ class Curriculum:
         return max(found, key=lambda pack: sum(self.lengths[number] for number in pack))
 
 
-class Joined(Sequence[Sample]):
+class Joined(SampleSequence):
     """The samples of several data files, end to end."""
 
     def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
@@ -68,14 +67,7 @@ class Joined(Sequence[Sample]):
     def __len__(self) -> int:
         return self.firsts[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        part = bisect_right(self.firsts, index) - 1
-        return self._parts[part][index - self.firsts[part]]
+    def sample(self, number: int) -> Sample:
+        """See `SampleSequence`."""
+        part = bisect_right(self.firsts, number) - 1
+        return self._parts[part][number - self.firsts[part]]

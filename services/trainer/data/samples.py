@@ -16,7 +16,7 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,25 @@ class Sample:
     def counted(self) -> int:
         """Targets that are learnt."""
         return int((self.targets != IGNORED).sum())
+
+
+class SampleSequence(Sequence[Sample]):
+    """Samples by their numbers; what knows its length and gives a `sample`."""
+
+    def sample(self, number: int) -> Sample:
+        """The sample of a number, which is one that there is."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self.sample(number) for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.sample(index)
 
 
 class Encoder:

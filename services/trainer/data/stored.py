@@ -17,12 +17,12 @@ import os
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final, overload
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.data.samples import Sample
+from services.trainer.data.samples import Sample, SampleSequence
 from smeltkit.errors import DigestMismatch
 from smeltkit.manifest import canonical_json
 from smeltkit.ml.decoder_targets import IGNORED
@@ -34,7 +34,7 @@ _READ_BYTES: Final = 1 << 20
 Starts = npt.NDArray[np.int64]
 
 
-class StoredSamples(Sequence[Sample]):
+class StoredSamples(SampleSequence):
     """Samples, in the order in which they were added."""
 
     def __init__(self, pairs: npt.NDArray[np.int32], starts: Starts, counted: int) -> None:
@@ -44,16 +44,9 @@ class StoredSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        pairs = self._pairs[self._starts[index] : self._starts[index + 1]]
+    def sample(self, number: int) -> Sample:
+        """See `SampleSequence`."""
+        pairs = self._pairs[self._starts[number] : self._starts[number + 1]]
         return Sample(ids=pairs[:, 0].copy(), targets=pairs[:, 1].copy())
 
     @property

@@ -30,7 +30,8 @@ def test_numbers_may_be_written_as_people_write_them() -> None:
     [
         ({"learning_rat": 1}, "did you mean learning_rate"),
         ({"lora": {"rnk": 1}}, "did you mean lora.rank"),
-        ({"xyz": 1}, "known are base, data, heldout, name, adapters, sweep, epochs, .*, stages, "),
+        ({"xyz": 1}, "known are base, data, heldout, name, adapters, sweep, epochs, max_steps, min_tokens, stages, "),
+        ({"stages": [{"xyz": 1}]}, r"stages\[0\].xyz is no setting; known are epochs, max_steps, min_tokens, data$"),
         ({"sweeps": {}}, "did you mean sweep"),
         ({"adapters": []}, "stands beside"),
         ({"lora": {"xyz": 1}}, "lora.xyz is no setting; known are rank"),
