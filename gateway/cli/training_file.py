@@ -172,19 +172,22 @@ def _mixed(value: Mapping[str, Any], where: str, file: Path) -> tuple[list[str],
     data = value.get("data")
     if isinstance(data, str):
         return [data], {}
-    found = dict.fromkeys(data, 1) if isinstance(data, list) else data
-    if not isinstance(found, Mapping) or not found or not all(isinstance(name, str) for name in found):
+    if isinstance(data, list) and all(isinstance(name, str) for name in data):
+        if twice := next((name for name in data if data.count(name) > 1), ""):
+            raise BadConfig(f"{file.name}: {where}data names {twice} more than once; say how often: {{{twice}: 2}}")
+        data = dict.fromkeys(data, 1)
+    if not isinstance(data, Mapping) or not data or not all(isinstance(name, str) for name in data):
         raise BadConfig(
             f"{file.name}: {where}data is missing, or neither a file, nor a list of files, nor files with how often an"
             " epoch passes over each"
         )
-    for name, passes in found.items():
+    for name, passes in data.items():
         if not _is_number(passes, limits.TRAIN_PASSES_MIN, limits.TRAIN_PASSES_MAX):
             raise BadConfig(
                 f"{file.name}: {where}data: {name}: {passes!r} must be how often an epoch passes over it,"
                 f" {limits.TRAIN_PASSES_MIN:g} to {limits.TRAIN_PASSES_MAX}"
             )
-    return list(found), {"mix": list(found.values())}
+    return list(data), {"mix": list(data.values())}
 
 
 def _is_number(value: Any, low: float, high: float) -> bool:

@@ -113,7 +113,10 @@ class NatsBucket:
         await self._write(key, b"", revision, headers={_OPERATION: "DEL"})
 
     async def entries(self, after_revision: int = 0) -> list[Entry]:
-        """All present entries written after `after_revision`, by a throw-away consumer."""
+        """All present entries written after `after_revision`, by a throw-away consumer.
+
+        The consumer may live on a server that is behind the leader: it is read until the leader's last write has come.
+        """
         return await self._bus.call(f"listing {self._name}", lambda: self._scan(after_revision))
 
     @asynccontextmanager
@@ -128,15 +131,16 @@ class NatsBucket:
             yield bell
 
     async def _last(self, key: str) -> api.RawStreamMsg | None:
-        async def once() -> api.RawStreamMsg | None:
-            try:
-                return await self._bus.jetstream.get_msg(self._stream, subject=self._prefix + key)
-            except nats.js.errors.NotFoundError as error:
-                if error.err_code == _NO_STREAM:
-                    raise nats.js.errors.NoStreamResponseError from error
-                return None
+        return await self._bus.call(f"reading {self._name}", lambda: self._ask_leader(key))
 
-        return await self._bus.call(f"reading {self._name}", once)
+    async def _ask_leader(self, keys: str) -> api.RawStreamMsg | None:
+        """The last write of `keys` (a key, or `>` for all) as the stream's leader has it."""
+        try:
+            return await self._bus.jetstream.get_msg(self._stream, subject=self._prefix + keys)
+        except nats.js.errors.NotFoundError as error:
+            if error.err_code == _NO_STREAM:
+                raise nats.js.errors.NoStreamResponseError from error
+            return None
 
     async def _write(self, key: str, value: bytes, last: int, headers: dict[str, str] | None = None) -> int:
         if len(value) > limits.KV_VALUE_MAX_BYTES:
@@ -154,6 +158,9 @@ class NatsBucket:
             return found.seq or 0
 
     async def _scan(self, after_revision: int) -> list[Entry]:
+        newest = await self._ask_leader(">")
+        if newest is None or (newest.seq or 0) <= after_revision:
+            return []
         jetstream, name = self._bus.jetstream, f"scan-{uuid.uuid4().hex[:12]}"
         config = api.ConsumerConfig(
             name=name,
@@ -165,18 +172,16 @@ class NatsBucket:
             num_replicas=1,
         )
         info = await jetstream.add_consumer(self._stream, config)
-        if not info.num_pending:
-            await jetstream.delete_consumer(self._stream, name)
-            return []
         subscription = await jetstream.pull_subscribe_bind(consumer=name, stream=self._stream)
         found: dict[str, Entry] = {}
         try:
-            pending = info.num_pending
-            while pending:
-                batch = await subscription.fetch(min(pending, limits.BUS_SCAN_BATCH), limits.BUS_ATTEMPT_TIMEOUT_S)
+            pending, reached = info.num_pending or 0, 0
+            while reached < (newest.seq or 0):
+                size = min(max(pending, 1), limits.BUS_SCAN_BATCH)
+                batch = await subscription.fetch(size, limits.BUS_ATTEMPT_TIMEOUT_S)
                 for message in batch:
                     self._collect(message, found)
-                pending = batch[-1].metadata.num_pending
+                pending, reached = batch[-1].metadata.num_pending, batch[-1].metadata.sequence.stream
         finally:
             await subscription.unsubscribe()
             await jetstream.delete_consumer(self._stream, name)

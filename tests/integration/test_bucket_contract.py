@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from nats.js.api import ConsumerInfo
 
 from smeltkit.bus import Bus
 from smeltkit.bus.kv import Bucket
@@ -135,3 +138,19 @@ async def test_a_ring_between_two_waits_is_kept(bucket: Bucket, key: str) -> Non
         await bucket.update(key, b"2", revision)
         assert await bell.wait(5)
         assert not await bell.wait(0.05)
+
+
+async def test_a_listing_from_a_server_that_is_behind_waits_for_the_last_write(
+    bus: Bus, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cluster the consumer's server may not have stored the last write yet: it sees nothing pending."""
+    add_consumer = bus.jetstream.add_consumer
+
+    async def behind(*args: Any, **kwargs: Any) -> ConsumerInfo:
+        return dataclasses.replace(await add_consumer(*args, **kwargs), num_pending=0)
+
+    monkeypatch.setattr(bus.jetstream, "add_consumer", behind)
+    bucket = bus.bucket(STAGES_BUCKET)
+    revision = await bucket.create(key, b"first")
+    assert revision in [entry.revision for entry in await bucket.entries()]
+    assert await bucket.entries(revision) == []
