@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from smelt.artifact.v1 import artifact_pb2_grpc
 from smelt.job.v1 import job_pb2_grpc
+from smelt.tenant.v1 import tenant_pb2_grpc
 
 from gateway.artifact_servicer import ArtifactServicer
 from gateway.config import GatewayConfig
@@ -18,9 +19,15 @@ from gateway.http.app import build_app, build_metrics_app
 from gateway.http.config import HttpConfig
 from gateway.http.metrics import Metrics
 from gateway.http_server import serve_http
+from gateway.tenants.accounts import Accounts
+from gateway.tenants.admission import Admission
+from gateway.tenants.keys import ApiKeys
+from gateway.tenants.metering import Metering
+from gateway.tenants.servicer import TenantServicer
 from smeltkit import limits
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus.client import Bus
+from smeltkit.bus.subjects import TENANTS_BUCKET
 from smeltkit.catalog import Catalog
 from smeltkit.config import PlatformConfig, from_environment
 from smeltkit.jobs.ledger import JobLedger
@@ -61,14 +68,18 @@ async def serve() -> None:
         catalog, ledger, store = Catalog(bus), JobLedger(bus), S3Store(platform)
         await asyncio.to_thread(store.prove)
 
-        host = ServiceHost("gateway", rpc, health_servicer=ForwardedHealth(channels))
+        keys, accounts = ApiKeys.from_file(http_config.api_keys_file), Accounts(bus.bucket(TENANTS_BUCKET))
+        admission = Admission(keys=keys, accounts=accounts, ledger=ledger)
+        host = ServiceHost("gateway", rpc, health_servicer=ForwardedHealth(channels), tenant_of=keys.holder_at_grpc)
         host.add(
             "smelt.artifact.v1.ArtifactService",
             artifact_pb2_grpc.add_ArtifactServiceServicer_to_server,
-            ArtifactServicer(catalog, store),
+            ArtifactServicer(catalog, store, admission),
         )
         host.add("smelt.job.v1.JobService", job_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(ledger))
-        host.add_generic(Forwarder(channels), *FORWARDED)
+        add_tenants = tenant_pb2_grpc.add_TenantServiceServicer_to_server
+        host.add("smelt.tenant.v1.TenantService", add_tenants, TenantServicer(keys, accounts))
+        host.add_generic(Forwarder(channels, admission), *FORWARDED)
 
         async def is_bus_connected() -> bool:
             return bus.is_connected
@@ -78,7 +89,9 @@ async def serve() -> None:
 
         checks = {"bus": is_bus_connected, "inference": is_inference_serving}
         counts = Metrics()
-        edge = build_app(http_config, catalog, channels["inference"], checks=checks, counts=counts)
+        edge = build_app(
+            http_config, catalog, channels["inference"], keys=keys, accounts=accounts, checks=checks, counts=counts
+        )
         pages = [(edge, config.http_listen)]
         if http_config.metrics_listen:
             pages.append((build_metrics_app(counts), http_config.metrics_listen))
@@ -86,6 +99,8 @@ async def serve() -> None:
         await host.run(
             *(partial(serve_http, app, listen, drain_grace_s=rpc.drain_grace_s) for app, listen in pages),
             partial(run_sweeper, ledger),
+            partial(accounts.run, keys.tenant),
+            Metering(keys, accounts, ledger, store).run,
         )
 
 

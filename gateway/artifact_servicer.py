@@ -8,10 +8,11 @@ from typing import Protocol
 from smelt.artifact.v1 import artifact_pb2, artifact_pb2_grpc
 
 from gateway.references import References
+from gateway.tenants.admission import Admission
 from smeltkit.artifacts import to_artifact
 from smeltkit.blobs.store import Presigner, Store
 from smeltkit.catalog import Catalog, Entry
-from smeltkit.rpc.context import RpcContext
+from smeltkit.rpc.context import TENANT, RpcContext
 
 
 class ArtifactStore(Store, Presigner, Protocol):
@@ -21,9 +22,11 @@ class ArtifactStore(Store, Presigner, Protocol):
 class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
     """Translates; the work is the catalogue's and the store's. Files never travel through gRPC."""
 
-    def __init__(self, catalog: Catalog, store: ArtifactStore) -> None:
+    def __init__(self, catalog: Catalog, store: ArtifactStore, admission: Admission | None = None) -> None:
+        """`admission` holds uploads of tenants to their quotas."""
         self._catalog = catalog
         self._store = store
+        self._admission = admission
         self._references = References(catalog, store)
 
     async def GetArtifact(
@@ -49,6 +52,9 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
     async def BeginUpload(
         self, request: artifact_pb2.BeginUploadRequest, context: RpcContext
     ) -> artifact_pb2.BeginUploadResponse:
+        tenant = TENANT.get()
+        if tenant and self._admission and await asyncio.to_thread(self._store.size, request.digest) is None:
+            await self._admission.reserve_upload(tenant, request.digest, request.size_bytes)
         plan = await asyncio.to_thread(self._store.begin_upload, request.digest, request.size_bytes)
         parts = (
             artifact_pb2.UploadPart(

@@ -9,6 +9,7 @@ its own.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import grpc
@@ -20,12 +21,15 @@ from smelt.inference.v1 import inference_pb2
 from smelt.sandbox.v1 import sandbox_pb2
 from smelt.trainer.v1 import trainer_pb2
 
+from gateway.tenants.admission import Admission, Outgoing
 from smeltkit import limits
 from smeltkit.errors import NoReplica, ServiceUnavailable
-from smeltkit.rpc.context import RpcContext
+from smeltkit.rpc.context import TENANT, TENANT_KEY, RpcContext
 from smeltkit.rpc.status import has_reason
 
-_HOP = frozenset({"traceparent", "tracestate", "authorization", "user-agent", "content-type", "te", "accept-encoding"})
+_HOP = frozenset(
+    {"traceparent", "tracestate", "authorization", "user-agent", "content-type", "te", "accept-encoding", TENANT_KEY}
+)
 _FILES = (importer_pb2, trainer_pb2, inference_pb2, evaluator_pb2, sandbox_pb2)
 
 _NOT_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -37,11 +41,12 @@ FORWARDED = tuple(service.full_name for file in _FILES for service in file.DESCR
 class Forwarder(grpc.GenericRpcHandler):
     """Passes `/smelt.<name>.v1.*` on to the channel of `name`; any other method is not its own.
 
-    The channels must not retry: whoever calls the gateway does, and attempts would multiply.
+    The channels must not retry: whoever calls the gateway does, and attempts would multiply. Calls of tenants are held
+    to their quotas by `admission`, which reads those that plan or start something.
     """
 
-    def __init__(self, channels: Mapping[str, grpc.aio.Channel]) -> None:
-        self._channels = channels
+    def __init__(self, channels: Mapping[str, grpc.aio.Channel], admission: Admission | None = None) -> None:
+        self._channels, self._admission = channels, admission
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of one method, or None."""
@@ -55,18 +60,25 @@ class Forwarder(grpc.GenericRpcHandler):
         outgoing: Any = channel.stream_stream(method) if has_requests else channel.unary_stream(method)
 
         async def forward(request: Any, context: RpcContext) -> AsyncIterator[bytes]:
-            metadata = grpc.aio.Metadata(*_passed_on(context.invocation_metadata()))
-            call = outgoing(request, timeout=context.time_remaining(), metadata=metadata)
+            tenant, left_s = TENANT.get(), context.time_remaining()
+            named = ((TENANT_KEY, tenant),) if tenant else ()
+            metadata = grpc.aio.Metadata(*_passed_on(context.invocation_metadata()), *named)
+            admission = self._admission if tenant and not has_requests else None
+            passed = Outgoing(channel=channel, method=method, metadata=metadata, timeout_s=left_s)
+            call = None
             try:
-                if initial := _passed_on(await call.initial_metadata()):
-                    await context.send_initial_metadata(initial)
-                async for reply in call:
-                    yield reply
-                context.set_trailing_metadata(_passed_on(await call.trailing_metadata()))
+                async with admission.admitted(tenant, passed, request) if admission else nullcontext():
+                    call = outgoing(request, timeout=left_s, metadata=metadata)
+                    if initial := _passed_on(await call.initial_metadata()):
+                        await context.send_initial_metadata(initial)
+                    async for reply in call:
+                        yield await admission.told(tenant, method, reply) if admission else reply
+                    context.set_trailing_metadata(_passed_on(await call.trailing_metadata()))
             except grpc.aio.AioRpcError as error:
                 await _abort_alike(error, name, context)
             finally:
-                call.cancel()
+                if call is not None:
+                    call.cancel()
 
         build = grpc.stream_stream_rpc_method_handler if has_requests else grpc.unary_stream_rpc_method_handler
         return build(forward)

@@ -330,7 +330,7 @@ class TooManyRequests(Exhausted):
 
 
 class QuotaUsedUp(Exhausted):
-    """The tokens that this API key may use in a window of time are used up."""
+    """What the tenant of this API key may use in a window of time, of tokens, bytes or GPU seconds, is used up."""
 
 
 class DiskFull(Exhausted):

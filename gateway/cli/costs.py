@@ -70,7 +70,7 @@ def cost_of(job: job_pb2.Job, result: artifact_pb2.Artifact | None, runs: Sequen
         tenant=job.tenant,
         state=state_of(job),
         time_s=0.0 if job.is_cached else span_ns / 1e9,
-        gpu_s=None if job.service == "trainer" else 0.0,
+        gpu_s=job.gpu_s or (None if job.service == "trainer" else 0.0),
         size_bytes=None if result is None else result.size_bytes,
     )
     if job.is_cached or result is None:
@@ -79,7 +79,7 @@ def cost_of(job: job_pb2.Job, result: artifact_pb2.Artifact | None, runs: Sequen
         time_s = max(run["cost"]["time_s"] for run in runs)
         gpus = 0 if runs[0]["device"].startswith("cpu") else runs[0]["settings"].get("processes", 1)
         tokens = sum(run["cost"]["tokens"] for run in runs)
-        return replace(known, time_s=time_s, gpu_s=gpus * time_s, tokens=tokens)
+        return replace(known, time_s=time_s, gpu_s=job.gpu_s or gpus * time_s, tokens=tokens)
     told = json.loads(result.config_json)
     if "completion_tokens" in told:
         return replace(known, time_s=told["times"]["total_s"], tokens=told["completion_tokens"])

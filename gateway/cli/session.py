@@ -14,6 +14,7 @@ from smelt.importer.v1 import importer_pb2_grpc
 from smelt.inference.v1 import inference_pb2_grpc
 from smelt.job.v1 import job_pb2, job_pb2_grpc
 from smelt.sandbox.v1 import sandbox_pb2_grpc
+from smelt.tenant.v1 import tenant_pb2_grpc
 from smelt.trainer.v1 import trainer_pb2_grpc
 
 from gateway.cli import follow
@@ -41,6 +42,7 @@ class Session:
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
         self.evaluator = evaluator_pb2_grpc.EvaluatorServiceStub(channel)
         self.trainer = trainer_pb2_grpc.TrainerServiceStub(channel)
+        self.tenants = tenant_pb2_grpc.TenantServiceStub(channel)
         self.sandbox = sandbox_pb2_grpc.SandboxServiceStub(channel)
 
     async def call(self, method: Any, request: Message, *, timeout_s: float = limits.COMMAND_TIMEOUT_S) -> Any:

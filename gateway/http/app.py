@@ -21,9 +21,9 @@ from gateway.http import metrics
 from gateway.http.config import HttpConfig
 from gateway.http.edge import Edge
 from gateway.http.generation import Generation, Resolver, unknown_model
-from gateway.http.keys import ApiKeys, Tenant
-from gateway.http.quotas import Quotas
 from gateway.http.replies import Health, ModelInfo, ModelList
+from gateway.tenants.accounts import Accounts
+from gateway.tenants.keys import ApiKeys, Tenant
 from smeltkit import limits
 from smeltkit.catalog import Entry
 from smeltkit.manifest import BUNDLE_TYPE
@@ -47,13 +47,16 @@ def build_app(
     catalog: ModelNames,
     inference: grpc.aio.Channel,
     *,
+    keys: ApiKeys,
+    accounts: Accounts,
     checks: Mapping[str, Check],
     counts: metrics.Metrics | None = None,
 ) -> ASGIApp:
     """The application. `inference` is a channel to the inference service, `checks` is what readiness rests on.
 
+    `keys` are let in, and what they used is in `accounts`.
+
     `counts` are what `build_metrics_app` shows too. The caller closes the channel after the server has stopped.
-    BadConfig if the file of API keys is wrong.
     """
     if not config.api_keys_file:
         _LOG.warning("the HTTP edge asks for no API key: whoever reaches it may use it (SMELT_HTTP_API_KEYS_FILE)")
@@ -63,7 +66,7 @@ def build_app(
         inference=inference_pb2_grpc.InferenceServiceStub(inference),
         config=config,
         metrics=counts,
-        quotas=Quotas(),
+        accounts=accounts,
     )
     models = _Models(catalog)
     routes = [
@@ -74,7 +77,7 @@ def build_app(
         *operations_routes(counts, checks),
     ]
     router = Router(routes, redirect_slashes=False)
-    return Edge(router, ApiKeys.from_file(config.api_keys_file), counts)
+    return Edge(router, keys, counts)
 
 
 def build_metrics_app(counts: metrics.Metrics) -> ASGIApp:

@@ -13,8 +13,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.errors import to_response
-from gateway.http.keys import ApiKeys
 from gateway.http.metrics import Metrics
+from gateway.tenants.keys import ApiKeys
 from smeltkit import telemetry
 from smeltkit.errors import InternalError, SmeltError, UnknownRoute
 from smeltkit.ids import new_id

@@ -6,6 +6,7 @@ Whoever leaves frees its slot: the call is cancelled the moment the connection i
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.http import errors
 from gateway.http.config import HttpConfig
-from gateway.http.keys import Tenant
 from gateway.http.metrics import Metrics
-from gateway.http.quotas import Quotas
 from gateway.http.replies import ChatChunk, TextCompletion
 from gateway.http.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse
 from gateway.http.shapes import ChatShape, Part, Shape, TextShape, usage_of, used_by
 from gateway.http.streaming import until_gone, with_pauses
+from gateway.tenants.accounts import Accounts
+from gateway.tenants.keys import GPU, TOKENS, Tenant
 from smeltkit import telemetry
 from smeltkit.errors import (
     BadRequest,
@@ -62,7 +63,7 @@ class Generation:
     inference: inference_pb2_grpc.InferenceServiceAsyncStub
     config: HttpConfig
     metrics: Metrics
-    quotas: Quotas
+    accounts: Accounts
 
     async def chat(self, request: Request) -> Exchange:
         """POST /v1/chat/completions."""
@@ -111,7 +112,8 @@ class Generation:
         """What both kinds share; values that were not given stay unset. KeyDenied, QuotaUsedUp."""
         tenant: Tenant = request.state.tenant
         tenant.check_model(body.model)
-        self.quotas.check(tenant)
+        for resource in (TOKENS, GPU):
+            await self.accounts.check(tenant, resource)
         given = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
         return inference_pb2.GenerateRequest(
             model=await self._digest_of(body.model),
@@ -145,12 +147,16 @@ class Exchange:
         self._finish = inference_pb2.FINISH_REASON_UNSPECIFIED
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun_s = time.monotonic()
         answer = self._stream(send) if self._body.stream else self._send_whole(scope, receive, send)
         try:
             await until_gone(receive, answer)
         finally:
             self._owner.metrics.count_tokens(self._effective.prompt_tokens, self._completion_tokens)
-            self._owner.quotas.count(self._tenant, self._effective.prompt_tokens + self._completion_tokens)
+            tokens = self._effective.prompt_tokens + self._completion_tokens
+            self._owner.accounts.count(self._tenant, TOKENS, tokens)
+            if self._effective.device not in ("", "cpu"):
+                self._owner.accounts.count(self._tenant, GPU, time.monotonic() - begun_s)
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         part = Part()

@@ -9,10 +9,10 @@ from typing import Any
 
 from gateway.config import GatewayConfig
 from gateway.http.config import HttpConfig
-from gateway.http.keys import ApiKeys
 from gateway.stack.components import Component
 from gateway.stack.process import ProcessRecord
 from gateway.stack.state import S3_USERS
+from gateway.tenants.keys import ApiKeys
 from smeltkit.config import PlatformConfig, from_environment
 from smeltkit.rpc.server import RpcConfig
 from smeltkit.telemetry.setup import TelemetryConfig

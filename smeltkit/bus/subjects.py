@@ -23,6 +23,7 @@ LEASES_BUCKET: Final = "smelt_leases"
 CATALOG_BUCKET: Final = "smelt_catalog"
 STAGES_BUCKET: Final = "smelt_stages"
 GPUS_BUCKET: Final = "smelt_gpus"
+TENANTS_BUCKET: Final = "smelt_tenants"
 
 DEFAULT_TENANT: Final = "default"
 

@@ -28,6 +28,7 @@ from smeltkit.bus.subjects import (
     JOBS_STREAM,
     LEASES_BUCKET,
     STAGES_BUCKET,
+    TENANTS_BUCKET,
     doorbell_subject,
     worker_durable,
 )
@@ -79,6 +80,7 @@ def declare(
         _bucket(CATALOG_BUCKET, 0, replicas),
         _bucket(STAGES_BUCKET, 0, replicas),
         _bucket(GPUS_BUCKET, 0, replicas),
+        _bucket(TENANTS_BUCKET, 0, replicas),
     )
     return Topology(streams=streams, durables=tuple(_durable(service) for service in services))
 

@@ -174,14 +174,12 @@ class GpuLedger:
             granted = await self._granted(context, claim, want.waits)
             before = await self._used(granted.devices)
             lease = Lease(
-                holder=claim.holder,
-                devices=granted.devices,
-                memory_bytes=claim.memory_bytes,
-                is_shared=claim.is_shared,
+                holder=claim.holder, devices=granted.devices, memory_bytes=claim.memory_bytes, is_shared=claim.is_shared
             )
             watching = asyncio.create_task(self._watch(lease))
             try:
-                yield lease
+                with context.holding_gpus(len(granted.devices)):
+                    yield lease
             except SmeltError as error:
                 if lease.has_exceeded:
                     raise _exceeded(lease) from error

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -61,6 +62,21 @@ class JobContext:
         self.latest = job_pb2.Progress()
         """The newest report of progress."""
         self._beside = job_pb2.Progress()
+        self._gpu_s, self._gpus, self._gpus_since_s = record.job.gpu_s, 0, 0.0
+
+    @property
+    def gpu_s(self) -> float:
+        """Seconds for which this attempt and those before it held GPUs, each counted."""
+        return self._gpu_s + self._gpus * (time.monotonic() - self._gpus_since_s)
+
+    @contextmanager
+    def holding_gpus(self, count: int) -> Iterator[None]:
+        """Counts the time of `count` GPUs as the job's for as long as the block lasts."""
+        self._gpus, self._gpus_since_s = count, time.monotonic()
+        try:
+            yield
+        finally:
+            self._gpu_s, self._gpus = self.gpu_s, 0
 
     async def progress(self, phase: str, done: int, total: int, unit: str = "", message: str = "") -> None:
         """Reports how far the work is. Cheap: the newest report is stored twice a second at most, by somebody else."""
@@ -199,7 +215,9 @@ class Attempt:
     async def _settle(self, end: _End) -> None:
         """Writes the end, and what follows from it. LeaseLost if somebody else owns the job by now."""
         record = await self._patiently(
-            lambda: self._ledger.change(self._context.job_id, lambda record: self._ended(record, end))
+            lambda: self._ledger.change(
+                self._context.job_id, lambda record: model.spend(record, self._ended(record, end), self._context.gpu_s)
+            )
         )
         if record.job.state in model.FINAL:
             self._measure(record.job)
@@ -275,7 +293,8 @@ class Attempt:
                 return
 
     def _told(self, latest: job_pb2.Progress, record: job_pb2.JobRecord) -> job_pb2.JobRecord:
-        return model.report(record, latest, now_ns=time.time_ns(), fence=self._context.fence)
+        told = model.report(record, latest, now_ns=time.time_ns(), fence=self._context.fence)
+        return model.spend(record, told, self._context.gpu_s)
 
     async def _follow(self) -> None:
         """Returns when the record says that this attempt must end: a cancel, or another owner."""

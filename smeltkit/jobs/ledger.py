@@ -32,6 +32,7 @@ from smeltkit.errors import (
 )
 from smeltkit.jobs import model
 from smeltkit.jobs.bounds import JobBounds
+from smeltkit.rpc.context import TENANT
 
 DELAY: Final = "smelt-delay-ms"
 """Header of a queued id: for how long the worker that it is first handed to puts it back. A duration, since clocks of
@@ -68,14 +69,16 @@ class JobLedger:
         kind: str,
         request: Message,
         request_id: str,
-        tenant: str = DEFAULT_TENANT,
+        tenant: str = "",
         cached_digest: str = "",
     ) -> job_pb2.Job:
         """The job of this request id: a new one in the queue, or the one that is there already.
 
-        With `cached_digest` it has succeeded at once. RequestIdReused if the id came with another request; BadRequest
-        for an id or a request out of bounds. Safe to repeat after any failure.
+        Without `tenant` it is that of the call being served. With `cached_digest` it has succeeded at once.
+        RequestIdReused if the id came with another request; BadRequest for an id or a request out of bounds. Safe to
+        repeat after any failure.
         """
+        tenant = tenant or TENANT.get() or DEFAULT_TENANT
         job_subject(service, kind, tenant)
         body = request.SerializeToString(deterministic=True)
         _check_bounds(request_id, body)

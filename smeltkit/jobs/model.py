@@ -120,6 +120,13 @@ def report(record: job_pb2.JobRecord, progress: job_pb2.Progress, *, fence: int,
     return moved
 
 
+def spend(record: job_pb2.JobRecord, changed: job_pb2.JobRecord, gpu_s: float) -> job_pb2.JobRecord:
+    """`changed`, a change of `record`, with the GPU seconds of all attempts so far; they never decrease."""
+    if changed is not record:
+        changed.job.gpu_s = max(changed.job.gpu_s, round(gpu_s, 3))
+    return changed
+
+
 def succeed(record: job_pb2.JobRecord, result_digest: str, *, fence: int, now_ns: int) -> job_pb2.JobRecord:
     """Done, with its result."""
     _check_fence(record, fence)

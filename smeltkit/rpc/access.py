@@ -32,6 +32,32 @@ MAY_CALL: Final[Mapping[str, Mapping[str, frozenset[str]]]] = MappingProxyType(
 """By caller, then by service: the last parts of the names of the methods."""
 
 
+TENANTS_MAY_CALL: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "smelt.artifact.v1.ArtifactService": EVERY,
+        "smelt.job.v1.JobService": EVERY,
+        "smelt.tenant.v1.TenantService": EVERY,
+        "smelt.importer.v1.ImporterService": EVERY,
+        "smelt.trainer.v1.TrainerService": EVERY,
+        "smelt.evaluator.v1.EvaluatorService": EVERY,
+        "smelt.inference.v1.InferenceService": frozenset({"ListModels"}),
+    }
+)
+"""What the holder of an API key may call at the gateway, by service. Completions, which are counted, are made at the
+HTTP edge; programs run for whoever works the platform alone."""
+
+
+def check_tenant(tenant: str, method: str) -> None:
+    """CallerDenied unless a tenant may call `method` (/package.Service/Method)."""
+    service, _, name = method.lstrip("/").rpartition("/")
+    allowed = TENANTS_MAY_CALL.get(service, frozenset())
+    if allowed != EVERY and name not in allowed:
+        raise CallerDenied(
+            f"{tenant} may not call {method} with an API key; completions are at the HTTP edge,"
+            " the rest needs the platform's own token"
+        )
+
+
 def may_call(caller: str, service: str, method: str) -> bool:
     """Whether `caller` may call `method` (/package.Service/Method) of `service`."""
     allowed = MAY_CALL.get(caller, {}).get(service, frozenset())

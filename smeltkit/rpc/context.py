@@ -15,6 +15,12 @@ RpcContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 CALL: ContextVar[RpcContext | None] = ContextVar("smelt_rpc_call", default=None)
 """The call being served in this context, set by the server's interceptor."""
 
+TENANT: ContextVar[str] = ContextVar("smelt_tenant", default="")
+"""Tenant for whom the call being served is made, set by the server's interceptor; empty for the platform itself."""
+
+TENANT_KEY = "smelt-tenant"
+"""Metadata by which the gateway names the tenant of a call to the services behind it."""
+
 
 def time_left_s() -> float | None:
     """Seconds that the call being served has left for calls of its own, less a margin; None where nothing bounds it.

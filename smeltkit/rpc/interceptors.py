@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -20,8 +20,8 @@ from opentelemetry.trace import SpanKind
 from smeltkit import limits
 from smeltkit.errors import BadToken, DeadlineRequired, InternalError, SmeltError, Unimplemented
 from smeltkit.ids import new_id
-from smeltkit.rpc.access import check_access
-from smeltkit.rpc.context import CALL, RpcContext
+from smeltkit.rpc.access import check_access, check_tenant
+from smeltkit.rpc.context import CALL, TENANT, TENANT_KEY, RpcContext
 from smeltkit.rpc.status import to_grpc_status
 from smeltkit.rpc.tracing import CallRecord
 from smeltkit.secret import Secret
@@ -42,10 +42,20 @@ class ServerGuard(grpc.aio.ServerInterceptor):
     """Guards every call of one service. `calls` are the handlers that still run.
 
     An empty `token` lets everybody in; with `has_callers` each call comes with a certificate, and the table decides.
+    `tenant_of` tells whose API key a token is, "" for nobody's: at the gateway, where tenants come in. Behind it the
+    caller, who has the token of the platform, says for which tenant it calls.
     """
 
-    def __init__(self, service: str, token: Secret, *, has_callers: bool = False) -> None:
+    def __init__(
+        self,
+        service: str,
+        token: Secret,
+        *,
+        has_callers: bool = False,
+        tenant_of: Callable[[str], str] | None = None,
+    ) -> None:
         self._service = service
+        self._tenant_of = tenant_of
         self._has_callers = has_callers
         self._token = token
         self.calls: set[asyncio.Task[Any]] = set()
@@ -90,7 +100,7 @@ class ServerGuard(grpc.aio.ServerInterceptor):
             record = CallRecord(method, SpanKind.SERVER)
             try:
                 with record.as_current():
-                    self._admit(method, context, metadata.get("authorization", ""))
+                    TENANT.set(self._admit(method, context, metadata))
                     yield
                 code = _code_name(context)
             except (asyncio.CancelledError, grpc.aio.AbortError):
@@ -108,17 +118,25 @@ class ServerGuard(grpc.aio.ServerInterceptor):
                 record.end(code, cause)
                 self.calls.discard(task)
 
-    def _admit(self, method: str, context: RpcContext, authorization: str) -> None:
+    def _admit(self, method: str, context: RpcContext, metadata: Mapping[str, str]) -> str:
+        """The tenant for whom the call is made; raises unless it may be."""
         if method.startswith(_OPEN_PREFIXES):
-            return
-        scheme, _, shown = authorization.partition(" ")
-        if self._token and not (scheme == "Bearer" and self._token.accepts(shown)):
+            return ""
+        scheme, _, shown = metadata.get("authorization", "").partition(" ")
+        has_token = scheme == "Bearer" and bool(self._token) and self._token.accepts(shown)
+        tenant = "" if self._tenant_of else metadata.get(TENANT_KEY, "")
+        if self._tenant_of and scheme == "Bearer" and not has_token:
+            tenant = self._tenant_of(shown)
+        if self._token and not has_token and not (self._tenant_of and tenant):
             raise BadToken("the call has no valid token; caller and service need the same SMELT_RPC_TOKEN")
+        if self._tenant_of and tenant:
+            check_tenant(tenant, method)
         if self._has_callers:
             names = context.auth_context().get("x509_subject_alternative_name", ())
             check_access((name.decode(errors="replace") for name in names), self._service, method)
         if context.time_remaining() is None and not method.rpartition("/")[2].startswith("Watch"):
             raise DeadlineRequired(f"{method} came without a deadline; every call but Watch* and health needs one")
+        return tenant
 
     def _hide(self, error: Exception, context: RpcContext) -> SmeltError:
         if isinstance(error, NotImplementedError) and _code_name(context) == "UNIMPLEMENTED":

@@ -67,15 +67,21 @@ class ServiceHost:
     """The server of one process: add services, then `run`. Made and used on one event loop."""
 
     def __init__(
-        self, name: str, config: RpcConfig, *, health_servicer: health.aio.HealthServicer | None = None
+        self,
+        name: str,
+        config: RpcConfig,
+        *,
+        health_servicer: health.aio.HealthServicer | None = None,
+        tenant_of: Callable[[str], str] | None = None,
     ) -> None:
+        """`tenant_of`: whose API key a token is, "" for nobody's; the gateway alone has it."""
         self.name = name
         self.address = ""
         self._config = config
         self._identity = config.identity()
         if self._identity is not None:
             self._identity.check_name(name)
-        self._guard = ServerGuard(name, config.secret(), has_callers=self._identity is not None)
+        self._guard = ServerGuard(name, config.secret(), has_callers=self._identity is not None, tenant_of=tenant_of)
         self._server = grpc.aio.server(
             interceptors=[self._guard],
             options=_server_options(),

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from smeltkit import limits
 from smeltkit.errors import (
     InternalError,
+    QuotaUsedUp,
     ServiceUnavailable,
     SmeltError,
     Timeout,
@@ -24,6 +25,7 @@ from smeltkit.errors import (
 DOMAIN = "smelt"
 DETAILS_KEY = "grpc-status-details-bin"
 _BY_NAME = {code.name: code for code in grpc.StatusCode}
+_TOLD_CHARS = 500
 _STATUS_LOST = "Internal error from Core"
 _WITHOUT_REASON: Mapping[str, type[SmeltError]] = {
     "CANCELLED": ServiceUnavailable,
@@ -41,6 +43,10 @@ def to_grpc_status(error: SmeltError) -> grpc.Status:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+    if isinstance(error, QuotaUsedUp):
+        subject = f"tenant:{error.details.get('tenant', '')}"
+        violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=error.message[:_TOLD_CHARS])
+        details.append(_pack(error_details_pb2.QuotaFailure(violations=[violation])))
     message = _cut(error.message, limits.ERROR_MESSAGE_MAX_BYTES)
     code = _BY_NAME[error.grpc_status].value[0]
     status: grpc.Status = rpc_status.to_status(status_pb2.Status(code=code, message=message, details=details))

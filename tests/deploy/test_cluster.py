@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 
 from gateway.cli.trace_view import trace_tree
-from gateway.http.keys import hash_key
+from gateway.tenants.keys import hash_key
 from scripts import alerts
 from scripts.cluster.caller import FINISHED, NAME, Caller, calling, faults_of
 from scripts.cluster.chaos import FAULTS, play, scene_of

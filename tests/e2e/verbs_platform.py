@@ -120,6 +120,12 @@ def admin_certificates(smelt: Smelt, reports: list[dict[str, Any]], folder: Path
         assert (Path(place) / "ca.crt").read_bytes() == authority
 
 
+@case("admin usage")
+def admin_usage(smelt: Smelt, *_: Any) -> None:
+    """Without keys there are no tenants; what there is with them is in tests/integration/test_tenant_quotas.py."""
+    assert smelt("admin", "usage") == {"tenants": []}
+
+
 @case("admin topology")
 def admin_topology(smelt: Smelt, *_: Any) -> None:
     """What somebody changed by hand is shown, and mended when it is asked for."""

@@ -14,6 +14,9 @@ from smelt.inference.v1 import inference_pb2, inference_pb2_grpc
 
 from gateway.http.app import build_app
 from gateway.http.config import HttpConfig
+from gateway.tenants.accounts import Accounts
+from gateway.tenants.keys import ApiKeys
+from smeltkit.bus.subjects import TENANTS_BUCKET
 from smeltkit.catalog import Catalog
 from smeltkit.errors import BadSampling, EngineUnavailable, TooManyRequests, UnknownArtifact
 from smeltkit.ids import digest_bytes
@@ -122,7 +125,7 @@ async def served_edge(**settings: object) -> AsyncIterator[Served]:
     host.add("smelt.inference.v1.InferenceService", add, fake)
     host.set_ready(True)
     await host.start()
-    catalog = Catalog(MemoryBus())
+    catalog, config = Catalog(bus := MemoryBus()), HttpConfig(**settings)  # type: ignore[arg-type]
     await catalog.set("ore-11m", MODEL, BUNDLE_TYPE, 123)
     await catalog.set("ore-11m:q8_0", MODEL, BUNDLE_TYPE, 45)
     await catalog.set("report", digest_bytes(b"report"), REPORT_TYPE, 6)
@@ -134,11 +137,12 @@ async def served_edge(**settings: object) -> AsyncIterator[Served]:
         stack.push_async_callback(host.stop)
         channel = await stack.enter_async_context(open_channel(host.address))
         checks = {name: lambda name=name: is_ready(name) for name in ready}
-        app = build_app(HttpConfig(**settings), catalog, channel, checks=checks)  # type: ignore[arg-type]
-        config = uvicorn.Config(
+        keys, accounts = ApiKeys.from_file(config.api_keys_file), Accounts(bus.bucket(TENANTS_BUCKET))
+        app = build_app(config, catalog, channel, keys=keys, accounts=accounts, checks=checks)
+        served = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=_GRACE_S
         )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(served)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             serving = asyncio.ensure_future(server.serve(sockets=[listener]))
             try:

@@ -24,10 +24,11 @@ from smelt.importer.v1 import importer_pb2
 from smelt.inference.v1 import inference_pb2
 from smelt.job.v1 import job_pb2
 from smelt.sandbox.v1 import sandbox_pb2
+from smelt.tenant.v1 import tenant_pb2
 from smelt.trainer.v1 import trainer_pb2
 
 from gateway.http.edge import OPEN_ROUTES
-from gateway.http.keys import hash_key
+from gateway.tenants.keys import hash_key
 from smeltkit.rpc.access import MAY_CALL, OPERATOR, may_call
 from smeltkit.rpc.channel import open_channel
 from smeltkit.rpc.server import RpcConfig, ServiceHost
@@ -55,7 +56,7 @@ SOURCES = {
 def methods_of(service: str) -> list[str]:
     """Full names of the methods that a process of `service` serves: the gateway passes on those of all."""
     if service == "gateway":
-        modules: list[Any] = [*PACKAGES.values(), artifact_pb2, job_pb2]
+        modules: list[Any] = [*PACKAGES.values(), artifact_pb2, job_pb2, tenant_pb2]
     else:
         modules = [PACKAGES[service]]
     declared = [found for module in modules for found in module.DESCRIPTOR.services_by_name.values()]

@@ -17,18 +17,18 @@ from smelt.event.v1 import event_pb2
 from smeltkit import servers
 from smeltkit.bus import Bus, topology
 from smeltkit.bus.facts import FACTS
-from smeltkit.bus.subjects import CATALOG_BUCKET, GPUS_BUCKET, JOBS_BUCKET, LEASES_BUCKET, STAGES_BUCKET
+from smeltkit.bus.subjects import CATALOG_BUCKET, GPUS_BUCKET, JOBS_BUCKET, LEASES_BUCKET, STAGES_BUCKET, TENANTS_BUCKET
 from smeltkit.config import PlatformConfig
 from smeltkit.errors import BusUnavailable
 
 BASE = Path(__file__).resolve().parents[2] / "deploy" / "k8s" / "base" / "nats"
 USERS = ("gateway", "importer", "trainer", "evaluator", "inference", "topology")
 WORKERS = ("importer", "trainer", "evaluator")
-BUCKETS = (JOBS_BUCKET, LEASES_BUCKET, CATALOG_BUCKET, STAGES_BUCKET, GPUS_BUCKET)
+BUCKETS = (JOBS_BUCKET, LEASES_BUCKET, CATALOG_BUCKET, STAGES_BUCKET, GPUS_BUCKET, TENANTS_BUCKET)
 HELD = {
-    "gateway": BUCKETS[:3],
+    "gateway": (*BUCKETS[:3], TENANTS_BUCKET),
     "importer": BUCKETS[:4],
-    "trainer": BUCKETS,
+    "trainer": BUCKETS[:5],
     "evaluator": BUCKETS[:4],
     "inference": (),
     "topology": (),

@@ -11,7 +11,7 @@ import openai
 import pytest
 from edge_fakes import ABSENT, HELLO, MODEL, Served, chat, served_edge
 
-from gateway.http.keys import hash_key
+from gateway.tenants.keys import hash_key
 
 
 @pytest.mark.parametrize("model", ["nope", ABSENT])

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from gateway.cli.documents import to_document
 from gateway.cli.options import Json, Plan
 from gateway.cli.output import Output, facts, human_bytes, table
-from gateway.cli.runner import run_locally
+from gateway.cli.runner import run, run_locally
 
 if TYPE_CHECKING:
+    from gateway.cli.session import Session
     from smeltkit.backup import Summary
     from smeltkit.blobs.objects import ObjectStore
     from smeltkit.config import PlatformConfig
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Back a platform up, restore it, make certificates, compare NATS."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Back a platform up, restore it, make certificates, compare NATS, show usage.",
 )
 Place: TypeAlias = Annotated[str, typer.Argument(metavar="DIR|s3://BUCKET/PREFIX", help="Where the backup is.")]
 _SHOWN = 20
@@ -26,7 +30,7 @@ _SHOWN = 20
 
 @app.callback()
 def admin() -> None:
-    """Back a platform up, restore it, make certificates, compare NATS."""
+    """Back a platform up, restore it, make certificates, compare NATS, show usage."""
 
 
 @app.command("backup")
@@ -58,6 +62,27 @@ def certificates(
         output.note(f"for `smelt up` and all that follows: export SMELT_RPC_TLS_DIR={(folder / OPERATOR).absolute()}")
 
     run_locally(work, as_json=as_json)
+
+
+@app.command("usage")
+def usage(as_json: Json = False) -> None:
+    """Shows what each tenant used of its quotas in the present window, and when the next one begins."""
+
+    async def work(session: Session) -> None:
+        from smelt.tenant.v1 import tenant_pb2
+
+        reply = await session.call(session.tenants.ListUsage, tenant_pb2.ListUsageRequest())
+        found = [(one.tenant, usage) for one in reply.tenants for usage in one.usages]
+        rows = (
+            (name, one.resource, f"{one.used:,.0f}", f"{one.allowed:,.0f}", f"{one.renew_time.ToDatetime()} UTC")
+            for name, one in found
+        )
+        view = table(("tenant", "resource", ">used", ">allowed", "renews"), rows)
+        session.output.show({"tenants": [to_document(one) for one in reply.tenants]}, view)
+        if not found:
+            session.output.note("no tenant has a quota; they stand in the file that SMELT_HTTP_API_KEYS_FILE names")
+
+    run("admin usage", work, as_json=as_json)
 
 
 @app.command("topology")

@@ -18,6 +18,7 @@ from smelt.importer.v1 import importer_pb2
 from smelt.inference.v1 import inference_pb2
 from smelt.job.v1 import job_pb2
 from smelt.sandbox.v1 import sandbox_pb2
+from smelt.tenant.v1 import tenant_pb2
 from smelt.trainer.v1 import trainer_pb2
 
 from smeltkit.config import environment
@@ -32,6 +33,7 @@ _PACKAGES = {
     "EvaluatorService": evaluator_pb2,
     "SandboxService": sandbox_pb2,
     "TrainerService": trainer_pb2,
+    "TenantService": tenant_pb2,
 }
 DIGEST = "sha256:" + "ab" * 32
 

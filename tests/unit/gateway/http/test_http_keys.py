@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 
 from gateway.http.config import HttpConfig
-from gateway.http.keys import ApiKeys, Tenant, hash_key
-from gateway.http.quotas import Quotas
-from smeltkit.errors import BadApiKey, BadConfig, KeyDenied, QuotaUsedUp
+from gateway.tenants.keys import ApiKeys, Quota, Tenant, hash_key
+from smeltkit.errors import BadApiKey, BadConfig, KeyDenied
 
 ALICE = Tenant(name="alice")
 
 
 def test_without_keys_everybody_is_let_in() -> None:
     everybody = ApiKeys.from_file("").check("")
-    assert (everybody.name, everybody.tokens_max, everybody.may_use("anything")) == ("", 0, True)
+    assert (everybody.name, dict(everybody.quotas), everybody.may_use("anything")) == ("", {}, True)
 
 
 def test_holder_of_a_key_is_named() -> None:
@@ -27,11 +26,12 @@ def test_holder_of_a_key_is_named() -> None:
 def test_what_a_tenant_may_do_holds_for_all_of_its_keys(tmp_path: Path) -> None:
     """So that a new key can be handed out before the old one goes; names mean what they mean elsewhere."""
     file = tmp_path / "keys"
-    options = "tokens=1000/60 models=ore-11m,ore-11m:q8_0"
+    options = "tokens=1000/60 models=ore-11m,ore-11m:q8_0 gpu=5/60"
     file.write_text(f"alice {hash_key('old')}\nbob {hash_key('b')}\nalice {hash_key('new')} {options}\n")
     keys = ApiKeys.from_file(str(file))
     alice = keys.check("Bearer old")
-    assert keys.check("Bearer new") is alice and (alice.tokens_max, alice.window_s) == (1000, 60)
+    assert keys.check("Bearer new") is alice
+    assert alice.quotas == {"tokens": Quota(allowed=1000, window_s=60), "gpu": Quota(allowed=5, window_s=60)}
     assert [alice.may_use(name) for name in ("ore-11m", "ore-11m:latest", "ore-11m:q8_0")] == [True] * 3
     for name in ("ore-11m:bf16", "ore-11", hash_key("a digest of whatever")):
         with pytest.raises(KeyDenied, match="alice may not use .*; it may use ore-11m:latest, ore-11m:q8_0"):
@@ -53,22 +53,13 @@ def test_keys_that_change_count_at_once_and_a_wrong_file_changes_nothing(tmp_pat
         assert keys.check("Bearer second").name == "alice"
 
 
-def test_a_window_of_tokens_ends_and_another_begins() -> None:
-    now_s, bob = 1_000.0, Tenant(name="bob")
-    alice = Tenant(name="alice", tokens_max=10, window_s=60)
-    quotas = Quotas(clock=lambda: now_s)
-    for tokens in (6, 6):
-        quotas.check(alice)
-        quotas.count(alice, tokens)
-        quotas.count(bob, 10**9)
-    with pytest.raises(
-        QuotaUsedUp, match="alice used 12 tokens of 10 in 60 s; the next window begins in 20 s"
-    ) as refused:
-        quotas.check(alice)
-    assert refused.value.retry_after_s == 20
-    quotas.check(bob)
-    now_s = 1_020.0
-    quotas.check(alice)
+def test_a_key_for_completions_opens_no_other_door() -> None:
+    """A key that was handed out for the HTTP edge must not store files and start jobs without a bound."""
+    stores = Tenant(name="bob", quotas={"bytes": Quota(allowed=1, window_s=1)})
+    keys = ApiKeys({hash_key("sk-1"): ALICE, hash_key("sk-2"): stores})
+    assert (keys.holder_at_grpc("sk-2"), keys.holder_at_grpc("sk-3"), ApiKeys({}).holder_at_grpc("")) == ("bob", "", "")
+    with pytest.raises(KeyDenied, match="alice is for completions at the HTTP edge; .* needs bytes="):
+        keys.holder_at_grpc("sk-1")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +82,9 @@ def test_wrong_credentials_are_refused(header: str) -> None:
         f"alice {hash_key('x')}\nbob {hash_key('x')}\n",
         f"alice {hash_key('x')} tokens=5\n",
         f"alice {hash_key('x')} tokens=0/60\n",
+        f"alice {hash_key('x')} bytes=1GB/60\n",
+        f"alice {hash_key('x')} gpu=5\n",
+        f"Alice {hash_key('x')} bytes=5/60\n",
         f"alice {hash_key('x')} models=no such\n",
         f"alice {hash_key('x')} models=\n",
         f"alice {hash_key('x')} models=a models=b\n",

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smelt/job/v1/job.proto\x12\x0csmelt.job.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x33\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\".smelt.job.v1.Failure.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xed\x01\n\x08Progress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0e\n\x06\x61lerts\x18\x06 \x03(\t\x12\x36\n\x08measured\x18\x07 \x03(\x0b\x32$.smelt.job.v1.Progress.MeasuredEntry\x12\x0e\n\x06\x63ourse\x18\x08 \x03(\x01\x12\r\n\x05notes\x18\t \x03(\t\x1a/\n\rMeasuredEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x90\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.smelt.job.v1.JobState\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12(\n\x08progress\x18\x06 \x01(\x0b\x32\x16.smelt.job.v1.Progress\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0erequest_digest\x18\t \x01(\t\x12\x15\n\rresult_digest\x18\n \x01(\t\x12$\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x15.smelt.job.v1.Failure\x12\x10\n\x08trace_id\x18\x0c \x01(\t\x12\x11\n\tis_cached\x18\r \x01(\x08\x12\x0e\n\x06tenant\x18\x0e \x01(\t\x12\x10\n\x08revision\x18\x0f \x01(\x04\"\x85\x01\n\tJobRecord\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x05 \x01(\x04\x12\x0f\n\x07history\x18\x06 \x03(\t\"\'\n\x08PlanItem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"*\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xaa\x02\n\x04Plan\x12\x12\n\nread_bytes\x18\x01 \x01(\x03\x12\x13\n\x0bwrite_bytes\x18\x02 \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06time_s\x18\x04 \x01(\x01\x12\r\n\x05steps\x18\x05 \x03(\t\x12%\n\x05items\x18\x06 \x03(\x0b\x32\x16.smelt.job.v1.PlanItem\x12\'\n\x08refusals\x18\x07 \x03(\x0b\x32\x15.smelt.job.v1.Refusal\x12\x15\n\rcached_digest\x18\x08 \x01(\t\x12.\n\x06\x63ounts\x18\t \x03(\x0b\x32\x1e.smelt.job.v1.Plan.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"0\n\x0eGetJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\"1\n\x0fListJobsRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"3\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.smelt.job.v1.Job\"\x1d\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"2\n\x10WatchJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"3\n\x11\x43\x61ncelJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job*\xb4\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\x32\xb7\x02\n\nJobService\x12\x43\n\x06GetJob\x12\x1b.smelt.job.v1.GetJobRequest\x1a\x1c.smelt.job.v1.GetJobResponse\x12I\n\x08ListJobs\x12\x1d.smelt.job.v1.ListJobsRequest\x1a\x1e.smelt.job.v1.ListJobsResponse\x12K\n\x08WatchJob\x12\x1d.smelt.job.v1.WatchJobRequest\x1a\x1e.smelt.job.v1.WatchJobResponse0\x01\x12L\n\tCancelJob\x12\x1e.smelt.job.v1.CancelJobRequest\x1a\x1f.smelt.job.v1.CancelJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smelt/job/v1/job.proto\x12\x0csmelt.job.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x33\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\".smelt.job.v1.Failure.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xed\x01\n\x08Progress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0e\n\x06\x61lerts\x18\x06 \x03(\t\x12\x36\n\x08measured\x18\x07 \x03(\x0b\x32$.smelt.job.v1.Progress.MeasuredEntry\x12\x0e\n\x06\x63ourse\x18\x08 \x03(\x01\x12\r\n\x05notes\x18\t \x03(\t\x1a/\n\rMeasuredEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x9f\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.smelt.job.v1.JobState\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12(\n\x08progress\x18\x06 \x01(\x0b\x32\x16.smelt.job.v1.Progress\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0erequest_digest\x18\t \x01(\t\x12\x15\n\rresult_digest\x18\n \x01(\t\x12$\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x15.smelt.job.v1.Failure\x12\x10\n\x08trace_id\x18\x0c \x01(\t\x12\x11\n\tis_cached\x18\r \x01(\x08\x12\x0e\n\x06tenant\x18\x0e \x01(\t\x12\x10\n\x08revision\x18\x0f \x01(\x04\x12\r\n\x05gpu_s\x18\x10 \x01(\x01\"\x85\x01\n\tJobRecord\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x05 \x01(\x04\x12\x0f\n\x07history\x18\x06 \x03(\t\"\'\n\x08PlanItem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"*\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xaa\x02\n\x04Plan\x12\x12\n\nread_bytes\x18\x01 \x01(\x03\x12\x13\n\x0bwrite_bytes\x18\x02 \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06time_s\x18\x04 \x01(\x01\x12\r\n\x05steps\x18\x05 \x03(\t\x12%\n\x05items\x18\x06 \x03(\x0b\x32\x16.smelt.job.v1.PlanItem\x12\'\n\x08refusals\x18\x07 \x03(\x0b\x32\x15.smelt.job.v1.Refusal\x12\x15\n\rcached_digest\x18\x08 \x01(\t\x12.\n\x06\x63ounts\x18\t \x03(\x0b\x32\x1e.smelt.job.v1.Plan.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"0\n\x0eGetJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\"1\n\x0fListJobsRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"3\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.smelt.job.v1.Job\"\x1d\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"2\n\x10WatchJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"3\n\x11\x43\x61ncelJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.smelt.job.v1.Job*\xb4\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\x32\xb7\x02\n\nJobService\x12\x43\n\x06GetJob\x12\x1b.smelt.job.v1.GetJobRequest\x1a\x1c.smelt.job.v1.GetJobResponse\x12I\n\x08ListJobs\x12\x1d.smelt.job.v1.ListJobsRequest\x1a\x1e.smelt.job.v1.ListJobsResponse\x12K\n\x08WatchJob\x12\x1d.smelt.job.v1.WatchJobRequest\x1a\x1e.smelt.job.v1.WatchJobResponse0\x01\x12L\n\tCancelJob\x12\x1e.smelt.job.v1.CancelJobRequest\x1a\x1f.smelt.job.v1.CancelJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROGRESS_MEASUREDENTRY']._serialized_options = b'8\001'
   _globals['_PLAN_COUNTSENTRY']._loaded_options = None
   _globals['_PLAN_COUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=1736
-  _globals['_JOBSTATE']._serialized_end=1916
+  _globals['_JOBSTATE']._serialized_start=1751
+  _globals['_JOBSTATE']._serialized_end=1931
   _globals['_FAILURE']._serialized_start=74
   _globals['_FAILURE']._serialized_end=217
   _globals['_FAILURE_DETAILSENTRY']._serialized_start=171
@@ -49,33 +49,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROGRESS_MEASUREDENTRY']._serialized_start=410
   _globals['_PROGRESS_MEASUREDENTRY']._serialized_end=457
   _globals['_JOB']._serialized_start=460
-  _globals['_JOB']._serialized_end=860
-  _globals['_JOBRECORD']._serialized_start=863
-  _globals['_JOBRECORD']._serialized_end=996
-  _globals['_PLANITEM']._serialized_start=998
-  _globals['_PLANITEM']._serialized_end=1037
-  _globals['_REFUSAL']._serialized_start=1039
-  _globals['_REFUSAL']._serialized_end=1081
-  _globals['_PLAN']._serialized_start=1084
-  _globals['_PLAN']._serialized_end=1382
-  _globals['_PLAN_COUNTSENTRY']._serialized_start=1337
-  _globals['_PLAN_COUNTSENTRY']._serialized_end=1382
-  _globals['_GETJOBREQUEST']._serialized_start=1384
-  _globals['_GETJOBREQUEST']._serialized_end=1411
-  _globals['_GETJOBRESPONSE']._serialized_start=1413
-  _globals['_GETJOBRESPONSE']._serialized_end=1461
-  _globals['_LISTJOBSREQUEST']._serialized_start=1463
-  _globals['_LISTJOBSREQUEST']._serialized_end=1512
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1514
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1565
-  _globals['_WATCHJOBREQUEST']._serialized_start=1567
-  _globals['_WATCHJOBREQUEST']._serialized_end=1596
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1598
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1648
-  _globals['_CANCELJOBREQUEST']._serialized_start=1650
-  _globals['_CANCELJOBREQUEST']._serialized_end=1680
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1682
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1733
-  _globals['_JOBSERVICE']._serialized_start=1919
-  _globals['_JOBSERVICE']._serialized_end=2230
+  _globals['_JOB']._serialized_end=875
+  _globals['_JOBRECORD']._serialized_start=878
+  _globals['_JOBRECORD']._serialized_end=1011
+  _globals['_PLANITEM']._serialized_start=1013
+  _globals['_PLANITEM']._serialized_end=1052
+  _globals['_REFUSAL']._serialized_start=1054
+  _globals['_REFUSAL']._serialized_end=1096
+  _globals['_PLAN']._serialized_start=1099
+  _globals['_PLAN']._serialized_end=1397
+  _globals['_PLAN_COUNTSENTRY']._serialized_start=1352
+  _globals['_PLAN_COUNTSENTRY']._serialized_end=1397
+  _globals['_GETJOBREQUEST']._serialized_start=1399
+  _globals['_GETJOBREQUEST']._serialized_end=1426
+  _globals['_GETJOBRESPONSE']._serialized_start=1428
+  _globals['_GETJOBRESPONSE']._serialized_end=1476
+  _globals['_LISTJOBSREQUEST']._serialized_start=1478
+  _globals['_LISTJOBSREQUEST']._serialized_end=1527
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1529
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1580
+  _globals['_WATCHJOBREQUEST']._serialized_start=1582
+  _globals['_WATCHJOBREQUEST']._serialized_end=1611
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1613
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1663
+  _globals['_CANCELJOBREQUEST']._serialized_start=1665
+  _globals['_CANCELJOBREQUEST']._serialized_end=1695
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1697
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1748
+  _globals['_JOBSERVICE']._serialized_start=1934
+  _globals['_JOBSERVICE']._serialized_end=2245
 # @@protoc_insertion_point(module_scope)

@@ -215,6 +215,7 @@ class Job(_message.Message):
     IS_CACHED_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    GPU_S_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, job-..."""
     service: _builtins.str
@@ -237,6 +238,8 @@ class Job(_message.Message):
     """Tenant that it belongs to."""
     revision: _builtins.int
     """Revision of the record."""
+    gpu_s: _builtins.float
+    """Seconds for which its attempts held GPUs, each GPU counted, also of attempts that failed."""
     @_builtins.property
     def progress(self) -> Global___Progress:
         """How far it is."""
@@ -271,10 +274,11 @@ class Job(_message.Message):
         is_cached: _builtins.bool = ...,
         tenant: _builtins.str = ...,
         revision: _builtins.int = ...,
+        gpu_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "progress", b"progress", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "error", b"error", "id", b"id", "is_cached", b"is_cached", "kind", b"kind", "progress", b"progress", "request_digest", b"request_digest", "result_digest", b"result_digest", "revision", b"revision", "service", b"service", "state", b"state", "tenant", b"tenant", "trace_id", b"trace_id", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "error", b"error", "gpu_s", b"gpu_s", "id", b"id", "is_cached", b"is_cached", "kind", b"kind", "progress", b"progress", "request_digest", b"request_digest", "result_digest", b"result_digest", "revision", b"revision", "service", b"service", "state", b"state", "tenant", b"tenant", "trace_id", b"trace_id", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,8 +1,12 @@
-"""API keys: which tenant may use the edge, and for what. Only hashes are stored; all are compared, in constant time.
+"""API keys: which tenant may come in, and for what. Only hashes are stored; all are compared, in constant time.
 
-A file has one key a line, `TENANT sha256:HEX`, then optionally `tokens=COUNT/SECONDS` and `models=NAME,NAME`. A tenant
-may have several keys, so that a new one can be handed out before the old one goes; what holds for the tenant stands on
-one of its lines. The file is read again when it changes, and kept as it was while what it holds is wrong.
+A file has one key a line, `TENANT sha256:HEX`, then optionally what may be used in a window of time,
+`tokens=COUNT/SECONDS`, `bytes=COUNT/SECONDS` and `gpu=SECONDS/SECONDS`, and `models=NAME,NAME`. A tenant may have more
+keys, so that a new one can be handed out before the old one goes; what holds for the tenant stands on one of its lines.
+The file is read again when it changes, and kept as it was while what it holds is wrong.
+
+A key opens the HTTP edge. The gRPC edge, where files are stored and jobs started, it opens only with `bytes=`: nobody
+stores without a bound because a key was made for completions.
 
 A key is a long random text, so a plain SHA-256 of it cannot be searched for; words chosen by people are no keys.
 """
@@ -14,16 +18,34 @@ import hmac
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from smeltkit import limits
-from smeltkit.errors import BadApiKey, BadConfig, BadName, KeyDenied
+from smeltkit.bus.subjects import check_token
+from smeltkit.errors import BadApiKey, BadConfig, BadName, BadRequest, KeyDenied
 from smeltkit.ids import check_name, is_digest
 
 _LOG = logging.getLogger(__name__)
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64})\s+(sha256:[0-9a-f]{64})((?:\s+[a-z]+=\S+)*)")
-_TOKENS = re.compile(r"([1-9][0-9]{0,14})/([1-9][0-9]{0,7})")
+_QUOTA = re.compile(r"([1-9][0-9]{0,14})/([1-9][0-9]{0,7})")
+
+
+TOKENS: Final = "tokens"
+BYTES: Final = "bytes"
+GPU: Final = "gpu"
+RESOURCES: Final = (TOKENS, BYTES, GPU)
+"""What may be bounded: tokens read and generated, bytes stored, seconds of GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quota:
+    """How much of a resource may be used in a window."""
+
+    allowed: int
+    window_s: int
+    """Length of the window in seconds; windows begin at multiples of it in Unix time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +53,8 @@ class Tenant:
     """Whoever holds a key. Without a name: everybody, where no keys are set."""
 
     name: str = ""
-    tokens_max: int = 0
-    """Tokens, read and generated, that may be used in a window; 0 for no bound."""
-    window_s: int = 0
-    """Length of the window in seconds; windows begin at multiples of it in Unix time."""
+    quotas: Mapping[str, Quota] = field(default_factory=dict)
+    """By resource; one that is not there is not bounded."""
     models: frozenset[str] = frozenset()
     """Names with tag, or digests, of the models that may be used; none named for all."""
 
@@ -53,6 +73,7 @@ class Tenant:
 
 
 EVERYBODY = Tenant()
+_FORM = "tokens=COUNT/SECONDS, bytes=COUNT/SECONDS, gpu=SECONDS/SECONDS and models=NAME,NAME, each once at most"
 
 
 def hash_key(key: str) -> str:
@@ -75,16 +96,40 @@ class ApiKeys:
 
     def check(self, authorization: str) -> Tenant:
         """Whoever sent this `Authorization` header; BadApiKey unless it is somebody."""
-        self._follow()
+        scheme, _, key = authorization.partition(" ")
+        holder = self._holder(key.strip())
         if not self._tenants:
             return EVERYBODY
-        scheme, _, key = authorization.partition(" ")
-        given, holder = hash_key(key.strip()), EVERYBODY
+        if scheme.lower() != "bearer" or holder is EVERYBODY:
+            raise BadApiKey("a valid API key is required: send it as 'Authorization: Bearer KEY'")
+        return holder
+
+    def holder_at_grpc(self, key: str) -> str:
+        """Name of the tenant whose key this is, "" for nobody's; KeyDenied if it is for completions alone."""
+        holder = self._holder(key)
+        if holder is not EVERYBODY and BYTES not in holder.quotas:
+            raise KeyDenied(
+                f"the API key of {holder.name} is for completions at the HTTP edge; to store files and start jobs it"
+                " needs bytes=COUNT/SECONDS on its line in the file of keys"
+            )
+        return holder.name
+
+    def tenant(self, name: str) -> Tenant | None:
+        """The tenant of that name, if the file has one."""
+        return next((one for one in self.tenants() if one.name == name), None)
+
+    def tenants(self) -> list[Tenant]:
+        """All that are in the file, by name."""
+        self._follow()
+        return sorted({tenant.name: tenant for tenant in self._tenants.values()}.values(), key=lambda one: one.name)
+
+    def _holder(self, key: str) -> Tenant:
+        """Whose key it is; every one is compared."""
+        self._follow()
+        given, holder = hash_key(key), EVERYBODY
         for known, tenant in self._tenants.items():
             if hmac.compare_digest(given, known):
                 holder = tenant
-        if scheme.lower() != "bearer" or holder is EVERYBODY:
-            raise BadApiKey("a valid API key is required: send it as 'Authorization: Bearer KEY'")
         return holder
 
     def _follow(self) -> None:
@@ -121,8 +166,7 @@ def _read(path: Path) -> dict[str, Tenant]:
         found = _LINE.fullmatch(text)
         if found is None or found[2] in holders:
             raise BadConfig(
-                f"api_keys_file line {number} must be TENANT sha256:HEX [tokens=COUNT/SECONDS] [models=NAME,NAME] "
-                "with a key not used before"
+                f"api_keys_file line {number} must be TENANT sha256:HEX with a key not used before, then {_FORM}"
             )
         holders[found[2]] = found[1]
         if found[3] or found[1] not in tenants:
@@ -136,19 +180,21 @@ def _read(path: Path) -> dict[str, Tenant]:
 
 def _tenant(name: str, options: list[str], number: int) -> Tenant:
     values = dict(option.split("=", 1) for option in options)
-    tokens = _TOKENS.fullmatch(values.get("tokens", "1/1"))
-    if set(values) - {"tokens", "models"} or len(values) != len(options) or tokens is None:
-        raise BadConfig(
-            f"api_keys_file line {number}: {' '.join(options)} must be tokens=COUNT/SECONDS, models=NAME,NAME or both"
-        )
+    found = {name: _QUOTA.fullmatch(values[name]) for name in RESOURCES if name in values}
+    quotas: dict[str, Quota] = {
+        name: Quota(allowed=int(one[1]), window_s=int(one[2])) for name, one in found.items() if one
+    }
+    if set(values) - {*RESOURCES, "models"} or len(values) != len(options) or len(quotas) != len(found):
+        raise BadConfig(f"api_keys_file line {number}: {' '.join(options)} must be {_FORM}")
     try:
+        if BYTES in quotas:
+            check_token(name, "tenant with bytes=")
         models = (
             frozenset(_normal(model) for model in values["models"].split(",")) if "models" in values else frozenset()
         )
-    except BadName as error:
+    except (BadName, BadRequest) as error:
         raise BadConfig(f"api_keys_file line {number}: {error}") from error
-    count, window_s = (int(tokens[1]), int(tokens[2])) if "tokens" in values else (0, 0)
-    return Tenant(name=name, tokens_max=count, window_s=window_s, models=models)
+    return Tenant(name=name, quotas=quotas, models=models)
 
 
 def _normal(reference: str) -> str:
