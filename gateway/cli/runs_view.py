@@ -82,6 +82,7 @@ def run_views(run: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> lis
             ("gradient noise scale", _noise(run)),
             *(("advice", text) for text in run.get("advice", ())),
             ("stopped early", _stopped(run)),
+            ("weights of", _best(run)),
             *((f"exported to {tool}", _exported(found)) for tool, found in run.get("exports", {}).items()),
         ]
     )
@@ -197,9 +198,7 @@ def _course(run: Mapping[str, Any]) -> str:
     law = run.get("outlook")
     told = f"{sparkline(points)} {len(points)} measurements"
     if law is None:
-        is_alone = run.get("together", 1) == 1
-        remedy = "set heldout_steps" if is_alone else "adapters trained together are measured at both ends only"
-        return f"{told}: too few to say what more tokens would bring, which needs 3 after the first; {remedy}"
+        return f"{told}: too few to say what more tokens would bring, which needs 3 after the first; set heldout_steps"
     return (
         f"{told}; floor {law['floor']:.4f} [{law['floor_low']:.4f}, {law['floor_high']:.4f}], exponent"
         f" {law['exponent']:.2f} [{law['exponent_low']:.2f}, {law['exponent_high']:.2f}]"
@@ -209,6 +208,11 @@ def _course(run: Mapping[str, Any]) -> str:
 def _stopped(run: Mapping[str, Any]) -> str:
     found = run.get("stopped")
     return f"after step {found['step']}: {found['why']}" if found else ""
+
+
+def _best(run: Mapping[str, Any]) -> str:
+    found = run.get("best")
+    return f"step {found['step']} of {found['of']} done, where the held-out loss was lowest" if found else ""
 
 
 _COMPARED: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {

@@ -91,7 +91,7 @@ def best_of(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 async def heldout_losses(session: Session, digest: str) -> list[float]:
-    """Loss of each held-out row at the end of what a record, or a paused run, is about."""
+    """Loss of each held-out row of the weights that a record, or a paused run, is about."""
     from gateway.cli.downloads import download
 
     artifact = await session.artifact(digest)
@@ -100,8 +100,10 @@ async def heldout_losses(session: Session, digest: str) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / HELDOUT_FILE
         await download(session, layer, path)
-        last = path.read_text().splitlines()[-1]
-    return list(map(float, json.loads(last)["losses"]))
+        measured = [json.loads(line) for line in path.read_text().splitlines()]
+    best = json.loads(artifact.config_json).get("best")
+    found = next(one for one in measured if one["step"] == best["step"]) if best else measured[-1]
+    return list(map(float, found["losses"]))
 
 
 def layer_of(artifact: artifact_pb2.Artifact, path: str) -> artifact_pb2.Descriptor | None:

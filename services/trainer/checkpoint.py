@@ -71,8 +71,9 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
-    def start(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        """Takes a copy of what this process holds of the state; it is written while the run goes on.
+    def start(self, progress: Progress, tensors: Mapping[str, Tensor], *, kept_step: int = 0) -> None:
+        """Takes a copy of what this process holds of the state; it is written while the run goes on. The checkpoint of
+        `kept_step` stays beside the newest.
 
         TrainingDiverged, in all processes, for a value that is not finite: such a checkpoint is never written. Waits
         for the one before, and raises what was wrong with it.
@@ -82,7 +83,7 @@ class Checkpoints:
         if self._ranks.any(bool(broken)):
             where = broken or "what another process has of the state"
             raise TrainingDiverged(f"{where} holds values that are not finite; the checkpoint was not written")
-        self._pending = self._thread.submit(self._write, progress, self._copied(tensors))
+        self._pending = self._thread.submit(self._write, progress, self._copied(tensors), kept_step)
 
     def wait(self) -> None:
         """Returns once the checkpoint under way is there, for all processes; its error, if it could not be written."""
@@ -123,14 +124,14 @@ class Checkpoints:
             for piece, value in zip(whole.split(sizes), values, strict=True)
         ]
 
-    def _write(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
+    def _write(self, progress: Progress, tensors: dict[str, Tensor], kept_step: int) -> None:
         fresh = self._folder / f".{_name(progress.step)}.new"
         if self._ranks.is_first:
             shutil.rmtree(fresh, ignore_errors=True)
-        writer = PartsWriter(fresh, lambda: self._commit(fresh, progress))
+        writer = PartsWriter(fresh, lambda: self._commit(fresh, progress, kept_step))
         save_parts(tensors, storage_writer=writer, process_group=self._ranks.background, no_dist=self._ranks.count == 1)
 
-    def _commit(self, fresh: Path, progress: Progress) -> None:
+    def _commit(self, fresh: Path, progress: Progress, kept_step: int) -> None:
         """Gives a checkpoint that is all there its name, and removes those that are too old."""
         target = self._folder / _name(progress.step)
         told = {**asdict(progress), "metadata_digest": _metadata(fresh)[0]}
@@ -141,7 +142,8 @@ class Checkpoints:
         fresh.rename(target)
         _sync(self._folder)
         for old in _all(self._folder)[: -self._keep]:
-            shutil.rmtree(old)
+            if old.name != _name(kept_step):
+                shutil.rmtree(old)
 
 
 class Stored:
@@ -179,6 +181,11 @@ def latest(folder: Path) -> Path | None:
     """The newest checkpoint below `folder`, None if there is none. What was not finished does not count."""
     found = _all(folder)
     return found[-1] if found else None
+
+
+def of_step(folder: Path, step: int) -> Path:
+    """The checkpoint of a step below `folder`, which must be there."""
+    return folder / _name(step)
 
 
 def read(folder: Path, prefix: str = "") -> tuple[Progress, dict[str, Tensor]]:

@@ -1,4 +1,7 @@
-"""When a run stops early: once its held-out loss, smoothed, has not fallen for a while by more than its uncertainty."""
+"""When a run stops early: once its held-out loss, smoothed, has not fallen for a while by more than its uncertainty.
+
+It ends in the weights of its best measurement, whether it stopped or came to its last step.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from smeltkit.paired import compare
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopSettings:
-    """Whether a run ends before its last step when its held-out loss has stopped falling."""
+    """Whether a run ends before its last step when its held-out loss has stopped falling, and in its best weights."""
 
     steps: int = 0
     """Steps between the measurements by which it is decided; 0 for never."""
@@ -57,6 +60,15 @@ def why_stop(measured: Sequence[Measured], settings: EarlyStopSettings) -> str:
         f"held-out loss {found.after:.4f} is no better than after step {step} ({found.change:+.4f} [{found.low:+.4f},"
         f" {found.high:+.4f}]), nor were {since} measurements since"
     )
+
+
+def best_of(measured: Sequence[Measured], settings: EarlyStopSettings, last_step: int = 0) -> Measured | None:
+    """The measurement with the lowest loss, of those by which it is decided and that after `last_step`, if given; of
+    equal ones the first. None without any, or without settings."""
+    if not settings.steps:
+        return None
+    known = [one for one in measured if one.step and (one.step % settings.steps == 0 or one.step == last_step)]
+    return min(known, key=lambda one: one.loss, default=None)
 
 
 def _mean(window: Sequence[Measured]) -> list[float]:

@@ -68,7 +68,7 @@ class Followed:
         self._course, self._seen = Course(), set[tuple[str, str]]()
         self._tell = phases.phase("prepare", 0, "steps", self._message)
         self._tokens, self._steps_s = dict[str, int](), deque[float](maxlen=_STEPS_TIMED)
-        self._until_step = settings[0].until_step
+        self._until_step = settings[0].until_step if len(settings) == 1 else 0
         self._newest: dict[str, Any] = {}
         self._heldout: dict[str, Any] = {}
         self.noticed: list[dict[str, Any]] = []

@@ -10,7 +10,7 @@ import torch
 
 from services.trainer.context_parallel import own_part
 from services.trainer.data.samples import Sample
-from services.trainer.early_stop import why_stop
+from services.trainer.early_stop import best_of, why_stop
 from services.trainer.measured import HELDOUT_FILE, Measured, read_course, write_course
 from services.trainer.packs import idle_pack, pack_of
 from services.trainer.ranks import ALONE, Ranks
@@ -60,10 +60,18 @@ class HeldoutCourse:
         """Why the run ends early now; empty if it goes on."""
         return why_stop(self.measured, settings.early_stop)
 
-    @property
-    def comparison(self) -> Comparison:
-        """The newest measurement beside the first."""
-        return compare(self.measured[0].losses, self.measured[-1].losses)
+    def best(self, settings: TrainSettings, last_step: int = 0) -> Measured | None:
+        """What a run that keeps its best measurement would end in now, see `best_of`; None if it keeps none."""
+        return best_of(self.measured, settings.early_stop, last_step)
+
+    def kept_step(self, settings: TrainSettings) -> int:
+        """Step of what the run would end in now, 0 for none."""
+        best = self.best(settings)
+        return best.step if best else 0
+
+    def comparison(self, best: Measured | None = None) -> Comparison:
+        """The newest measurement, or the `best`, beside the first."""
+        return compare(self.measured[0].losses, (best or self.measured[-1]).losses)
 
     def _write(self) -> None:
         if self._writes:

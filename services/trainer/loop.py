@@ -99,6 +99,8 @@ class Run:
         """Steps done."""
         self.codes: tuple[tuple[str, int], ...] = ((code_revision(), 0),)
         """See `Progress.codes`."""
+        self.kept_step = 0
+        """Step whose checkpoint is written and stays, whatever comes after it; 0 for none."""
         self._resume()
 
     def run(self, tell: Callable[[StepReport], bool | None], end_step: int = 0) -> None:
@@ -129,7 +131,7 @@ class Run:
             if self._guard.must_go_back:
                 self._go_back()
             yield replace(report, heldout_loss=heldout_loss)
-            if self.step % self._settings.checkpoint_steps == 0 or self.step == end_step:
+            if self.step % self._settings.checkpoint_steps == 0 or self.step in (end_step, self.kept_step):
                 self.start_saving()
         self.wait_for_saving()
         self.decoder.eval()
@@ -165,7 +167,7 @@ class Run:
             spikes=self._guard.state(),
             losses=tuple(self._losses),
         )
-        self._checkpoints.start(progress, self._tensors())
+        self._checkpoints.start(progress, self._tensors(), kept_step=self.kept_step)
 
     def wait_for_saving(self) -> None:
         """Returns once the checkpoint under way is there; its error if it could not be written."""

@@ -1,6 +1,6 @@
 """Runs that pause: what one of them has so far as an artifact, from which the same run goes on in another job.
 
-    checkpoints/step-00000030/...    its newest checkpoint
+    checkpoints/step-00000030/...    its newest checkpoint, and that of its best measurement if it keeps one
     metrics.jsonl, heldout.jsonl     its steps and held-out measurements
 
 Its description says where it stands and what it reached. Only the run that wrote it, of the same base, data, settings
@@ -30,8 +30,8 @@ def store_paused(
 
     `tell` hears of bytes that are stored.
     """
-    newest = sorted((folder / CHECKPOINTS).glob("step-*"))[-1]
-    paths = [*sorted(newest.iterdir()), *(folder / name for name in (METRICS_FILE, HELDOUT_FILE))]
+    held = [path for name in outcome["checkpoints"] for path in sorted((folder / CHECKPOINTS / name).iterdir())]
+    paths = [*held, *(folder / name for name in (METRICS_FILE, HELDOUT_FILE))]
     layers, done = [], 0
     for path in paths:
         if not path.is_file():

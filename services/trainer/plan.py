@@ -145,7 +145,7 @@ def plan_of(prepared: Prepared, base_bytes: int, pace: Pace | None = None) -> Pl
     }
     return Plan(
         read_bytes=base_bytes,
-        write_bytes=base_bytes + saved_bytes * (settings.keep_checkpoints + 1),
+        write_bytes=base_bytes + saved_bytes * (settings.keep_checkpoints + 1 + bool(settings.early_stop.steps)),
         memory_bytes=said.memory_bytes if said and settings.processes == 1 else sum(needs.values()),
         time_s=said.time_s if said else 0.0,
         steps=(
@@ -202,7 +202,7 @@ def _of_measuring(prepared: Prepared) -> dict[str, str]:
     times = len({step for steps in every for step in range(steps, prepared.end_step, steps)})
     tokens = times * heldout.tokens
     stop = settings.early_stop
-    early = f"; may stop after step {stop.first_step} or later" if stop.steps else ""
+    early = f"; may stop after step {stop.first_step} or later, ends in its best weights" if stop.steps else ""
     return {"held out, on the way": f"{times} times, {tokens:,} tokens beside {prepared.tokens:,} of training{early}"}
 
 

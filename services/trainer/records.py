@@ -59,6 +59,7 @@ def store_run(
         "exports": outcome["exports"],
         "stages": _stages(path, outcome),
         "stopped": outcome.get("stopped"),
+        "best": outcome.get("best"),
         "together": outcome.get("together", 1),
         **_summary(path, outcome["matrix_flops"]),
     }

@@ -63,10 +63,10 @@ def check_together(parts: Sequence[Part]) -> None:
     if first.processes > 1:
         raise UnsupportedOption(f"processes={first.processes} cannot share a base with adapters that take turns; set 1")
     for part in parts:
-        if part.settings.until_step or part.settings.measures_on_the_way or part.settings.hours_max:
+        if part.settings.hours_max:
             raise UnsupportedOption(
-                f"{part.name}: until_step, heldout_steps, early_stop and hours_max are for a training of its own;"
-                " adapters that are trained together take turns to their ends, so remove them"
+                f"{part.name}: hours_max is for a training of its own; adapters that are trained together share their"
+                " hours, so remove it"
             )
     for part in parts[1:]:
         for key in SHARED:
@@ -103,15 +103,22 @@ def largest_and_adapters(alone: Sequence[int], adapters: Sequence[int]) -> int:
     return alone[highest] + sum(adapters) - adapters[highest]
 
 
-def inputs_of(store: Store, cache: NodeCache, manifest: Manifest, parts: Sequence[Part], folder: Path) -> list[Inputs]:
-    """What each part is made of, in a new or known folder of its own below `folder`."""
+def inputs_of(
+    store: Store, cache: NodeCache, manifest: Manifest, parts: Sequence[Part], folder: Path,
+    begun: Sequence[Manifest | None],
+) -> list[Inputs]:  # fmt: skip
+    """What each part is made of, in a new or known folder of its own below `folder`; `begun` are the paused runs that
+    they go on from."""
     found = []
-    for number, part in enumerate(parts):
+    for number, (part, pause) in enumerate(zip(parts, begun, strict=True)):
         own = folder / str(number)
         own.mkdir(exist_ok=True)
         found.append(
-            Inputs(store=store, cache=cache, manifest=manifest, data=part.data, settings=part.settings, folder=own)
-        )
+            Inputs(
+                store=store, cache=cache, manifest=manifest, data=part.data, settings=part.settings, folder=own,
+                begun=pause,
+            )
+        )  # fmt: skip
     return found
 
 
@@ -120,7 +127,7 @@ def plan_parts(parts: Sequence[Part], inputs: Sequence[Inputs], paces: Paces | N
     base_bytes, found = inputs[0].manifest.size_bytes, []
     for part, own in zip(parts, inputs, strict=True):
         prepared, pace, items = work.prepare_training(own, paces)
-        plan = plan_of(prepared, base_bytes, pace)
+        plan = work.left_of(own, prepared, plan_of(prepared, base_bytes, pace))
         found.append((part, replace(plan, items={**plan.items, **items}), prepared))
     return joint_plan(found, base_bytes)
 
@@ -142,6 +149,7 @@ def train_parts(
     manifest, runs = inputs[0].manifest, []
     with inputs[0].cache.materialize(manifest) as base:
         for part, own in zip(parts, inputs, strict=True):
+            work.take_up_begun(own)
             named = {"name": part.name, "exports": {**exports, "name": part.name}}
             runs.append({**named, **work.run_spec(own, base, phases)})
         spec = {**work.base_spec(manifest, base, paces, lease), "runs": runs}
@@ -161,7 +169,7 @@ def store_parts(
             found.append(all_errors()[reached["reason"]](f"{part.name}: {reached['message']}"))
             continue
         reached |= {"alerts": outcome["alerts"], "together": len(parts)}
-        manifest = work.store_trained(own, reached, phases)
+        manifest = work.store_result(own, reached, phases)
         found.append(Made(manifest=manifest, outcome=reached, folder=own.folder))
     return found
 

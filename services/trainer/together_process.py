@@ -36,7 +36,15 @@ from services.trainer.peak import PeakMemory
 from services.trainer.plan import Prepared, prepare
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import parse_settings
-from services.trainer.train_process import begin_course, finish, load_base, make_run, reached, taken, write_outcome
+from services.trainer.train_process import (
+    begin_course,
+    conclude,
+    load_base,
+    make_run,
+    measured_after,
+    taken,
+    write_outcome,
+)
 from smeltkit.errors import JobCancelled, SmeltError
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.decoder import Decoder
@@ -48,37 +56,59 @@ class Lane:
     """One adapter's training on a base that others use in turn. Nothing of it is on the base between its turns."""
 
     def __init__(
-        self, name: str, decoder: Decoder, prepared: Prepared, folder: Path, run_digest: str, peak: PeakMemory
-    ) -> None:
+        self, name: str, decoder: Decoder, prepared: Prepared, folder: Path, run_digest: str, peak: PeakMemory,
+        course: HeldoutCourse | None,
+    ) -> None:  # fmt: skip
         """Begins as a training of its own begins, or goes on from the newest checkpoint in `folder`."""
         self.name, self.prepared, self.folder = name, prepared, folder
         torch.manual_seed(prepared.settings.seed)
         attach(decoder, prepared.settings.adapter)
-        self.run: Run = make_run(folder, run_digest, prepared, decoder, peak)
-        self._steps = self.run.steps()
+        self.run: Run = make_run(folder, run_digest, prepared, decoder, peak, course=course)
+        self._course, self._steps = course, self.run.steps(prepared.end_step)
+        self._why = self._why_stop() if self.run.step < prepared.end_step else ""
         self._turns = Turns(decoder)
+
+    @property
+    def end_step(self) -> int:
+        """Step that it ends or pauses at, as far as is known."""
+        return self.run.step if self._why else self.prepared.end_step
 
     @property
     def share(self) -> float:
         """How much of its steps is done."""
-        return self.run.step / self.run.schedule.total_steps
+        return self.run.step / self.end_step
 
-    def step(self) -> StepReport | None:
-        """Does the next step; None once all are done and saved."""
+    def step(self) -> tuple[StepReport, dict[str, Any]] | None:
+        """Does the next step, and what is measured after it; None once all are done and saved."""
         with self._turns.turn():
-            return next(self._steps, None)
+            if self._why:
+                self.run.save()
+                return None
+            report = next(self._steps, None)
+            if report is None:
+                return None
+            measured = measured_after(self.run, report, self._course, self.prepared.settings)
+            if measured and report.step < self.prepared.end_step:
+                self._why = self._why_stop()
+            return report, measured
 
     def save(self) -> None:
         """Writes a checkpoint."""
         with self._turns.turn():
             self.run.save()
 
-    def finish(self, base: Path, course: HeldoutCourse | None) -> dict[str, Any]:
+    def finish(self, base: Path) -> dict[str, Any]:
         """Measures what it reached and writes its bundle, see `train_process`."""
         run = self.run
         with self._turns.turn():
-            measured = reached(course, run.decoder, run.step, run.cost.tokens)
-            return {**taken(run), **measured, **finish(self.folder, base, self.prepared, run.decoder)}
+            told = conclude(
+                self.folder, base, self.prepared, run.decoder, self._course,
+                step=run.step, tokens=run.cost.tokens, why=self._why,
+            )  # fmt: skip
+            return {**taken(run), **told}
+
+    def _why_stop(self) -> str:
+        return self._course.why_stop(self.prepared.settings) if self._course is not None else ""
 
 
 def main(folder: Path) -> int:
@@ -102,8 +132,8 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     if found[0].settings.method == "qlora":
         quantize_linears(decoder)
     lanes = [
-        Lane(run["name"], decoder, prepared, _own(folder, number), run["run_digest"], peak)
-        for number, (prepared, run) in enumerate(zip(found, spec["runs"], strict=True))
+        Lane(run["name"], decoder, prepared, _own(folder, number), run["run_digest"], peak, course)
+        for number, (prepared, run, course) in enumerate(zip(found, spec["runs"], courses, strict=True))
     ]
     journals = {
         lane: open_journal(lane.folder, {**spec, **run}, lane.prepared, lane.run.step, rate)
@@ -112,11 +142,9 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     errors = run_lanes(folder, journals)
     facts = {"device": device_name(device), "matrix_flops": rate}
     outcomes = []
-    for lane, course, forecasted in zip(lanes, courses, said, strict=True):
+    for lane, forecasted in zip(lanes, said, strict=True):
         error = errors.get(lane)
-        reached = (
-            error_of(error) if error else {**facts, **lane.finish(base, course), "exports": journals[lane].exported}
-        )
+        reached = error_of(error) if error else {**facts, **lane.finish(base), "exports": journals[lane].exported}
         outcomes.append({"forecast": forecasted and asdict(forecasted), **reached})
     return {"runs": outcomes}
 
@@ -127,31 +155,30 @@ def run_lanes(folder: Path, journals: Mapping[Lane, Journal]) -> dict[Lane, Smel
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
     errors: dict[Lane, SmeltError] = {}
     running = list(journals)
-    total = sum(lane.run.schedule.total_steps for lane in running)
-    with (folder / METRICS_FILE).open("w") as steps:
+    with (folder / METRICS_FILE).open("w") as told:
         while running:
             lane = min(running, key=lambda lane: lane.share)
             try:
-                report = lane.step()
+                done = lane.step()
             except SmeltError as error:
                 errors[lane] = error
                 running.remove(lane)
                 journals[lane].close(is_finished=False)
                 continue
-            if report is None:
+            if done is None:
                 running.remove(lane)
                 journals[lane].close(is_finished=True)
                 continue
-            done = sum(one.run.step for one in journals)
-            line = {**journals[lane].write(report), "step": done, "steps": total, "name": lane.name}
-            steps.write(json.dumps(line) + "\n")
-            steps.flush()
+            step, steps = sum(one.run.step for one in journals), sum(one.end_step for one in journals)
+            line = {**journals[lane].write(*done), "step": step, "steps": steps, "name": lane.name}
+            told.write(json.dumps(line) + "\n")
+            told.flush()
             if stops:
                 for one in running:
                     journals[one].close(is_finished=False)
                     if one.run.step:
                         one.save()
-                raise JobCancelled(f"stopped after step {done} of all adapters, which is saved")
+                raise JobCancelled(f"stopped after step {step} of all adapters, which is saved")
     return errors
 
 

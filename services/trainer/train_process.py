@@ -109,9 +109,7 @@ def train(folder: Path, spec: dict[str, Any], here: Place = ALONE_HERE) -> dict[
         # for those that see the same tokens. The first keeps the state that a training of one process would have.
         if ranks.leader:
             torch.manual_seed(settings.seed + ranks.leader)
-        run = make_run(folder, spec["run_digest"], prepared, decoder, peak, ranks)
-        if course is not None:
-            course.keep_until(run.step)
+        run = make_run(folder, spec["run_digest"], prepared, decoder, peak, ranks, course)
         with open_journal(folder, spec, prepared, run.step, rate) if ranks.is_first else nullcontext() as journal:
             why = run_to_end(run, prepared, ranks, journal, course)
     if journal is None:
@@ -123,12 +121,7 @@ def train(folder: Path, spec: dict[str, Any], here: Place = ALONE_HERE) -> dict[
     if ranks.count > 1:
         del run, decoder
         decoder = _trained(folder, base, prepared, device)
-    facts |= reached(course, decoder, step, tokens)
-    if why:
-        facts["stopped"] = {"step": step, "why": why}
-    elif step < prepared.schedule.total_steps:
-        return {**facts, "paused": step}
-    return {**facts, **finish(folder, base, prepared, decoder)}
+    return {**facts, **conclude(folder, base, prepared, decoder, course, step=step, tokens=tokens, why=why)}
 
 
 def begin_course(folder: Path, prepared: Prepared, decoder: Decoder, *, is_first: bool = True) -> HeldoutCourse | None:
@@ -142,12 +135,28 @@ def begin_course(folder: Path, prepared: Prepared, decoder: Decoder, *, is_first
     return course
 
 
-def reached(course: HeldoutCourse | None, decoder: Decoder, step: int, tokens: int) -> dict[str, Any]:
-    """The held-out loss after `step` beside that of the base, as part of an outcome."""
-    if course is None:
-        return {}
-    course.measure(decoder, step, tokens)
-    return {"heldout": asdict(course.comparison)}
+def conclude(
+    folder: Path, base: Path, prepared: Prepared, decoder: Decoder, course: HeldoutCourse | None, *,
+    step: int, tokens: int, why: str,
+) -> dict[str, Any]:  # fmt: skip
+    """What a run reached after its last `step`, for its outcome: where it pauses that it does, else its bundle is
+    written, of the weights of its best measurement where it keeps them. `why` is not empty if it stopped early."""
+    told: dict[str, Any] = {}
+    is_paused = not why and step < prepared.schedule.total_steps
+    if course is not None:
+        course.measure(decoder, step, tokens)
+        best = None if is_paused else course.best(prepared.settings, step)
+        told["heldout"] = asdict(course.comparison(best))
+        if best is not None:
+            told["best"] = {"step": best.step, "of": step}
+            if best.step < step:
+                _take_weights(decoder, checkpoint.of_step(folder / "checkpoints", best.step))
+    if is_paused:
+        kept = {step, course.kept_step(prepared.settings) or step} if course is not None else {step}
+        return {**told, "paused": step, "checkpoints": [checkpoint.of_step(folder, one).name for one in sorted(kept)]}
+    if why:
+        told["stopped"] = {"step": step, "why": why}
+    return {**told, **finish(folder, base, prepared, decoder)}
 
 
 def adapt(decoder: Decoder, settings: TrainSettings) -> None:
@@ -175,7 +184,7 @@ def run_to_end(
     def tell(report: StepReport) -> bool:
         if os.getppid() != parent:
             raise SystemExit("whoever started this training is gone; another may be at work in its folder")
-        measured = course.after(run.decoder, report.step, report.tokens, settings, ranks) if course is not None else {}
+        measured = measured_after(run, report, course, settings, ranks)
         if journal is not None:
             journal.write(report, measured)
         if ranks.any(bool(stops)):
@@ -187,24 +196,40 @@ def run_to_end(
     return course.why_stop(settings) if course is not None and run.step < prepared.end_step else ""
 
 
+def measured_after(
+    run: Run, report: StepReport, course: HeldoutCourse | None, settings: TrainSettings, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """What is measured after a step, if anything; the run keeps the checkpoint of its best measurement."""
+    if course is None:
+        return {}
+    found = course.after(run.decoder, report.step, report.tokens, settings, ranks)
+    run.kept_step = course.kept_step(settings)
+    return found
+
+
 def taken(run: Run) -> dict[str, Any]:
     """What a run took, as part of an outcome."""
     several = {"codes": run.codes} if len(run.codes) > 1 else {}
     return {"cost": asdict(run.cost), "spikes": run.spikes, "packing": run.packing, **several}
 
 
-@torch.no_grad()
 def _trained(folder: Path, base: Path, prepared: Prepared, device: str) -> Decoder:
     """The model as the newest checkpoint has it, whole in this process."""
     decoder = load_base(base, prepared, device)
     adapt(decoder, prepared.settings)
     newest = checkpoint.latest(folder / "checkpoints")
     assert newest is not None, "a run ends with a checkpoint"
-    _, tensors = checkpoint.read(newest, "weights.")
+    _take_weights(decoder, newest)
+    return decoder
+
+
+@torch.no_grad()
+def _take_weights(decoder: Decoder, found: Path) -> None:
+    """Gives a decoder that is whole in this process the trained weights of a checkpoint."""
+    _, tensors = checkpoint.read(found, "weights.")
     for name, value in decoder.named_parameters():
         if value.requires_grad:
             value.copy_(tensors[f"weights.{name}"])
-    return decoder
 
 
 def finish(folder: Path, base: Path, prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
@@ -233,10 +258,11 @@ def load_base(base: Path, prepared: Prepared, device: str) -> Decoder:
 
 
 def make_run(
-    folder: Path, run_digest: str, prepared: Prepared, decoder: Decoder, peak: PeakMemory, ranks: Ranks = ALONE
-) -> Run:
-    """The run of a prepared training in `folder`, at its newest checkpoint."""
-    return Run(
+    folder: Path, run_digest: str, prepared: Prepared, decoder: Decoder, peak: PeakMemory, ranks: Ranks = ALONE,
+    course: HeldoutCourse | None = None,
+) -> Run:  # fmt: skip
+    """The run of a prepared training in `folder`, at its newest checkpoint; `course` is taken back to there."""
+    run = Run(
         decoder,
         prepared.samples,
         prepared.order,
@@ -248,6 +274,10 @@ def make_run(
         heldout=prepared.heldout.samples if prepared.heldout else (),
         ranks=ranks,
     )
+    if course is not None:
+        course.keep_until(run.step)
+        run.kept_step = course.kept_step(prepared.settings)
+    return run
 
 
 def _write_bundle(folder: Path, base: Path, prepared: Prepared, decoder: Decoder) -> None:

@@ -85,8 +85,9 @@ class Trainer:
         parts = parts_of(pinned)
         manifest = await asyncio.to_thread(tools.store.get_manifest, pinned[0].base)
         admission = await self._admit(manifest, [part.settings for part in parts], pinned[0])
+        pauses = [await begun(tools, spec, part.settings) for spec, part in zip(pinned, parts, strict=True)]
         with tools.workspaces.folder() as folder:
-            inputs = together.inputs_of(tools.store, tools.cache, manifest, parts, folder)
+            inputs = together.inputs_of(tools.store, tools.cache, manifest, parts, folder, pauses)
             found = await asyncio.to_thread(together.plan_parts, parts, inputs, self._paces(admission))
         return _with(found, admission), trainer_pb2.TrainTogether(specs=pinned)
 

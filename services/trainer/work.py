@@ -34,7 +34,7 @@ from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.lineage import Lineage
 from smeltkit.revision import code_revision
 
-_RECORDED: Final = ("heldout", "dequantization", "codes", "stopped")
+_RECORDED: Final = ("heldout", "dequantization", "codes", "stopped", "best")
 """What a training finds out that stays with its result."""
 
 
@@ -66,13 +66,25 @@ def plan_training(inputs: Inputs, paces: Paces | None, similar: Manifest | None)
     if similar is not None and not prepared.refusals:
         told = advice(similar.config["noise_scale"], prepared.step_tokens)
         items |= {"size of steps": f"{told}, as {similar.digest[:19]} measured"} if told else {}
-    if inputs.begun is not None and not prepared.refusals:
-        begun = inputs.begun.config
-        items["goes on from"] = f"step {begun['step']}, which is stored; time is that of the steps after it"
-        left, counts = 1 - begun["cost"]["tokens"] / prepared.tokens, {**plan.counts, "steps_stored": begun["step"]}
-        plan = replace(plan, time_s=plan.time_s * left, counts=counts)
+    plan = left_of(inputs, prepared, plan)
     beyond = beyond_budget(inputs.settings, plan.time_s)
     return replace(plan, items={**plan.items, **items}, refusals=(*plan.refusals, *beyond))
+
+
+def left_of(inputs: Inputs, prepared: Prepared, plan: Plan) -> Plan:
+    """What is left of a plan for a training that goes on from a paused run."""
+    if inputs.begun is None or prepared.refusals:
+        return plan
+    begun = inputs.begun.config
+    told = f"step {begun['step']}, which is stored; time is that of the steps after it"
+    left, counts = 1 - begun["cost"]["tokens"] / prepared.tokens, {**plan.counts, "steps_stored": begun["step"]}
+    return replace(plan, time_s=plan.time_s * left, counts=counts, items={**plan.items, "goes on from": told})
+
+
+def take_up_begun(inputs: Inputs) -> None:
+    """Puts the paused run that a training goes on from into its folder, unless it has begun there."""
+    if inputs.begun is not None:
+        take_up(inputs.store, inputs.begun, inputs.folder)
 
 
 def beyond_budget(settings: TrainSettings, time_s: float) -> list[SmeltError]:
@@ -113,8 +125,7 @@ def train(
     """
     check_torch()
     folder = inputs.folder
-    if inputs.begun is not None:
-        take_up(inputs.store, inputs.begun, folder)
+    take_up_begun(inputs)
     with inputs.cache.materialize(inputs.manifest) as base:
         spec = {
             **base_spec(inputs.manifest, base, paces, lease),

@@ -93,10 +93,7 @@ class Handlers:
                     )  # fmt: skip
                 made = await threads.run(context, work.store_result, inputs, outcome, reporter)
             digest = made.digest
-            if made.artifact_type == PAUSED_TYPE:
-                await self._remember_pause(context, key, spec, settings, made, outcome)
-            else:
-                await self._prove(context, key, spec.name, made, outcome, folder)
+            await self._keep(context, key, spec, settings, made, outcome, folder)
         await self._name(context, spec.name, digest)
         return digest
 
@@ -117,7 +114,9 @@ class Handlers:
             manifest = await threads.run(context, tools.store.get_manifest, specs[0].base)
             folder.mkdir(parents=True, exist_ok=True)
             wanted = [parts[number] for number in missing]
-            reporter, inputs = Reporter(context), together.inputs_of(tools.store, tools.cache, manifest, wanted, folder)
+            pauses = [await begun(tools, specs[number], parts[number].settings) for number in missing]
+            inputs = together.inputs_of(tools.store, tools.cache, manifest, wanted, folder, pauses)
+            reporter = Reporter(context)
             with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
                 async with self._on_gpus(context, manifest, [part.settings for part in wanted], specs[0]) as lease:
                     outcome = await threads.run(
@@ -130,7 +129,10 @@ class Handlers:
                     errors.append(made)
                     continue
                 digests[number] = made.manifest.digest
-                await self._prove(context, keys[number], parts[number].name, made.manifest, made.outcome, made.folder)
+                await self._keep(
+                    context, keys[number], specs[number], parts[number].settings, made.manifest, made.outcome,
+                    made.folder,
+                )  # fmt: skip
         stored = [(part, digest) for part, digest in zip(parts, digests, strict=True) if digest is not None]
         for part, digest in stored:
             await self._name(context, part.name, digest)
@@ -154,6 +156,16 @@ class Handlers:
 
     def _exports(self, context: JobContext, name: str = "") -> dict[str, Any]:
         return {"job_id": context.job_id, "name": name, "destinations": self._tools.config.destinations}
+
+    async def _keep(
+        self, context: JobContext, key: str, spec: trainer_pb2.TrainSpec, settings: TrainSettings, made: Manifest,
+        outcome: Mapping[str, Any], folder: Path,
+    ) -> None:  # fmt: skip
+        """Remembers what a run stored under `key`: its bundle once that is proven, or where it paused."""
+        if made.artifact_type == PAUSED_TYPE:
+            await self._remember_pause(context, key, spec, settings, made, outcome)
+        else:
+            await self._prove(context, key, spec.name, made, outcome, folder)
 
     async def _prove(
         self, context: JobContext, key: str, name: str, made: Manifest, outcome: Mapping[str, Any], folder: Path

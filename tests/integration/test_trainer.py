@@ -151,7 +151,10 @@ async def test_a_training_ends_in_a_bundle_that_generates(
 async def test_a_training_that_paused_goes_on_in_another_job(
     importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path
 ) -> None:
-    """R-057: what it did is stored with its measurements, planned for, not done again, and part of its record."""
+    """R-057: what it did is stored with its measurements, planned for, not done again, and part of its record.
+
+    It stops early, since what is held out is of another kind, and is stored in its best weights, those of the pause.
+    """
     write_tiny_model(tmp_path / "model", "qwen2", is_chat=False)
     succeeded(await importing.import_folder(tmp_path / "model", "tiny-paused"))
 
@@ -163,8 +166,12 @@ async def test_a_training_that_paused_goes_on_in_another_job(
         done = await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job)
         return importing.store.get_manifest(succeeded(done))
 
-    whole = await _spec(importing, tmp_path, "tiny-paused", seed=57)
-    paused = await _spec(importing, tmp_path, "tiny-paused", seed=57, until_step=1)
+    wild = {"seed": 57, "learning_rate": 0.02, "early_stop": {"steps": 1, "patience": 2}, "keep_checkpoints": 1}
+    whole = await _spec(importing, tmp_path, "tiny-paused", **wild)
+    paused = await _spec(importing, tmp_path, "tiny-paused", **wild, until_step=1)
+    (tmp_path / "other.jsonl").write_text("".join(f'{{"text": "{"zebra quilt " * n}"}}\n' for n in range(1, 7)))
+    for spec in (whole, paused):
+        spec.datasets[1] = importing.store.put_file(tmp_path / "other.jsonl")[0]
     assert (await plan(paused)).counts["steps"] == 1
     first = await train(paused)
     assert (first.artifact_type, first.config["step"], first.config["heldout"]["rows"]) == (PAUSED_TYPE, 1, 6)
@@ -174,15 +181,18 @@ async def test_a_training_that_paused_goes_on_in_another_job(
     assert {item.name: item.value for item in left.items}["goes on from"].startswith("step 1, which is stored")
     made = await train(whole)
     run = (await call(stub.GetRun, trainer_pb2.GetRunRequest(bundle=made.digest), timeout_s=60)).run
-    assert run.outcome.tokens == left.counts["tokens"] > first.config["cost"]["tokens"] > 0
-    layers = {layer.path: layer for layer in importing.store.get_manifest(run.run_digest).layers}
+    assert left.counts["tokens"] > run.outcome.tokens > first.config["cost"]["tokens"] > 0
+    record = importing.store.get_manifest(run.run_digest)
+    layers = {layer.path: layer for layer in record.layers}
     lines = {
         path: [json.loads(line) for line in importing.store.get_bytes(layer.digest).splitlines()]
         for path, layer in layers.items()
     }
-    steps = left.counts["steps"]
-    assert [line["step"] for line in lines["metrics.jsonl"]] == list(range(1, steps + 1))
-    assert [line["step"] for line in lines["heldout.jsonl"]] == [0, 1, steps]
+    assert [line["step"] for line in lines["metrics.jsonl"]] == [1, 2, 3]
+    assert [line["step"] for line in lines["heldout.jsonl"]] == [0, 1, 2, 3]
+    assert record.config["best"] == {"step": 1, "of": 3} and record.config["stopped"]["step"] == 3
+    told = Bundle.from_manifest(made).lineage.parameters
+    assert told["best"] == record.config["best"] and told["heldout"] == first.config["heldout"]
 
 
 async def test_a_training_waits_for_a_gpu_in_use_or_is_refused(

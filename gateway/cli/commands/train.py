@@ -148,24 +148,29 @@ async def _show(session: Session, begun: job_pb2.Job, wait: bool) -> None:
     if job.is_cached:
         session.output.note("cached: this result was stored already")
     artifact = await session.artifact(job.result_digest)
+    document, views = {"job": to_document(job), "artifact": to_document(artifact)}, list[Any]()
     if artifact.artifact_type == TOGETHER_TYPE:
-        made = json.loads(artifact.config_json)["bundles"]
-        results = {name: await result_of(session, digest) for name, digest in made.items()}
-        views: list[Any] = []
-        for name, found in results.items():
-            views += [facts([("name", name), ("digest", found["digest"]), *_heldout(found)]), run_view(found["run"])]
-        session.output.show({"job": to_document(job), "artifact": to_document(artifact), "results": results}, *views)
+        results = {}
+        for name, digest in json.loads(artifact.config_json)["bundles"].items():
+            results[name], shown = await _made(session, await session.artifact(digest))
+            views += [facts([("name", name)]), *shown]
+        session.output.show({**document, "results": results}, *views)
         return
+    found, views = await _made(session, artifact)
+    found.pop("digest")
+    session.output.show({**document, **found}, *views)
+
+
+async def _made(session: Session, artifact: artifact_pb2.Artifact) -> tuple[dict[str, Any], list[Any]]:
+    """What a training stored, a bundle or where it paused: as a document, and for people."""
     if artifact.artifact_type == PAUSED_TYPE:
-        paused = json.loads(artifact.config_json)
-        views = [facts([("paused", f"after step {paused['step']}"), ("state", artifact.digest),
-                        ("size", human_bytes(artifact.size_bytes)), *_heldout(paused)])]  # fmt: skip
-        session.output.show({"job": to_document(job), "artifact": to_document(artifact), **paused}, *views)
-        return
-    found = await result_of(session, job.result_digest)
-    document = {"job": to_document(job), "artifact": to_document(artifact), **found}
-    document.pop("digest")
-    session.output.show(document, artifact_view(artifact), facts(_heldout(found)), run_view(found["run"]))
+        paused = {"digest": artifact.digest, **json.loads(artifact.config_json)}
+        return paused, [
+            facts([("paused", f"after step {paused['step']}"), ("state", artifact.digest),
+                   ("size", human_bytes(artifact.size_bytes)), *_heldout(paused)])
+        ]  # fmt: skip
+    found = await result_of(session, artifact.digest)
+    return found, [artifact_view(artifact), facts(_heldout(found)), run_view(found["run"])]
 
 
 def _rungs(sweep: Any, specs: Sequence[trainer_pb2.TrainSpec], plans: Sequence[job_pb2.Plan]) -> list[Rung]:

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from training_files import prepared_from
+from safetensors.numpy import load_file
+from training_files import prepared_from, write_spec
 from training_runs import STEPS, make_run, some_samples
 
 from services.trainer import checkpoint, heldout, train_process
@@ -23,10 +24,8 @@ from services.trainer.plan import Prepared
 from services.trainer.ranks import ALONE
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import TrainSettings
-from services.trainer.together import Part, check_together
 from services.trainer.work import plain
 from smeltkit.blobs.local import LocalStore
-from smeltkit.errors import UnsupportedOption
 from smeltkit.manifest import PAUSED_TYPE
 
 
@@ -35,7 +34,8 @@ def _numbers(reports: list[StepReport]) -> list[tuple[Any, ...]]:
 
 
 def _outcome(run: Run) -> dict[str, Any]:
-    return {"paused": run.step, "cost": asdict(run.cost), "device": "cpu", "heldout": None}
+    held = [f"step-{run.step:08d}"]
+    return {"paused": run.step, "checkpoints": held, "cost": asdict(run.cost), "device": "cpu", "heldout": None}
 
 
 def test_a_run_that_paused_goes_on_elsewhere_as_if_it_had_not(tmp_path: Path) -> None:
@@ -79,19 +79,42 @@ def test_measurements_after_the_step_where_a_run_goes_on_are_made_again(tmp_path
     assert again.measured == made
     again.keep_until(3)
     assert again.measured == made[:2] == read_course(tmp_path / HELDOUT_FILE)
-    assert again.comparison.change == 0.0 and again.comparison.rows == 3
+    assert again.comparison().change == 0.0 and again.comparison().rows == 3
 
 
 def test_where_a_run_pauses_is_no_part_of_what_is_trained(tmp_path: Path) -> None:
-    """It counts steps and tokens until then; it must come before the end, and not among adapters on one base."""
+    """It counts steps and tokens until then; it must come before the end."""
     whole, paused = prepared_from(tmp_path), prepared_from(tmp_path, until_step=2)
     assert plain(whole.settings) == plain(paused.settings) and not paused.refusals
     assert (paused.end_step, paused.tokens) == (2, whole.order.tokens_in(2))
     (refusal,) = prepared_from(tmp_path, until_step=whole.schedule.total_steps).refusals
     assert f"must be below the run's {whole.schedule.total_steps} steps" in refusal.message
-    parts = [Part(name=name, data=(), settings=TrainSettings(until_step=2)) for name in ("a", "b")]
-    with pytest.raises(UnsupportedOption, match="a: until_step, heldout_steps, early_stop and hours_max"):
-        check_together(parts)
+
+
+def test_a_run_that_stops_early_ends_in_its_best_weights(tmp_path: Path) -> None:
+    """With the checkpoint of its best measurement, however many came after it; the outcome says which, and by how much
+    it is better than the base. Whoever takes the run over before its outcome is told ends in the same."""
+    prepared_from(tmp_path)
+    (tmp_path / "other.jsonl").write_text("".join(f'{{"text": "{n} {n + 1} {n}"}}\n' for n in range(4)))
+    settings = {"method": "lora", "learning_rate": 0.1, "schedule": "constant", "keep_checkpoints": 1, "epochs": 4}
+    spec = write_spec(tmp_path, "run", **settings, early_stop={"steps": 1, "patience": 3})
+    spec["heldout"] = str(tmp_path / "other.jsonl")
+    outcome = train_process.train(tmp_path / "run", spec)
+    course = read_course(tmp_path / "run" / HELDOUT_FILE)
+    best = min(course[1:], key=lambda one: one.loss)
+    assert outcome["best"] == {"step": best.step, "of": course[-1].step} and 0 < best.step < course[-1].step
+    assert outcome["heldout"]["after"] == pytest.approx(best.loss) and outcome["stopped"]["step"] == course[-1].step
+    kept = checkpoint.read(tmp_path / "run" / CHECKPOINTS / f"step-{best.step:08d}", "weights.")[1]
+    adapter = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    stored = {value.numpy().tobytes() for value in kept.values()}
+    assert all(value.tobytes() in stored for value in load_file(adapter).values())
+    first = adapter.read_bytes()
+    adapter.unlink()
+    again = train_process.train(tmp_path / "run", spec)
+    assert {key: again[key] for key in ("best", "stopped", "heldout")} == {
+        key: outcome[key] for key in ("best", "stopped", "heldout")
+    }
+    assert adapter.read_bytes() == first
 
 
 def test_a_run_whose_heldout_loss_stands_still_ends_early_and_stays_ended(

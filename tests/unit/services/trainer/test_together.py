@@ -28,10 +28,11 @@ from smeltkit.testing.tiny_models import tiny_config, write_tiny_model
 
 SHARED = {"method": "lora", "sequence_tokens": 64, "packs_per_step": 2, "checkpoint_steps": 2}
 RUNS: list[dict[str, Any]] = [
-    {"epochs": 1, "learning_rate": 5e-3, "seed": 1, "lora": {"rank": 4, "dropout": 0.3}, "neftune": {"alpha": 8}},
+    {"epochs": 6, "learning_rate": 0.3, "seed": 1, "lora": {"rank": 4, "dropout": 0.3}, "neftune": {"alpha": 8},
+     "early_stop": {"steps": 1, "patience": 1}},
     {"epochs": 2, "learning_rate": 1e-3, "seed": 2, "lora": {"rank": 8, "alpha": 4, "dora": True}},
     {"epochs": 2, "learning_rate": 2e-3, "seed": 3, "lora": {"rank": 2, "targets": ["attn.q", "mlp.down"]}},
-]
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -67,15 +68,16 @@ def _result(folder: Path) -> tuple[list[tuple[Any, ...]], dict[str, bytes]]:
     """Steps of a run as numbers, and its files of weights byte by byte."""
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     files = [*(folder / "bundle").glob("*.safetensors"), *(folder / "adapter").iterdir()]
-    keys = ("step", "steps", "loss", "grad_norm", "learning_rate", "tokens", "sample_ids", "first_grad_norm")
-    return [tuple(str(step[key]) for key in keys) for step in steps], {f.name: f.read_bytes() for f in files}
+    keys = ("step", "steps", "loss", "grad_norm", "learning_rate", "tokens", "sample_ids", "first_grad_norm", "heldout")
+    return [tuple(str(step.get(key)) for key in keys) for step in steps], {f.name: f.read_bytes() for f in files}
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_each_of_several_adapters_is_the_one_trained_alone(tmp_path: Path, method: str) -> None:
     """R-067: other data, rank, rate, seed and dropout for each; every loss and every bit of the weights, after a stop.
 
-    The stop is by the signal that ends a job; whoever takes the job over goes on from all checkpoints.
+    The stop is by the signal that ends a job, or all of them pause; whoever takes the job over goes on from all
+    checkpoints. One of them ends early, in its best weights.
     """
     shared, runs = _specs(tmp_path / "alone", method)
     runs = runs if method == "lora" else runs[1:]
@@ -84,15 +86,32 @@ def test_each_of_several_adapters_is_the_one_trained_alone(tmp_path: Path, metho
         folder = tmp_path / "alone" / f"run-{number}"
         folder.mkdir()
         outcome = train_process.train(folder, {**shared, **run})
-        expected.append((_result(folder), outcome.get("heldout")))
+        expected.append((_result(folder), _told(outcome)))
     folder = tmp_path / "together"
     folder.mkdir()
     spec = {**shared, "runs": runs}
-    _stop_after(4, folder, spec)
+    if method == "lora":
+        _stop_after(4, folder, spec)
+    else:
+        _pause(folder, spec)
     joint = together_process.train(folder, spec)["runs"]
     for number, outcome in enumerate(joint):
-        assert (_result(folder / str(number)), outcome.get("heldout")) == expected[number]
+        assert (_result(folder / str(number)), _told(outcome)) == expected[number]
+    if method == "lora":
+        assert (folder / "0" / "heldout.jsonl").read_text() == (tmp_path / "alone/run-0/heldout.jsonl").read_text()
+        assert 0 < joint[0]["best"]["step"] < joint[0]["stopped"]["step"]
     assert len({outcome["cost"]["tokens"] for outcome in joint}) == len(runs)
+
+
+def _told(outcome: dict[str, Any]) -> list[Any]:
+    return [outcome.get(key) for key in ("heldout", "stopped", "best")]
+
+
+def _pause(folder: Path, spec: dict[str, Any]) -> None:
+    """Trains until each has done one step."""
+    runs = [{**run, "settings": {**run["settings"], "until_step": 1}} for run in spec["runs"]]
+    for outcome in together_process.train(folder, {**spec, "runs": runs})["runs"]:
+        assert (outcome["paused"], outcome["checkpoints"]) == (1, ["step-00000001"]) and "best" not in outcome
 
 
 def _stop_after(count: int, folder: Path, spec: dict[str, Any]) -> None:
@@ -103,11 +122,11 @@ def _stop_after(count: int, folder: Path, spec: dict[str, Any]) -> None:
         write = train_process.Journal.write
         seen = []
 
-        def counted(self: Any, report: Any) -> Any:
+        def counted(self: Any, report: Any, measured: Any) -> Any:
             seen.append(report)
             if len(seen) == count:
                 handlers[-1](15, None)
-            return write(self, report)
+            return write(self, report, measured)
 
         patch.setattr(train_process.Journal, "write", counted)
         with pytest.raises(JobCancelled, match=f"step {count} of all"):
@@ -118,6 +137,7 @@ def test_an_adapter_that_fails_leaves_the_others_running(tmp_path: Path) -> None
     """Its error stands in its place; the others have their bundles, and came to their ends together: the next step is
     of whoever has done the least of its own, so shares never differ by more than a step."""
     shared, runs = _specs(tmp_path / "data")
+    del runs[0]["settings"]["early_stop"]
     folder = tmp_path / "together"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -141,7 +161,7 @@ def test_an_adapter_that_fails_leaves_the_others_running(tmp_path: Path) -> None
             done[line["name"]] += 1
             shares = [done[name] / totals[name] for name in totals]
             assert max(shares) - min(shares) <= 1 / min(totals.values())
-    assert totals["tiny:0"] < totals["tiny:2"]
+    assert totals["tiny:0"] > totals["tiny:2"]
 
 
 def test_adapters_are_taken_off_and_put_back() -> None:
