@@ -14,6 +14,7 @@ from smeltkit.bus.facts import FACTS
 _DIGEST = re.compile(r"[^:@\s]+(:\d+/[^:@\s]+)?@sha256:[0-9a-f]{64}")
 _TAG = re.compile(r"[^:@\s]+(:\d+/[^:@\s]+)?:(?!latest$)[\w][\w.-]*")
 _GPU = re.compile(r"nvidia\.com/(gpu|mig-.*)")
+_HOST = "kubernetes.io/hostname"
 _TAINT = {"key": "nvidia.com/gpu", "operator": "Equal", "value": "present", "effect": "NoSchedule"}
 
 
@@ -39,8 +40,8 @@ def spread(tree: Tree) -> Iterator[str]:
             for item in load.pod.get("topologySpreadConstraints", ())
             if load in tree.selected(item["labelSelector"], load.namespace)
         ]
-        if load.document["spec"].get("replicas", 1) > 1 and "kubernetes.io/hostname" not in keys:
-            yield f"{load}: {load.document['spec']['replicas']} copies are not spread over kubernetes.io/hostname"
+        if load.document["spec"].get("replicas", 1) > 1 and _HOST not in keys:
+            yield f"{load}: {load.document['spec']['replicas']} copies are not spread over {_HOST}"
         strict = [item for item in load.pod.get("topologySpreadConstraints", ()) if item.get("minDomains", 1) >= 3]
         if (
             tree.is_pinned
@@ -48,6 +49,27 @@ def spread(tree: Tree) -> Iterator[str]:
             and [item["whenUnsatisfiable"] for item in strict] != ["DoNotSchedule"]
         ):
             yield f"{load}: a node that takes two of its servers takes the quorum; minDomains 3, DoNotSchedule"
+
+
+@policy
+def nodes_suffice(tree: Tree) -> Iterator[str]:
+    """Where it is said how many nodes there are, no pod waits for one more for ever."""
+    for load in tree.workloads if tree.nodes else ():
+        copies = load.document["spec"].get("replicas", 1)
+        strict = [
+            item
+            for item in load.pod.get("topologySpreadConstraints", ())
+            if item["topologyKey"] == _HOST and item["whenUnsatisfiable"] == "DoNotSchedule"
+        ]
+        for item in strict:
+            # Fewer nodes than minDomains count as an empty one: no node may then hold more than maxSkew pods.
+            if tree.nodes < item.get("minDomains", 1) and copies > tree.nodes * item["maxSkew"]:
+                yield f"{load}: its spread wants {item['minDomains']} nodes, there {_are(tree.nodes)}; ScheduleAnyway"
+        apart = load.pod.get("affinity", {}).get("podAntiAffinity", {})
+        for term in apart.get("requiredDuringSchedulingIgnoredDuringExecution", ()):
+            is_own = selects(term.get("labelSelector", {}), load.labels)
+            if term["topologyKey"] == _HOST and is_own and copies > tree.nodes:
+                yield f"{load}: {copies} copies want a node each, there {_are(tree.nodes)}; prefer it, or have fewer"
 
 
 @policy
@@ -296,6 +318,10 @@ def nats_config(tree: Tree) -> Mapping[str, str]:
             found: Mapping[str, str] = document["data"]
             return found
     return {}
+
+
+def _are(nodes: int) -> str:
+    return "is one" if nodes == 1 else f"are {nodes}"
 
 
 def _claimed(load: Workload, path: str) -> str:

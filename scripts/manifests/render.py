@@ -27,6 +27,16 @@ Document = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Declared:
+    """A value that an overlay gives a key of a ConfigMap."""
+
+    config_map: str
+    namespace: str
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rendering:
     """What a cluster would get: the documents of one overlay or combination."""
 
@@ -34,6 +44,10 @@ class Rendering:
     documents: tuple[Document, ...]
     is_pinned: bool = False
     """Whether its images must be digests."""
+    nodes: int = 0
+    """Nodes of its cluster; 0 where there are as many as its pods ask for."""
+    declared: tuple[Declared, ...] = ()
+    """What the overlay itself says of settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +69,7 @@ class Catalogue:
             for name, group in read["groups"].items()
         ]
         self.needs: Mapping[str, Sequence[str]] = read["needs"]
+        self._nodes: Mapping[str, int] = read["nodes"]
         self.outside: Sequence[str] = read["outside"]
         self.combinations: Mapping[str, Sequence[str]] = read["combinations"]
 
@@ -70,6 +85,10 @@ class Catalogue:
     def _before(self, name: str) -> list[str]:
         """What a component changes or rests on, and what that does."""
         return [found for needed in self.needs.get(name, ()) for found in (*self._before(needed), needed)]
+
+    def nodes(self, components: Sequence[str]) -> int:
+        """Nodes of a cluster with `components`; 0 for as many as are asked for."""
+        return min((self._nodes[name] for name in components if name in self._nodes), default=0)
 
     def check(self, name: str, components: Sequence[str]) -> None:
         """BadConfig if two of `components` exclude each other, or one is unknown, or not after what it needs."""
@@ -106,9 +125,28 @@ def render_overlay(name: str) -> Rendering:
     folder = TREE / "overlays" / name
     if not folder.is_dir():
         raise BadConfig(f"overlay {name!r} does not exist; known: {', '.join(overlays())}")
-    declared = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    catalogue().check(f"overlay {name}", [Path(path).name for path in declared.get("components", ())])
-    return Rendering(name=name, documents=tuple(kustomized(folder)), is_pinned=name in PINNED)
+    written = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    components = [Path(path).name for path in written.get("components", ())]
+    catalogue().check(f"overlay {name}", components)
+    return Rendering(
+        name=name,
+        documents=tuple(kustomized(folder)),
+        is_pinned=name in PINNED,
+        nodes=catalogue().nodes(components),
+        declared=tuple(declared(written, folder)),
+    )
+
+
+def declared(written: Mapping[str, Any], folder: Path) -> Iterator[Declared]:
+    """The settings that a kustomization in `folder` gives itself, by literals and files of them."""
+    for generated in written.get("configMapGenerator", ()):
+        lines = [*generated.get("literals", ())]
+        for file in generated.get("envs", ()):
+            lines += (folder / file).read_text().splitlines()
+        for key, equals, value in (line.partition("=") for line in lines):
+            if equals and not key.startswith("#"):
+                namespace = generated.get("namespace", written.get("namespace", ""))
+                yield Declared(config_map=generated["name"], namespace=namespace, key=key, value=value)
 
 
 def render_components(name: str, components: Sequence[str]) -> Rendering:
@@ -129,7 +167,9 @@ def render_components(name: str, components: Sequence[str]) -> Rendering:
             target = {"kind": "NetworkPolicy", "name": "s3-clients"}
             build["patches"] = [{"patch": yaml.safe_dump(place), "target": target}]
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(build))
-        return Rendering(name=name, documents=tuple(kustomized(Path(folder))))
+        documents = tuple(kustomized(Path(folder)))
+        own = tuple(declared(build, Path(folder)))
+        return Rendering(name=name, documents=documents, nodes=catalogue().nodes(chosen), declared=own)
 
 
 def documented() -> Iterator[Rendering]:

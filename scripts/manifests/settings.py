@@ -52,6 +52,26 @@ def settings(tree: Tree) -> Iterator[str]:
             yield from (f"{load}: {line}" for line in errors)
 
 
+@policy
+def overlay_values(tree: Tree) -> Iterator[str]:
+    """What an overlay says of a setting is what is rendered: a component's value for the same key wins over it."""
+    for said in tree.declared:
+        name = said.config_map
+        found = [
+            item["data"][said.key]
+            for item in tree.of("ConfigMap")
+            if re.fullmatch(rf"{re.escape(name)}(-[a-z0-9]{{10}})?", item["metadata"]["name"])
+            and item["metadata"].get("namespace", "") == said.namespace
+            and said.key in item.get("data", {})
+        ]
+        if found != [said.value]:
+            yield (
+                f"ConfigMap {name}: the overlay says {said.key}={said.value}, and {', '.join(found) or 'nothing'} is"
+                f" rendered, for components come after an overlay's literals; take it out, or patch it: target {{kind:"
+                f" ConfigMap, name: {name}}}, {{op: replace, path: /data/{said.key}, value: ...}}"
+            )
+
+
 def environment_errors(command: str, environment: Mapping[str, str]) -> Iterator[str]:
     """What a process of ours, started by `command`, would refuse or pass over in `environment`; nothing for others."""
     prefixes = _prefixes(command)

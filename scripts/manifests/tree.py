@@ -80,6 +80,8 @@ class Tree:
     def __init__(self, rendering: Rendering) -> None:
         self.name = rendering.name
         self.is_pinned = rendering.is_pinned
+        self.nodes = rendering.nodes
+        self.declared = rendering.declared
         self.documents = rendering.documents
 
     def of(self, *kinds: str) -> Iterator[Document]:

@@ -8,6 +8,7 @@ from typing import Any
 Documents = list[Any]
 Mistake = Callable[[Documents], Any]
 FROM_SECRET = {"secretKeyRef": {"name": "rpc", "key": "token"}}
+STRICT = {"whenUnsatisfiable": "DoNotSchedule"}
 
 
 def get(documents: Documents, kind: str, name: str) -> Any:
@@ -119,3 +120,18 @@ def let_sandbox_out(documents: Documents) -> None:
 def nodes(documents: Documents) -> Any:
     """Pods of the Jobs that bring further machines to a training."""
     return get(documents, "CronJob", "training-nodes")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+
+
+def spread_of(documents: Documents, name: str) -> Any:
+    """How the pods of a StatefulSet are spread."""
+    return pod(documents, name, "StatefulSet")["topologySpreadConstraints"][0]
+
+
+def keep_apart(documents: Documents, name: str) -> None:
+    """No two pods of a StatefulSet on one node."""
+    term = {
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": {"app.kubernetes.io/name": name}},
+    }
+    wanted = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    pod(documents, name, "StatefulSet")["affinity"] = {"podAntiAffinity": wanted}

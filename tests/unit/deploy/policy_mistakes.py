@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from policy_edits import (
     FROM_SECRET,
+    STRICT,
     Mistake,
     add_secret,
     ask_for_slices,
     bind_admin,
     container,
     get,
+    keep_apart,
     let_sandbox_out,
     live_at,
     match,
@@ -27,6 +29,7 @@ from policy_edits import (
     secrets_of,
     settings,
     spoil_conf,
+    spread_of,
 )
 
 MISTAKES: list[tuple[str, str, Mistake]] = [
@@ -304,10 +307,25 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
         "startupprobe",
         lambda d: container(d, "gateway").update(startupprobe=container(d, "gateway")["startupProbe"]),
     ),
+    (
+        "overlay-values",
+        "the overlay says SMELT_PLATFORM_S3_ENDPOINT=s3.example.com:443, and s3.other:443 is rendered",
+        lambda d: settings(d, "platform").update(SMELT_PLATFORM_S3_ENDPOINT="s3.other:443"),
+    ),
+    (
+        "overlay-values",
+        "and nothing is rendered",
+        lambda d: settings(d, "sandbox").pop("SMELT_SANDBOX_QUEUE_PER_SLOT"),
+    ),
     ("schema", "replicaCount", lambda d: get(d, "ScaledObject", "inference")["spec"].update(replicaCount=2)),
     ("schema", "sleep", lambda d: container(d, "gateway")["lifecycle"]["preStop"].update(sleep={"seconds": "10"})),
 ]
 
+
+OF_ONE_NODE: list[tuple[str, str, Mistake]] = [
+    ("nodes-suffice", "wants 3 nodes, there is one", lambda d: spread_of(d, "nats").update(minDomains=3, **STRICT)),
+    ("nodes-suffice", "3 copies want a node each", lambda d: keep_apart(d, "nats")),
+]
 
 OF_MACHINES: list[tuple[str, str, Mistake]] = [
     ("jobs-end", "must be suspended", lambda d: get(d, "CronJob", "training-nodes")["spec"].update(suspend=False)),

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 from policy_edits import Documents, Mistake
-from policy_mistakes import MISTAKES, OF_MACHINES
+from policy_mistakes import MISTAKES, OF_MACHINES, OF_ONE_NODE
 
 from scripts.manifests.check import findings
 from scripts.manifests.render import Rendering, catalogue, render_components, render_overlay
@@ -26,15 +26,23 @@ def machines() -> Rendering:
     return render_components("several-machines", catalogue().combinations["several-machines"])
 
 
-@pytest.mark.parametrize("rendering", [production, machines])
+@cache
+def one_node() -> Rendering:
+    return render_components("one-node-with-a-gpu", catalogue().combinations["one-node-with-a-gpu"])
+
+
+@pytest.mark.parametrize("rendering", [production, machines, one_node])
 def test_what_is_deployed_breaks_no_policy(rendering: Callable[[], Rendering]) -> None:
     assert list(findings(rendering())) == []
 
 
+SEEDED = [(production, MISTAKES), (machines, OF_MACHINES), (one_node, OF_ONE_NODE)]
+
+
 @pytest.mark.parametrize(
     ("rendering", "policy", "words", "mistake"),
-    [*((production, *each) for each in MISTAKES), *((machines, *each) for each in OF_MACHINES)],
-    ids=[f"{name}: {words}" for name, words, _ in (*MISTAKES, *OF_MACHINES)],
+    [(rendering, *each) for rendering, mistakes in SEEDED for each in mistakes],
+    ids=[f"{name}: {words}" for _, mistakes in SEEDED for name, words, _ in mistakes],
 )
 def test_a_seeded_mistake_is_caught_by_its_policy(
     rendering: Callable[[], Rendering], policy: str, words: str, mistake: Mistake
@@ -50,4 +58,4 @@ def test_a_seeded_mistake_is_caught_by_its_policy(
 
 
 def test_every_policy_has_a_mistake_that_it_catches() -> None:
-    assert set(POLICIES) | {"schema"} == {name for name, _, _ in (*MISTAKES, *OF_MACHINES)}
+    assert set(POLICIES) | {"schema"} == {name for _, mistakes in SEEDED for name, _, _ in mistakes}
