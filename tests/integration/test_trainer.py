@@ -232,7 +232,8 @@ async def test_a_training_waits_for_a_gpu_in_use_or_is_refused(
 async def test_adapters_trained_together_are_found_again_alone(
     importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path
 ) -> None:
-    """R-013: one job; each adapter has bundle, lineage, run and name of its own, and is known to a training alone.
+    """R-013: one job; each adapter has bundle, lineage, run and name of its own, and is known to a training alone. It
+    goes on from where another job let all of them pause.
 
     One of them has two stages: told as it enters the second, in its lineage and its record by every digest.
     """
@@ -256,6 +257,15 @@ async def test_adapters_trained_together_are_found_again_alone(
     ).plan
     assert not plan.refusals and plan.memory_bytes > 0
     assert {"tiny:low, steps", "tiny:high, stage 2"} <= {item.name for item in plan.items}
+    paused = [trainer_pb2.TrainSpec.FromString(spec.SerializeToString()) for spec in specs]
+    for spec in paused:
+        spec.settings_json = json.dumps({**json.loads(spec.settings_json), "until_step": 1})
+    request = trainer_pb2.StartTrainRequest(spec=paused[0], together=paused[1:], request_id=uuid4().hex)
+    made = succeeded(await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job))
+    states = [
+        importing.store.get_manifest(one) for one in importing.store.get_manifest(made).config["bundles"].values()
+    ]
+    assert [(state.artifact_type, state.config["step"]) for state in states] == [(PAUSED_TYPE, 1)] * 2
     request = trainer_pb2.StartTrainRequest(spec=specs[0], together=specs[1:], request_id=uuid4().hex)
     async with importing.bus.listen("smelt.evt.trainer.stage.entered.>", hear):
         done = await importing.end((await call(stub.StartTrain, request, timeout_s=60)).job)
@@ -280,6 +290,7 @@ async def test_adapters_trained_together_are_found_again_alone(
     assert {run.subject for run in listed} == set(bundles.values())
     records = {run.subject: json.loads(run.config_json) for run in listed}
     assert all((record["settings"]["lora"]["rank"], record["together"]) == (4, 2) for record in records.values())
+    assert all([one["step"] for one in record["course"]][:2] == [0, 1] for record in records.values())
     assert [one["data"] for one in records[bundles["tiny:high"]]["stages"]] == [[data], [data, further]]
 
 

@@ -20,6 +20,7 @@ from services.trainer import checkpoint
 from services.trainer.config import TrainerConfig
 from services.trainer.groups import RESTARTS_FILE
 from services.trainer.launch import TrainingProcesses
+from services.trainer.measured import read_course
 from services.trainer.places import Place
 from services.trainer.train_process import train
 from smeltkit.errors import BadConfig
@@ -44,14 +45,17 @@ def test_two_machines_train_as_one_process_does_though_one_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R-067, R-056, R-057: from a checkpoint of one process two machines go on, one is killed, both begin again at the
-    checkpoint that they wrote, and one goes on alone from there: the losses, samples and weights of a run of one."""
+    checkpoint that they wrote, and one goes on alone from there: the losses, samples and weights of a run of one, its
+    held-out losses on the way, and so its best step."""
     monkeypatch.setattr("torch.use_deterministic_algorithms", lambda flag: None)
-    expected = train(tmp_path / "1", write_spec(tmp_path, "1", keep_checkpoints=KEPT))
+    settings = {"keep_checkpoints": KEPT, "heldout_steps": 3, "early_stop": {"steps": 2, "patience": 3}}
+    expected = train(tmp_path / "1", write_spec(tmp_path, "1", is_measured=True, **settings))
     one, folder, port = steps_of(tmp_path / "1"), tmp_path / "2", _free_port()
-    write_spec(tmp_path, "2", keep_checkpoints=KEPT, processes=2, nodes=2)
+    write_spec(tmp_path, "2", is_measured=True, **settings, processes=2, nodes=2)
     shutil.copytree(tmp_path / "1" / "checkpoints" / "step-00000004", folder / "checkpoints" / "step-00000004")
     lines = (tmp_path / "1" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:4]))
+    shutil.copy(tmp_path / "1" / "heldout.jsonl", folder)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     training = TrainingProcesses("train_process", folder, 2, nodes=2, address=f"127.0.0.1:{port}")
     names = {**os.environ, "SMELT_NODE_RUNS_DIR": str(tmp_path), "SMELT_NODE_ADDRESS": "127.0.0.1"}
@@ -70,7 +74,12 @@ def test_two_machines_train_as_one_process_does_though_one_is_killed(
     last = f"step-{len(one):08d}"
     for path in (folder / "checkpoints" / last, folder / "bundle"):
         shutil.move(path, tmp_path / f"two-{path.name}")
-    train(folder, write_spec(tmp_path, "alone", keep_checkpoints=KEPT))
+    courses = [read_course(tmp_path / name / "heldout.jsonl") for name in ("1", "2")]
+    assert [one.step for one in courses[1]] == [one.step for one in courses[0]] and len(courses[0]) > len(one) // 2
+    for alone, shared in zip(*courses, strict=True):
+        assert shared.losses == pytest.approx(alone.losses, rel=1e-5) and shared.tokens == alone.tokens
+    assert found["best"] == expected["best"]
+    train(folder, write_spec(tmp_path, "alone", is_measured=True, **settings))
     two = steps_of(folder)
     assert [step["sample_ids"] for step in one] == [step["sample_ids"] for step in two]
     for key in ("loss", "grad_norm", "counted", "tokens"):

@@ -94,11 +94,8 @@ def test_where_a_run_pauses_is_no_part_of_what_is_trained(tmp_path: Path) -> Non
 def test_a_run_that_stops_early_ends_in_its_best_weights(tmp_path: Path) -> None:
     """With the checkpoint of its best measurement, however many came after it; the outcome says which, and by how much
     it is better than the base. Whoever takes the run over before its outcome is told ends in the same."""
-    prepared_from(tmp_path)
-    (tmp_path / "other.jsonl").write_text("".join(f'{{"text": "{n} {n + 1} {n}"}}\n' for n in range(4)))
     settings = {"method": "lora", "learning_rate": 0.1, "schedule": "constant", "keep_checkpoints": 1, "epochs": 4}
-    spec = write_spec(tmp_path, "run", **settings, early_stop={"steps": 1, "patience": 3})
-    spec["heldout"] = str(tmp_path / "other.jsonl")
+    spec = write_spec(tmp_path, "run", is_measured=True, **settings, early_stop={"steps": 1, "patience": 3})
     outcome = train_process.train(tmp_path / "run", spec)
     course = read_course(tmp_path / "run" / HELDOUT_FILE)
     best = min(course[1:], key=lambda one: one.loss)

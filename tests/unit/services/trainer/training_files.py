@@ -36,12 +36,20 @@ def prepared_from(folder: Path, files: Sequence[str] = ("code.jsonl",), **settin
     return prepare(folder / "base", bundle, [folder / name for name in files], None, parsed)
 
 
-def write_spec(folder: Path, name: str, files: Sequence[str] = ("code.jsonl",), **settings: Any) -> dict[str, Any]:
-    """What the processes of a training in `folder`/`name` are told; the pace is known, so that none is measured."""
+def write_spec(
+    folder: Path, name: str, files: Sequence[str] = ("code.jsonl",), *, is_measured: bool = False, **settings: Any
+) -> dict[str, Any]:
+    """What the processes of a training in `folder`/`name` are told; the pace is known, so that none is measured.
+
+    One that `is_measured` has four held-out rows, of another kind than those of training.
+    """
+    heldout = folder / "other.jsonl"
+    heldout.write_text("".join(json.dumps({"text": f"{n} {n + 1} {n}"}) + "\n" for n in range(4)))
     prepared = prepared_from(folder, files, **settings)
     Paces(folder / "paces", 1).learn(prepared, Cost(time_s=1.0, memory_bytes=1 << 20, tokens=1000))
     spec = {
-        "settings": {**SETTINGS, **settings}, "base": str(folder / "base"), "heldout": "",
+        "settings": {**SETTINGS, **settings}, "base": str(folder / "base"),
+        "heldout": str(heldout) if is_measured else "",
         "data": [str(folder / name) for name in files], "licence": "Apache-2.0",
         "lineage": prepared.bundle.lineage.to_dict(), "threads": 1, "paces": str(folder / "paces"),
         "run_digest": "sha256:" + "0" * 64,
