@@ -1,8 +1,8 @@
 """`python -m scripts.images build|test|save|clean [IMAGE ...]`: makes and judges images; runs the platform from them.
 
 All lies below build/images. `build` writes a bill of materials for each image there and ends with 1 if one breaks a
-promise; `test` runs them side by side, all of them with the main job, and writes benchmarks/results/images.json; `save`
-writes them as files for where there is no registry.
+promise; `test` runs them side by side, all of them with the main job, and keeps in benchmarks/results what came of all
+(images.json) or of those with CUDA (images_cuda.json); `save` writes them as files for where there is no registry.
 """
 
 from __future__ import annotations
@@ -115,10 +115,13 @@ def _tried(builder: Builder, rows: list[dict[str, Any]], *, is_whole: bool) -> l
             kinds = cpus.rows(root, question)
         print(table([{**row, "wrong": len(row["wrong"])} for row in kinds]))
     found, outcome = trial.run([row["image"] for row in rows], images(), builder.storage, FOLDER / "trial")
-    print(table([{**row, "wrong": len(row["wrong"])} for row in found]))
+    print(table([{**row, "wrong": len(row["wrong"]), "proof": "proof" in row} for row in found]))
     if is_whole:
         print(json.dumps(outcome, indent=1))
-    save("images", rows, is_whole=is_whole, cpus=kinds, trial=found, outcome=outcome)
+    if is_whole:
+        save("images", rows, cpus=kinds, trial=found, outcome=outcome)
+    elif all(images()[row["image"]].needs == "cuda" for row in rows):
+        save("images_cuda", rows, trial=found)
     wrong = [f"{row['cpu']}: {line}" for row in kinds for line in row["wrong"]]
     return wrong + [f"{row['image']}: {line}" for row in found for line in _wrong(row)]
 

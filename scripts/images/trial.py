@@ -51,6 +51,13 @@ source.write_text(Path(driver.__file__).with_name("driver.c").read_text())
 print(Path(build._build("cuda_utils", str(source), folder, [], [], [], [])).is_file())
 """
 """What Triton does on its first GPU before it computes; it needs none."""
+_PROOF = """
+import json
+from services.trainer.config import ProofConfig
+from services.trainer.proof import prove
+print(json.dumps(prove(ProofConfig(device="cpu"))))
+"""
+"""A training step by torch as it is in the image, held against the reference."""
 _OWN = ("HOME", "TMPDIR", "PATH", "LANG", "PYTHONUNBUFFERED", "SMELT_TELEMETRY_TRACE_DIR")
 
 
@@ -101,8 +108,11 @@ def _run_together(
             )
         rows = []
         for name in reversed(containers):
+            proof = _proof(containers[name])
             code, took_s = containers[name].stop(GRACE_S)
-            rows.append({"image": name, "wrong": wrong[name], "exit": code, "ended_s": round(took_s, 1)})
+            unproven = ["a training step does not run"] if proof == {} else []
+            row = {"image": name, "wrong": wrong[name] + unproven, "exit": code, "ended_s": round(took_s, 1)}
+            rows.append(row if proof is None else {**row, "proof": proof})
     finally:
         for container in containers.values():
             container.remove()
@@ -128,6 +138,14 @@ def _driverless(container: Container) -> list[str]:
     if container.image.needs != "cuda" or container.python(_DRIVER) == "True":
         return []
     return ["Triton gets no driver: it would look for a C compiler on its first GPU"]
+
+
+def _proof(container: Container) -> dict[str, Any] | None:
+    """What a trainer's image proves on the CPU, nothing where it fails; None for other images."""
+    if container.image.service != "trainer":
+        return None
+    said = container.python(_PROOF)
+    return dict(json.loads(said)) if said else {}
 
 
 def _settings(component: Component) -> dict[str, str]:
