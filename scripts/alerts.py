@@ -28,6 +28,7 @@ _RPC = base_name(names.RPC_SERVER_DURATION)
 _RPC_CLIENT = base_name(names.RPC_CLIENT_DURATION)
 _EDGE = "smelt_http_requests_total"
 _JOBS = base_name(names.JOB_AGE)
+_BACKUP = '{cronjob="backup", namespace="smelt"}'
 _OUR_FAULTS = 'rpc_response_status_code=~"INTERNAL|UNKNOWN|DATA_LOSS"'
 
 
@@ -133,6 +134,16 @@ ALERTS: Sequence[Alert] = (
         lasting="10m",
         pages=False,
         summary="More than 10 % of the jobs of {{ $labels.smelt_service }} fail",
+    ),
+    Alert(
+        name="BackupTooOld",
+        # By kube-state-metrics; the second part is a schedule under which none ever ended well.
+        expression=f"time() - max(kube_cronjob_status_last_successful_time{_BACKUP}) > 36 * 3600"
+        f" or (time() - max(kube_cronjob_created{_BACKUP}) > 36 * 3600"
+        f" unless max(kube_cronjob_status_last_successful_time{_BACKUP}))",
+        lasting="0m",
+        pages=False,
+        summary="The last whole backup is older than a day and a half, or there is none",
     ),
     Alert(
         name="LeasesLost",

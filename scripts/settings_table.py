@@ -17,6 +17,7 @@ from services.importer.config import ImporterConfig
 from services.inference.config import InferenceConfig
 from services.sandbox.config import SandboxConfig
 from services.trainer.config import NodeConfig, ProofConfig, TrainerConfig
+from smeltkit.backup_series import SeriesConfig
 from smeltkit.config import BackupConfig, PlatformConfig
 from smeltkit.rpc.server import RpcConfig
 from smeltkit.telemetry.setup import TelemetryConfig
@@ -28,6 +29,7 @@ SECTIONS: tuple[tuple[str, str, type[Any]], ...] = (
     ("Every process: telemetry", "SMELT_TELEMETRY_", TelemetryConfig),
     ("NATS and the object store (set by the stack)", "SMELT_PLATFORM_", PlatformConfig),
     ("`smelt admin`: where backups are", "SMELT_BACKUP_", BackupConfig),
+    ("Backups by the clock: `python -m smeltkit.backup_series`", "SMELT_BACKUPS_", SeriesConfig),
     ("`smelt jobs cost`: prices", "SMELT_PRICE_", PriceConfig),
     ("Importer", "SMELT_IMPORTER_", ImporterConfig),
     ("Trainer", "SMELT_TRAINER_", TrainerConfig),

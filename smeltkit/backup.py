@@ -162,6 +162,16 @@ async def restore(
     return await asyncio.to_thread(_summary, state, source, objects)
 
 
+def is_whole(target: ObjectStore) -> bool:
+    """Whether there is a backup that can be restored."""
+    return target.get_ref(_STATE) is not None
+
+
+def unmark(target: ObjectStore) -> None:
+    """Takes back that there is a whole backup, before it is deleted."""
+    target.delete_ref(_STATE)
+
+
 async def _read_state(bus: LedgerBus, store: ObjectStore) -> State:
     buckets = {bucket: tuple(await bus.bucket(bucket).entries()) for bucket in BUCKETS}
     names = await asyncio.to_thread(lambda: [item.key.removeprefix(f"{REFS}/") for item in store.list_objects(REFS)])
@@ -190,7 +200,7 @@ def _revived(value: bytes) -> job_pb2.JobRecord | None:
 
 
 def _check_target(target: ObjectStore) -> None:
-    if target.get_ref(_STATE) is not None:
+    if is_whole(target):
         raise NotEmpty("there is a whole backup already; name another folder or prefix")
     if target.get_ref(_BEGUN) is None and not target.is_empty():
         raise NotEmpty("the place for the backup is not empty; name an empty or new folder or prefix")

@@ -158,12 +158,18 @@ class BackupConfig:
     """Access key id there."""
     s3_secret_key: str = dataclasses.field(default="", repr=False)
     """Secret access key there."""
+    s3_keys_dir: str = ""
+    """Folder with the files access-key and secret-key instead, read again when they change; or empty."""
     s3_secure: bool = False
     """Whether that endpoint speaks TLS."""
+    s3_ca_file: str = ""
+    """PEM file of the authorities that vouch for that endpoint; empty for those that the system trusts."""
 
     def __post_init__(self) -> None:
-        if bool(self.s3_endpoint) != bool(self.s3_access_key and self.s3_secret_key):
-            raise BadConfig("s3_endpoint, s3_access_key and s3_secret_key must be set together")
+        if bool(self.s3_endpoint) != bool(self.s3_keys_dir or (self.s3_access_key and self.s3_secret_key)):
+            raise BadConfig(
+                "s3_endpoint must be set together with s3_access_key and s3_secret_key, or with s3_keys_dir"
+            )
         _check_endpoint(self.s3_endpoint)
 
     def on(self, platform: PlatformConfig) -> PlatformConfig:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from gateway.stack.process import ProcessRecord
-from smeltkit.blobs.access import MAY, OPERATOR
+from smeltkit.blobs import access
 from smeltkit.errors import BadConfig
 from smeltkit.servers import LOOPBACK, S3_PARTS, Credentials, free_ports, write_private
 
 SERVERS = ("nats", "s3")
 SERVICES = ("importer", "trainer", "inference", "evaluator", "sandbox")
-S3_USERS = tuple(user for user in MAY if user != OPERATOR)
+S3_USERS = access.SERVICES
 _USERS = {**dict.fromkeys(SERVERS, "smelt"), **{f"s3-{user}": user for user in S3_USERS}}
 """User names by what the file calls them."""
 PORTS = ("nats", *S3_PARTS, *SERVICES, "gateway", "gateway_http")

@@ -16,7 +16,7 @@ from scripts.cluster.declared import Overlay
 from scripts.cluster.link import Links, links
 from scripts.cluster.nats import CLIENT_PORT, NODES, NatsNode, nats_nodes
 from scripts.cluster.places import Places
-from smeltkit.blobs.access import MAY, OPERATOR
+from smeltkit.blobs.access import SERVICES
 from smeltkit.blobs.bucket import ACCESS_KEY, SECRET_KEY
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus import Bus, topology
@@ -147,7 +147,7 @@ def running_cluster(
 
 def _store_keys(s3: S3Server) -> dict[tuple[str, str], str]:
     """The Secrets of the object store: of whoever may do all, and of each service."""
-    configs = {"s3": s3.config, **{f"s3-{user}": s3.config_of(user) for user in MAY if user != OPERATOR}}
+    configs = {"s3": s3.config, **{f"s3-{user}": s3.config_of(user) for user in SERVICES}}
     found: dict[tuple[str, str], str] = {}
     for name, config in configs.items():
         found |= {(name, ACCESS_KEY): config.s3_access_key, (name, SECRET_KEY): config.s3_secret_key}

@@ -44,6 +44,19 @@ def certificates(tree: Tree) -> Iterator[str]:
             yield f"{what}: NATS reads it at its start; renewBefore must leave {_RESTART_H}h for a rollout"
 
 
+@policy
+def nats_by_tls(tree: Tree) -> Iterator[str]:
+    """Where NATS shows a certificate, whoever meets it checks that, and speaks TLS from the first byte."""
+    shown = {name for load in tree.workloads if load.name == "nats" for name in _mounted(load) if name.endswith("-tls")}
+    for load in tree.workloads if shown else ():
+        environment = tree.environment(load)
+        if "SMELT_PLATFORM_NATS_URL" in environment and "SMELT_PLATFORM_NATS_CA_FILE" not in environment:
+            yield (
+                f"{load}: SMELT_PLATFORM_NATS_CA_FILE is not set, and NATS shows a certificate; list tls after the"
+                " component that brings it"
+            )
+
+
 def _asked(tree: Tree, secret: str, holders: list[Workload]) -> set[str]:
     """Names under which callers expect who shows the certificate in `secret`."""
     environments = {load.name: tree.environment(load) for load in tree.workloads}

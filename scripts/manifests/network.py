@@ -14,6 +14,8 @@ _LINK = IPv4Network("169.254.0.0/16")
 _PRIVATE = [_LINK, *map(IPv4Network, ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16"))]
 _NOWHERE = "192.0.2.0/24"
 """The range that the component external-s3 opens, kept for documentation: an overlay names the store's."""
+_STORES = {"SMELT_PLATFORM_S3_": "s3-clients", "SMELT_BACKUP_S3_": "backup-place"}
+"""Beginning of the settings of a store, and the policy that opens the way to it."""
 _ABROAD = {"importer", "evaluator"}
 """Who fetches published models and data of suites, from whichever address has them."""
 _ADDRESS = re.compile(r"(?:\w+://+)?((?:[\w-]+\.)+svc):(\d+)")
@@ -152,21 +154,16 @@ def object_store(tree: Tree) -> Iterator[str]:
     """A store outside is met by TLS, and every client may reach its port at a range that the overlay names."""
     for load in tree.workloads:
         environment = tree.environment(load)
-        host, _, port = environment.get("SMELT_PLATFORM_S3_ENDPOINT", "").rpartition(":")
-        if not host or host.endswith(".svc"):
-            continue
-        if environment.get("SMELT_PLATFORM_S3_SECURE", "true") != "true":
-            yield f"{load}: SMELT_PLATFORM_S3_SECURE must be true: keys and weights would go to {host} in the clear"
-        rules = [
-            rule
-            for spec in _policies(tree, load.namespace)
-            if _is_chosen(spec, load)
-            for rule in spec.get("egress", ())
-            if int(port) in [item["port"] for item in rule.get("ports", ())]
-        ]
-        ranges = {peer["ipBlock"]["cidr"] for rule in rules for peer in rule.get("to", ()) if "ipBlock" in peer}
-        if not ranges or _NOWHERE in ranges:
-            yield f"{load}: no policy lets it out to {host}:{port}; patch s3-clients with the store's range and port"
+        for store, opener in _STORES.items():
+            host, _, port = environment.get(f"{store}ENDPOINT", "").rpartition(":")
+            if not host or host.endswith(".svc"):
+                continue
+            if environment.get(f"{store}SECURE", "true") != "true":
+                yield f"{load}: {store}SECURE must be true: keys and weights would go to {host} in the clear"
+            others = {name for name in _STORES.values() if name != opener}
+            ranges = set(_ranges(tree, load, int(port), others))
+            if not ranges or _NOWHERE in ranges:
+                yield f"{load}: no policy lets it out to {host}:{port}; patch {opener} with the store's range and port"
 
 
 @policy
@@ -207,6 +204,15 @@ def namespaces(tree: Tree) -> Iterator[str]:
 
 def _policies(tree: Tree, namespace: str) -> list[Mapping[str, Any]]:
     return [item["spec"] for item in tree.of("NetworkPolicy") if item["metadata"].get("namespace") == namespace]
+
+
+def _ranges(tree: Tree, load: Workload, port: int, others: set[str]) -> Iterator[str]:
+    """Ranges of addresses that policies beside `others` open to a workload at `port`."""
+    for item in tree.of("NetworkPolicy"):
+        is_there = item["metadata"].get("namespace") == load.namespace and item["metadata"]["name"] not in others
+        for rule in item["spec"].get("egress", ()) if is_there and _is_chosen(item["spec"], load) else ():
+            if port in [opened["port"] for opened in rule.get("ports", ())]:
+                yield from (peer["ipBlock"]["cidr"] for peer in rule.get("to", ()) if "ipBlock" in peer)
 
 
 def _is_chosen(spec: Mapping[str, Any], load: Workload) -> bool:

@@ -161,8 +161,10 @@ def jobs_end(tree: Tree) -> Iterator[str]:
         if "backoffLimit" not in load.spec:
             yield f"{load}: backoffLimit must be set"
         if load.document["kind"] == "CronJob":
-            if load.document["spec"].get("suspend") is not True:
-                yield f"{load}: it is a template and must be suspended; nothing here is started by the clock"
+            spec = load.document["spec"]
+            is_bounded = spec.get("concurrencyPolicy") == "Forbid" and "activeDeadlineSeconds" in load.spec
+            if spec.get("suspend") is not True and not is_bounded:
+                yield f"{load}: must be suspended, or bounded: concurrencyPolicy Forbid and activeDeadlineSeconds"
             continue
         if notes.get("argocd.argoproj.io/hook") != "Sync" or "kustomize.toolkit.fluxcd.io/force" not in notes:
             yield f"{load}: a job cannot be changed in place; annotate it as a hook of Argo CD and as forced for Flux"

@@ -164,8 +164,9 @@ def render_components(name: str, components: Sequence[str]) -> Rendering:
             merged = {"name": "platform", "namespace": "smelt", "behavior": "merge", "literals": [address]}
             build["configMapGenerator"] = [merged]
             place = [{"op": "replace", "path": "/spec/egress/0/to", "value": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]}]
-            target = {"kind": "NetworkPolicy", "name": "s3-clients"}
-            build["patches"] = [{"patch": yaml.safe_dump(place), "target": target}]
+            names = ["s3-clients", *(["backup-place"] if "backup" in chosen else [])]
+            targets = [{"kind": "NetworkPolicy", "name": name} for name in names]
+            build["patches"] = [{"patch": yaml.safe_dump(place), "target": target} for target in targets]
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(build))
         documents = tuple(kustomized(Path(folder)))
         own = tuple(declared(build, Path(folder)))

@@ -14,7 +14,8 @@ from scripts.manifests.render import ROOT
 from scripts.manifests.tree import SERVICES, Tree, Workload, amount, policy
 from scripts.settings_table import SECTIONS
 from smeltkit import limits
-from smeltkit.blobs.access import MAY, OPERATOR
+from smeltkit.blobs.access import BACKUP
+from smeltkit.blobs.access import SERVICES as USERS
 from smeltkit.config import from_environment
 from smeltkit.errors import SmeltError
 
@@ -25,6 +26,7 @@ _FILES: Mapping[str, tuple[str, ...]] = {
     "SMELT_RPC_TOKEN_FILE": ("",),
     "SMELT_PLATFORM_NATS_PASSWORD_FILE": ("",),
     "SMELT_PLATFORM_S3_KEYS_DIR": ("/access-key", "/secret-key"),
+    "SMELT_BACKUP_S3_KEYS_DIR": ("/access-key", "/secret-key"),
     "SMELT_PLATFORM_NATS_CA_FILE": ("",),
     "SMELT_HTTP_API_KEYS_FILE": ("",),
     "SMELT_RPC_TLS_DIR": ("/tls.crt", "/tls.key", "/ca.crt"),
@@ -32,8 +34,11 @@ _FILES: Mapping[str, tuple[str, ...]] = {
 """Settings that name files of Secrets, and what is appended to each to name them."""
 SECRETS = {
     "rpc": {"token"},
-    **{name: {"access-key", "secret-key"} for name in ("s3", *(f"s3-{user}" for user in MAY if user != OPERATOR))},
-    "nats-passwords": {"gateway", "importer", "trainer", "inference", "evaluator", "topology", "routes"},
+    **{
+        name: {"access-key", "secret-key"}
+        for name in ("s3", *(f"s3-{user}" for user in (*USERS, BACKUP)), "backup-place")
+    },
+    "nats-passwords": {"gateway", "importer", "trainer", "inference", "evaluator", "topology", "routes", "backup"},
     "api-keys": {"api-keys"},
     "nats-routes-tls": {"tls.crt", "tls.key", "ca.crt"},
     "edge-tls": {"tls.crt", "tls.key", "ca.crt"},

@@ -41,6 +41,8 @@ def _stored_again(*kinds: str) -> dict[str, frozenset[str]]:
 
 OPERATOR: Final = "operator"
 """Whoever works the platform from outside: makes the bucket, cleans up, backs up and restores."""
+BACKUP: Final = "backup"
+"""Who takes backups by the clock: reads all, writes nothing. Only where that is wanted is there a key for it."""
 MAY: Final[Mapping[str, Mapping[str, frozenset[str]]]] = MappingProxyType(
     {
         OPERATOR: {"": _ALL},
@@ -48,10 +50,14 @@ MAY: Final[Mapping[str, Mapping[str, frozenset[str]]]] = MappingProxyType(
         "importer": {BLOBS: _ALL, MANIFESTS: _BOTH, PROBES: _READ, **_stored_again(BLOBS, MANIFESTS)},
         "trainer": {BLOBS: _ALL, MANIFESTS: _BOTH, PROBES: _READ, RUNS: _BOTH, **_stored_again(BLOBS, MANIFESTS)},
         "inference": {BLOBS: _READ, MANIFESTS: _BOTH, PROBES: _BOTH, **_stored_again(MANIFESTS)},
+        BACKUP: {BLOBS: _READ, MANIFESTS: _READ, REFS: _READ},
         "evaluator": {BLOBS: _BOTH, MANIFESTS: _BOTH, EVALUATIONS: _BOTH, **_stored_again(BLOBS, MANIFESTS)},
     }
 )
 """By user, then by beginning of the key. Who writes files also deletes blobs: those that changed while being sent."""
+
+SERVICES: Final = tuple(user for user in MAY if user not in (OPERATOR, BACKUP))
+"""Who has a key on every platform, beside whoever works it."""
 
 
 def may(user: str, right: str, key: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from smeltkit.blobs.access import MAY, OPERATOR, policy
+from smeltkit.blobs.access import SERVICES, policy
 from smeltkit.config import environment
 from smeltkit.errors import BadConfig
 
@@ -45,7 +45,7 @@ def _given(suffix: str) -> Keys:
 
 def main(path: str, bucket: str) -> None:
     """Writes the file for its owner only; BadConfig names a key that is missing."""
-    users = {user: _given(f"_{user.upper()}") for user in MAY if user != OPERATOR}
+    users = {user: _given(f"_{user.upper()}") for user in SERVICES}
     target = Path(path)
     target.touch(mode=0o600)
     target.write_text(json.dumps(identities(_given(""), users, bucket)))

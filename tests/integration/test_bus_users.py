@@ -14,7 +14,7 @@ import nats
 import pytest
 from smelt.event.v1 import event_pb2
 
-from smeltkit import servers
+from smeltkit import backup, servers
 from smeltkit.bus import Bus, topology
 from smeltkit.bus.facts import FACTS
 from smeltkit.bus.subjects import CATALOG_BUCKET, GPUS_BUCKET, JOBS_BUCKET, LEASES_BUCKET, STAGES_BUCKET, TENANTS_BUCKET
@@ -22,7 +22,7 @@ from smeltkit.config import PlatformConfig
 from smeltkit.errors import BusUnavailable
 
 BASE = Path(__file__).resolve().parents[2] / "deploy" / "k8s" / "base" / "nats"
-USERS = ("gateway", "importer", "trainer", "evaluator", "inference", "topology")
+USERS = ("gateway", "importer", "trainer", "evaluator", "inference", "topology", "backup")
 WORKERS = ("importer", "trainer", "evaluator")
 BUCKETS = (JOBS_BUCKET, LEASES_BUCKET, CATALOG_BUCKET, STAGES_BUCKET, GPUS_BUCKET, TENANTS_BUCKET)
 HELD = {
@@ -32,6 +32,7 @@ HELD = {
     "evaluator": BUCKETS[:4],
     "inference": (),
     "topology": (),
+    "backup": (),
 }
 
 
@@ -137,6 +138,16 @@ async def test_a_worker_takes_its_own_work(cluster: Cluster, user: str) -> None:
     await bus.close()
 
 
+async def test_who_takes_backups_reads_what_they_hold(cluster: Cluster) -> None:
+    owner = await Bus.connect(cluster.config("importer"), name="importer")
+    reader = await Bus.connect(cluster.config("backup"), name="backup")
+    for name in backup.BUCKETS:
+        await owner.bucket(name).create("kept", b"one")
+        assert "kept" in [found.key for found in await reader.bucket(name).entries()]
+    await owner.close()
+    await reader.close()
+
+
 async def test_facts_are_published_by_their_service(cluster: Cluster) -> None:
     bus = await Bus.connect(cluster.config("inference"), name="inference")
     await bus.publish_event("inference.model.unloaded", event_pb2.ModelUnloaded(digest="sha256:0", cause="idle"))
@@ -196,7 +207,9 @@ async def test_with_one_server_dead_the_work_goes_on(cluster: Cluster) -> None:
 def _forbidden(user: str) -> tuple[list[str], list[str]]:
     """Subjects that `user` must not publish, and those that it must not hear."""
     others = [bucket for bucket in BUCKETS if bucket not in HELD[user]]
-    published = [subject for bucket in others for subject in (f"$KV.{bucket}.x", f"$JS.API.STREAM.MSG.GET.KV_{bucket}")]
+    read = backup.BUCKETS if user == "backup" else ()
+    published = [f"$KV.{bucket}.x" for bucket in others]
+    published += [f"$JS.API.STREAM.MSG.GET.KV_{bucket}" for bucket in others if bucket not in read]
     published += [f"smelt.evt.{fact}.default" for fact in FACTS if not fact.startswith(f"{user}.") or user == "gateway"]
     for service in topology.JOB_SERVICES:
         if service != user or user not in WORKERS:

@@ -135,3 +135,8 @@ def keep_apart(documents: Documents, name: str) -> None:
     }
     wanted = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
     pod(documents, name, "StatefulSet")["affinity"] = {"podAntiAffinity": wanted}
+
+
+def nightly(documents: Documents) -> Any:
+    """Pods of the Jobs that take backups."""
+    return get(documents, "CronJob", "backup")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
