@@ -43,7 +43,7 @@ demo-refine: $(VENV)/trainer.stamp ## fine-tunes the shipped model and compares 
 	@$(BIN)/python -m scripts.demo_refine
 
 test: $(VENV)/dev.stamp .venv-proto/proto.stamp ## the whole test suite, on the real local stack
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/dev.stamp .venv-proto/proto.stamp ## format, lint, types, import layers, contract
 	$(BIN)/ruff format --check .

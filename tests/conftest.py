@@ -6,9 +6,11 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus import Bus, topology
@@ -21,6 +23,32 @@ settings.load_profile("smelt")
 
 # A shell starts background commands with SIGINT ignored, and children inherit that: Ctrl-C could then not be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+TESTS = Path(__file__).parent
+LONG = ("e2e", "integration", "unit/services/trainer", "deploy", "security")
+"""Folders whose files take longest, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that at the end no process is left alone with it."""
+    items.sort(key=lambda item: _place(item.path.relative_to(TESTS).as_posix()))
+
+
+def _place(path: str) -> int:
+    return next((place for place, folder in enumerate(LONG) if path.startswith(folder)), len(LONG))
+
+
+class Schedule(LoadFileScheduling):
+    """A file at a time, and the end-to-end tests as if they were one: they share a platform, one process starts it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/e2e" if nodeid.startswith("tests/e2e/") else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
+    """Called where several processes test."""
+    return Schedule(config, log)
 
 
 @pytest.fixture(scope="session")

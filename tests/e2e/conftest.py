@@ -60,7 +60,7 @@ class Smelt:
                 time.sleep(0.01)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def smelt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smelt]:
     """A running platform with the shipped model imported as `ore-11m` and quantized to Q8_0."""
     command = Smelt(tmp_path_factory.mktemp("e2e") / "home")

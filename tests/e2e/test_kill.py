@@ -7,7 +7,7 @@ import pytest
 from gateway import stack
 from tests.e2e.conftest import BASIC, Smelt
 
-LIMIT = 60
+LIMIT = 24
 # One completion at a time: what shares a batch changes the last bits of a logit, and a restart changes what shares it.
 EVAL = ("eval", "--suite", "basic", "--data", str(BASIC), "--limit", str(LIMIT), "--concurrency", "1", "ore-11m:q8_0")
 

@@ -29,6 +29,8 @@ from smeltkit.testing.s3 import S3Server, fresh_store
 ROOT = Path(__file__).parents[2]
 DATA_DIR = ROOT.parent / "shared" / "data"
 MODEL = ROOT / "examples" / "models" / "ore-11m"
+LIMIT = 30
+"""Problems of an evaluation in the middle of which something is killed."""
 CHEATS = {
     "exit": "    import os; os._exit(0)\n",
     "system exit": "    raise SystemExit(0)\n",
@@ -137,9 +139,9 @@ async def test_every_cheat_scores_nothing(suite: str, evaluating: EvaluatorRig, 
 @pytest.mark.parametrize("victim", ["inference", "sandbox", "evaluator"])
 async def test_a_service_killed_in_the_middle_costs_nothing(victim: str, site: Site, evaluating: EvaluatorRig) -> None:
     """Same job, same problems, each once, and the score of an undisturbed run."""
-    undisturbed = (await evaluating.report(await evaluating.start(bundle="ore", limit=60))).report.scores[0]
+    undisturbed = (await evaluating.report(await evaluating.start(bundle="ore", limit=LIMIT))).report.scores[0]
     seed = {"inference": 1, "sandbox": 2, "evaluator": 3}[victim]
-    job = await evaluating.start(bundle="ore", limit=60, seed=seed)
+    job = await evaluating.start(bundle="ore", limit=LIMIT, seed=seed)
     await evaluating.until(job, lambda seen: seen.progress.phase == "generate" and seen.progress.done >= 5)
     process: ServiceProcess = getattr(site, victim)
     process.kill()
@@ -147,7 +149,7 @@ async def test_a_service_killed_in_the_middle_costs_nothing(victim: str, site: S
     done = await evaluating.end(job)
     assert done.state == job_pb2.JOB_STATE_SUCCEEDED, done.error
     reply = await evaluating.report(job, with_samples=True)
-    assert len({sample.problem for sample in reply.samples}) == len(reply.samples) == 60
+    assert len({sample.problem for sample in reply.samples}) == len(reply.samples) == LIMIT
     assert abs(reply.report.scores[0].passed - undisturbed.passed) <= 1
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import llama_cpp
 import pytest
 import torch
+import transformers
 from inference_files import SMALL, basic_prompts, complete_folder, f16_file, q8_file
-from transformers import AutoModelForCausalLM
 
 from services.evaluator.perplexity import measure, perplexity_of
 from services.inference.config import InferenceConfig
@@ -154,7 +154,7 @@ async def test_an_idle_engine_holds_no_helper_threads(files: Files) -> None:
 def transformer() -> Iterator[Any]:
     """The same weights in transformers, computed in float32."""
     torch.set_num_threads(THREADS)
-    yield AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32).eval()
+    yield transformers.AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32).eval()
 
 
 async def test_greedy_equals_transformers_for_at_least_48_of_50_prompts(

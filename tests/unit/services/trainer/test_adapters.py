@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
-import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
 
 from services.trainer.adapters.attach import attach
 from services.trainer.adapters.carriers import adapters, merged_state
@@ -41,13 +41,17 @@ def _adapted(folder: Path, architecture: str, lora: LoraSettings) -> Decoder:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "phi3"])
 @pytest.mark.parametrize("options", [{}, {"rank_stabilized": True}, {"dora": True}], ids=str)
-def test_peft_computes_the_same_from_our_folder(tmp_path: Path, architecture: str, options: dict[str, bool]) -> None:
+def test_peft_computes_the_same_from_our_folder(
+    peft: ModuleType, tmp_path: Path, architecture: str, options: dict[str, bool]
+) -> None:
     """Logits and loss through transformers and PEFT equal ours in fp32, and so does the gradient of every parameter."""
     lora = LoraSettings(rank=4, alpha=12, **options)
     ours = _adapted(tmp_path / "base", architecture, lora)
     (tmp_path / "adapter").mkdir()
     save_adapter(ours, lora, tmp_path / "adapter")
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32, attn_implementation="eager")
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", dtype=torch.float32, attn_implementation="eager"
+    )
     theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"), is_trainable=True)
     expected = theirs(torch.tensor([IDS]), labels=torch.tensor([IDS]))
     logits = ours(Packed.of([IDS]))
@@ -63,10 +67,10 @@ def test_peft_computes_the_same_from_our_folder(tmp_path: Path, architecture: st
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_we_compute_the_same_from_pefts_folder(tmp_path: Path, dora: bool) -> None:
+def test_we_compute_the_same_from_pefts_folder(peft: ModuleType, tmp_path: Path, dora: bool) -> None:
     """An adapter made by PEFT gives here the logits that it gives there."""
     config = write_tiny_model(tmp_path, "qwen2", dtype="F32")
-    base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     settings = peft.LoraConfig(
         r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], use_rslora=True, init_lora_weights=False,
         use_dora=dora,

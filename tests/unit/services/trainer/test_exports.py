@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from services.trainer import exports
 from services.trainer.export_settings import ExportSettings
@@ -30,7 +29,15 @@ def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return (tmp_path / "mlflow").as_uri()
 
 
-def test_every_number_of_a_step_is_read_back_from_both_tools(tmp_path: Path, uri: str) -> None:
+@pytest.fixture
+def client(uri: str) -> Any:
+    """MLflow's own, loaded here: that takes seconds, and every process collects every file."""
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def test_every_number_of_a_step_is_read_back_from_both_tools(tmp_path: Path, uri: str, client: Any) -> None:
     """From files that the tools' own libraries wrote and read; numbers that a step lacks are left out."""
     settings = TrainSettings(export=ExportSettings(tensorboard=True, mlflow="tiny runs"))
     where = {"tensorboard": str(tmp_path / "events"), "mlflow": uri}
@@ -43,7 +50,6 @@ def test_every_number_of_a_step_is_read_back_from_both_tools(tmp_path: Path, uri
     expected = {name: [(step["step"], step[name]) for step in steps] for name in NAMES}
     expected["loss"].append((4, 0.5))
     assert scalars_of(tmp_path / "events" / JOB / "tiny_a:b") == expected
-    client = MlflowClient(tracking_uri=uri)
     (run,) = client.search_runs([client.get_experiment_by_name("tiny runs").experiment_id])
     found = {name: client.get_metric_history(run.info.run_id, name) for name in NAMES}
     assert {name: [(one.step, one.value) for one in series] for name, series in found.items()} == expected
@@ -51,9 +57,8 @@ def test_every_number_of_a_step_is_read_back_from_both_tools(tmp_path: Path, uri
     assert run.data.params["method"] == "lora" and "export" not in run.data.params
 
 
-def test_the_next_attempt_goes_on_in_the_same_run(uri: str) -> None:
+def test_the_next_attempt_goes_on_in_the_same_run(uri: str, client: Any) -> None:
     """A job that was interrupted is one run at MLflow, whose end is that of the last attempt."""
-    client = MlflowClient(tracking_uri=uri)
     for step, is_finished in ((1, False), (2, True)):
         sink = Mlflow(uri, "again", JOB, "tiny:x", {"epochs": 1})
         sink.write([{"step": step, "loss": float(step), "at_s": 1.0}])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import peft
 import pytest
 import torch
+import transformers
 from training_files import steps_of, write_spec
-from transformers import AutoModelForCausalLM
 
 from services.trainer import train_process
 from services.trainer.adapters.attach import attach
@@ -54,13 +54,17 @@ def _scaled(folder: Path, architecture: str, ia3: Ia3Settings) -> Decoder:
     ("architecture", "targets"),
     [("llama", ()), ("qwen2", ()), ("phi3", ("attn.qkv", "mlp.down")), ("qwen3", ("attn.q", "attn.o", "mlp.gate"))],
 )
-def test_peft_computes_the_same_as_our_vectors(tmp_path: Path, architecture: str, targets: tuple[str, ...]) -> None:
+def test_peft_computes_the_same_as_our_vectors(
+    peft: ModuleType, tmp_path: Path, architecture: str, targets: tuple[str, ...]
+) -> None:
     """Logits, loss and the gradient of every vector through transformers and PEFT equal ours in float32."""
     ia3 = Ia3Settings(targets=targets) if targets else Ia3Settings()
     ours = _scaled(tmp_path / "base", architecture, ia3)
     (tmp_path / "adapter").mkdir()
     save_adapter(ours, ia3, tmp_path / "adapter")
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32, attn_implementation="eager")
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", dtype=torch.float32, attn_implementation="eager"
+    )
     theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"), is_trainable=True)
     expected = theirs(torch.tensor([IDS]), labels=torch.tensor([IDS]))
     torch.testing.assert_close(ours(Packed.of([IDS])), expected.logits[0], rtol=1e-5, atol=1e-5)
@@ -80,10 +84,10 @@ def _place(value: torch.Tensor) -> tuple[int, int]:
     return len(value), round(value.norm().item() * 1e4)
 
 
-def test_we_compute_the_same_from_a_folder_of_peft(tmp_path: Path) -> None:
+def test_we_compute_the_same_from_a_folder_of_peft(peft: ModuleType, tmp_path: Path) -> None:
     """Vectors made by PEFT give here the logits that they give there; one on the other side of a layer is refused."""
     config = write_tiny_model(tmp_path, "qwen2", dtype="F32")
-    base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     modules = ["q_proj", "v_proj", "down_proj"]
     settings = peft.IA3Config(target_modules=modules, feedforward_modules=["down_proj"], init_ia3_weights=False)
     theirs = peft.get_peft_model(base, settings)
@@ -92,7 +96,7 @@ def test_we_compute_the_same_from_a_folder_of_peft(tmp_path: Path) -> None:
     assert load_adapter(ours, tmp_path / "adapter") == Ia3Settings(targets=("attn.q", "attn.v", "mlp.down"))
     expected = theirs(torch.tensor([IDS])).logits[0]
     torch.testing.assert_close(ours(Packed.of([IDS])), expected, rtol=1e-5, atol=1e-4)
-    base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     other = peft.IA3Config(target_modules=modules, feedforward_modules=["v_proj"])
     peft.get_peft_model(base, other).save_pretrained(str(tmp_path / "other"))
     with pytest.raises(TensorMismatch, match=r"has shape \(1, "):

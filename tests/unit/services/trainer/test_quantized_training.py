@@ -6,14 +6,13 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
-import peft
 import pytest
 import torch
+import transformers
 from torch.nn import functional
 from training_runs import make_run
-from transformers import AutoModelForCausalLM
 
 from services.trainer import train_process
 from services.trainer.adapters.attach import attach
@@ -98,7 +97,7 @@ def test_merged_is_the_dequantized_base_plus_the_product(targets: tuple[str, ...
     torch.testing.assert_close(whole(Packed.of([IDS])), ours(Packed.of([IDS])), rtol=1e-4, atol=1e-4)
 
 
-def test_peft_computes_the_same_on_the_dequantized_base(tmp_path: Path) -> None:
+def test_peft_computes_the_same_on_the_dequantized_base(peft: ModuleType, tmp_path: Path) -> None:
     """Our folder on top of the base that it names gives our logits there."""
     config = write_tiny_model(tmp_path, "qwen2", dtype="F32")
     ours = load_decoder(tmp_path, config)
@@ -109,7 +108,7 @@ def test_peft_computes_the_same_on_the_dequantized_base(tmp_path: Path) -> None:
         torch.nn.init.normal_(layer.b, std=0.1)
     (tmp_path / "adapter").mkdir()
     assert tmp_path / "adapter" / BASE_FILE in save_adapter(ours, LORA, tmp_path / "adapter")
-    base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     expected = theirs(torch.tensor([IDS])).logits[0]
     torch.testing.assert_close(ours(Packed.of([IDS])), expected, rtol=1e-5, atol=1e-5)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from smeltkit.errors import BadModelConfig, SmeltError, UnsupportedArchitecture
 from smeltkit.ml import names
@@ -33,7 +33,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 def test_declared_tensors_are_those_that_transformers_makes(architecture: str, overrides: dict[str, Any]) -> None:
     """R-015, R-022: names and shapes, with hidden / heads != head_dim and intermediate > 4 * hidden."""
     raw = tiny_config(architecture, **overrides)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**raw))
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**raw))
     made = {name: tuple(values.shape) for name, values in model.named_parameters()}
     config = ModelConfig.from_hf(raw)
     declared = {names.canonical_to_hf(architecture, spec.name): spec.shape for spec in config.tensors()}

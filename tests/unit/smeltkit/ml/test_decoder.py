@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
 
 from smeltkit.errors import TensorMismatch
 from smeltkit.ml import names
@@ -57,7 +57,9 @@ def test_logits_loss_and_gradients_equal_transformers(
 ) -> None:
     """R-054: fp32, 1e-5, every tensor of every architecture, with each kind of rope scaling."""
     config = write_tiny_model(tmp_path, architecture, dtype="F32", **overrides)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    )
     ours = load_decoder(tmp_path, config)
     ids = _ids(70)
     expected = theirs(torch.tensor([ids]), labels=torch.tensor([ids]))

@@ -13,7 +13,7 @@ import llama_cpp
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
 from transformers.utils import logging as transformers_logging
 
 from services.inference.llama import use_row_kernels
@@ -74,7 +74,9 @@ def difference(folder: Path) -> float:
     """Converts a folder; largest difference of logits to transformers, as a share of the largest logit."""
     convert_to_gguf(folder, folder / "model.gguf", dtype="F32")
     ids = (Tokenizer.from_file(folder / "tokenizer.json").encode(PROMPT) * 3)[:120]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0].numpy()
     return float(np.abs(llama_logits(folder / "model.gguf", ids) - expected).max() / np.abs(expected).max())
