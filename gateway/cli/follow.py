@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FINAL = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
 
+_TOLD = frozenset({job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING})
+"""States in which progress is told: what is done, or what is waited for."""
+
 
 async def finish(session: Session, job: job_pb2.Job) -> job_pb2.Job:
     """The job when it succeeded; JobFailed with its reason and message, or JobCancelled. Ctrl-C leaves it running."""
@@ -113,7 +116,7 @@ class _JobView:
 
     def _note(self, job: job_pb2.Job, phase: str) -> None:
         is_due = time.monotonic() - self._noted_s >= limits.PROGRESS_LINE_PERIOD_S
-        amount = _amount(job.progress) if job.state == job_pb2.JOB_STATE_RUNNING else ""
+        amount = _amount(job.progress) if job.state in _TOLD else ""
         line = f"{job.id}  {phase}  {amount}".rstrip()
         if phase != self._phase or (is_due and amount and line != self._noted):
             self._output.note(line)

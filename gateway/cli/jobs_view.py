@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from smelt.job.v1 import job_pb2
 
 from gateway.cli.documents import enum_word
+from gateway.cli.follow import FINAL
 from gateway.cli.output import facts, human_time, short_digest, table
 
 
@@ -36,6 +37,7 @@ def job_view(job: job_pb2.Job) -> RenderableType:
             ("work", f"{job.service} {job.kind}"),
             ("state", state_of(job) + (" (cached)" if job.is_cached else "")),
             ("progress", amount_of(job)),
+            ("now", "" if job.state in FINAL else job.progress.message),
             ("attempt", job.attempt),
             ("created", job.create_time.ToJsonString() if job.HasField("create_time") else ""),
             ("took", _took(job)),

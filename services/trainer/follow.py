@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from services.trainer.alerts import Alert, Silence, of_outcome, of_restart
 from services.trainer.groups import LOOPBACK, RESTARTS_FILE
-from services.trainer.launch import TrainingProcesses
+from services.trainer.launch import TrainingProcesses, preparing
 from services.trainer.records import METRICS_FILE
 from services.trainer.settings import TrainSettings
 from services.trainer.tail import Course, Tail
@@ -62,8 +62,11 @@ class Told(Protocol):
 class Followed:
     """What is known of a training under way, from the lines that it writes; told on as they come."""
 
-    def __init__(self, settings: Sequence[TrainSettings], phases: Phases, told: Told) -> None:
-        self._phases, self._told = phases, told
+    def __init__(
+        self, settings: Sequence[TrainSettings], phases: Phases, told: Told, preparing: Callable[[], str] = str
+    ) -> None:
+        """`preparing` tells what the training is about before its first step."""
+        self._phases, self._told, self._preparing = phases, told, preparing
         self._silence = Silence([alert for one in settings for alert in one.alerts], time.monotonic())
         self._course, self._seen = Course(), set[tuple[str, str]]()
         self._tell = phases.phase("prepare", 0, "steps", self._message)
@@ -144,7 +147,7 @@ class Followed:
 
     def _message(self) -> str:
         if not self._newest:
-            return ""
+            return self._preparing()
         loss, rate = self._newest["loss"], self._newest["tokens_per_second"]
         heldout = f"  held-out {self._heldout['heldout']:.4f}" if self._heldout else ""
         outlook = f"  {self._heldout['outlook']}" if "outlook" in self._heldout else ""
@@ -173,7 +176,7 @@ def follow(
     that no step came any more, or that the run diverged.
     """
     tail, restarts = Tail(folder / METRICS_FILE), Tail(folder / RESTARTS_FILE)
-    followed, first = Followed(settings, phases, told), settings[0]
+    followed, first = Followed(settings, phases, told, lambda: preparing(folder)), settings[0]
     training = TrainingProcesses(module, folder, first.processes, lease, nodes=first.nodes, address=address)
     try:
         while training.are_running():

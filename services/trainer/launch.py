@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,11 +22,26 @@ from smeltkit.errors import InternalError, ProcessLost, SmeltError
 from smeltkit.gpus.ledger import Lease
 
 LOG_FILE: Final = "log.txt"
+_PREPARING_FILE: Final = "preparing.txt"
 
 
 def outcome_file(folder: Path, rank: int) -> Path:
     """Where the process of a rank tells how it ended: the first one always, the others only of an error."""
     return folder / (f"outcome-{rank}.json" if rank else "outcome.json")
+
+
+def tell_preparing(folder: Path, what: str) -> None:
+    """Says what a training is about before its first step."""
+    (folder / _PREPARING_FILE).write_text(what)
+
+
+def preparing(folder: Path) -> str:
+    """What a training last said that it is about, and for how long; empty if nothing."""
+    path = folder / _PREPARING_FILE
+    try:
+        return f"{path.read_text()}, for {time.time() - path.stat().st_mtime:.0f} s"
+    except FileNotFoundError:
+        return ""
 
 
 def error_of(error: SmeltError) -> dict[str, Any]:
@@ -62,7 +78,7 @@ class TrainingProcesses:
         nodes: int = 1, address: str = LOOPBACK, restarts: int = limits.TRAIN_RESTARTS_MAX,
     ) -> None:  # fmt: skip
         self._folder = folder
-        for path in (*folder.glob("outcome*.json"), folder / RESTARTS_FILE):
+        for path in (*folder.glob("outcome*.json"), folder / RESTARTS_FILE, folder / _PREPARING_FILE):
             path.unlink(missing_ok=True)
         run = f"services.trainer.{module}"
         if count > 1:

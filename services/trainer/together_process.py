@@ -29,7 +29,7 @@ from services.trainer.device import device_name, matrix_flops, prepare_device
 from services.trainer.forecast import forecast
 from services.trainer.heldout import HeldoutCourse
 from services.trainer.journal import Journal, open_journal
-from services.trainer.launch import error_of
+from services.trainer.launch import error_of, tell_preparing
 from services.trainer.loop import Run, StepReport
 from services.trainer.paces import Paces
 from services.trainer.peak import PeakMemory
@@ -122,8 +122,10 @@ def train(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     base = Path(spec["base"])
     bundle = Bundle.from_folder(base, lineage=Lineage.from_dict(spec["lineage"]), licence=spec["licence"])
     found = [_prepare(base, bundle, run) for run in spec["runs"]]
+    tell_preparing(folder, "measures the pace of a step")
     paces = Paces(Path(spec["paces"]), spec["threads"])
     said = [(pace := paces.of(prepared)) and forecast(pace, prepared.tokens) for prepared in found]
+    tell_preparing(folder, "loads the base, measures what is held out, tries the longest packs")
     device = prepare_device(spec["threads"], memory_bytes=spec.get("gpu_bytes", 0))
     rate = matrix_flops(device, getattr(torch, found[0].settings.dtype))
     peak = PeakMemory(device)

@@ -93,11 +93,15 @@ def train(folder: Path, spec: dict[str, Any], here: Place = ALONE_HERE) -> dict[
     for refusal in prepared.refusals:
         raise refusal
     paces = Paces(Path(spec["paces"]), spec["threads"])
+    if here.rank == 0:
+        launch.tell_preparing(folder, "measures the pace of a step")
     pace = paces.of(prepared) if here.rank == 0 else None
     said = forecast(pace, prepared.tokens, settings.processes) if pace else None
     device = prepare_device(spec["threads"], here.local_rank, here.local_count, spec.get("gpu_bytes", 0))
     with joined(here, device) as met:
         ranks = replace(met, **asdict(settings.parallel))
+        if ranks.is_first:
+            launch.tell_preparing(folder, "loads the base, measures what is held out, tries the longest pack")
         rate = matrix_flops(device, getattr(torch, settings.dtype))
         torch.manual_seed(settings.seed)
         peak = PeakMemory(device)

@@ -182,6 +182,11 @@ def stop(record: job_pb2.JobRecord, *, now_ns: int, fence: int | None = None) ->
     return _moved(record, Verb.STOP, now_ns)
 
 
+def was_begun(record: job_pb2.JobRecord) -> bool:
+    """Whether an attempt at the job has ended already, so that the next one may go on from what it left."""
+    return bool(record.history)
+
+
 def revive(record: job_pb2.JobRecord, *, now_ns: int) -> job_pb2.JobRecord:
     """The record on a platform restored from a backup: no attempt lives there, and tokens begin anew."""
     revived = job_pb2.JobRecord()

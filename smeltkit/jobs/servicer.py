@@ -9,6 +9,7 @@ from smelt.job.v1 import job_pb2, job_pb2_grpc
 
 from smeltkit.errors import UnknownJob
 from smeltkit.jobs.ledger import JobLedger
+from smeltkit.jobs.waiting import with_wait
 from smeltkit.rpc.context import TENANT, RpcContext
 
 
@@ -20,7 +21,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
 
     async def GetJob(self, request: job_pb2.GetJobRequest, context: RpcContext) -> job_pb2.GetJobResponse:
         """One job."""
-        return job_pb2.GetJobResponse(job=await self._own(request.id))
+        return job_pb2.GetJobResponse(job=await with_wait(self._ledger, await self._own(request.id)))
 
     async def ListJobs(self, request: job_pb2.ListJobsRequest, context: RpcContext) -> job_pb2.ListJobsResponse:
         """Jobs, newest first."""
@@ -34,7 +35,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         await self._own(request.id)
         async with aclosing(self._ledger.watch(request.id)) as jobs:
             async for job in jobs:
-                yield job_pb2.WatchJobResponse(job=job)
+                yield job_pb2.WatchJobResponse(job=await with_wait(self._ledger, job))
 
     async def CancelJob(self, request: job_pb2.CancelJobRequest, context: RpcContext) -> job_pb2.CancelJobResponse:
         """Asks a job to stop."""

@@ -1,7 +1,8 @@
 """Takes queued jobs of one service and runs them, for as long as the process lives.
 
 A message only names a job; the record decides. The job is claimed under a fresh lease, the message is acknowledged,
-and from then on the lease speaks for the job. Whatever goes wrong with NATS, the worker stays and tries again.
+and from then on the lease speaks for the job. Another job that was begun before goes first, see `turns`; the message
+then goes back. Whatever goes wrong with NATS, the worker stays and tries again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from smelt.job.v1 import job_pb2
 
@@ -23,6 +24,7 @@ from smeltkit.jobs import model
 from smeltkit.jobs.attempt import Attempt, Handler, JobContext
 from smeltkit.jobs.ledger import DELAY, JobLedger
 from smeltkit.jobs.tasks import end_tasks, pause
+from smeltkit.jobs.turns import Turns
 
 __all__ = ["Handler", "JobContext", "Worker", "presence_key"]
 
@@ -46,6 +48,7 @@ class Worker:
         self._handlers = dict(handlers)
         self._slots = slots
         self._name = new_id("worker")
+        self._turns = Turns(ledger, service)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set; jobs at hand then go back into the queue, unspent."""
@@ -93,15 +96,35 @@ class Worker:
         if record.job.state != model.QUEUED:
             await delivery.ack()
             return
+        first = await self._turns.before(record)
+        if first is not None:
+            if first.wait_s > 0:
+                await delivery.put_back(first.wait_s)
+                return
+            if await self._take_first(first.id, delivery, stop):
+                return
         lease = await acquire(self._ledger.leases, id, self._ledger.bounds.lease_ttl_s)
         if lease is None:
             await delivery.put_back(self._ledger.bounds.heartbeat_s)
             return
         claimed = await self._claim(id, lease)
-        await self._acknowledge(delivery)
+        await self._settle(delivery.ack())
         if claimed is not None:
-            handler = self._handlers.get(claimed.job.kind, self._refuse)
-            await Attempt(self._ledger, claimed, lease).run(handler, stop)
+            await self._work(claimed, lease, stop)
+
+    async def _take_first(self, id: str, delivery: Delivery, stop: asyncio.Event) -> bool:
+        """Runs another job than the message names, which goes back; whether it could be had."""
+        lease = await acquire(self._ledger.leases, id, self._ledger.bounds.lease_ttl_s)
+        claimed = None if lease is None else await self._claim(id, lease)
+        if lease is None or claimed is None:
+            return False
+        await self._settle(delivery.put_back(self._ledger.bounds.heartbeat_s))
+        await self._work(claimed, lease, stop)
+        return True
+
+    async def _work(self, claimed: job_pb2.JobRecord, lease: Lease, stop: asyncio.Event) -> None:
+        handler = self._handlers.get(claimed.job.kind, self._refuse)
+        await Attempt(self._ledger, claimed, lease).run(handler, stop)
 
     async def _claim(self, id: str, lease: Lease) -> job_pb2.JobRecord | None:
         try:
@@ -113,11 +136,11 @@ class Worker:
             await lease.release()
             return None
 
-    async def _acknowledge(self, delivery: Delivery) -> None:
+    async def _settle(self, settling: Awaitable[None]) -> None:
         try:
-            await delivery.ack()
+            await settling
         except BusUnavailable:
-            _log.debug("a claimed job's message will come again, and be dropped then")
+            _log.debug("a message will come again, and be dropped if its job was claimed")
 
     async def _refuse(self, context: JobContext) -> str:
         raise NotBuilt(f"{self._service} does no work of the kind {context.kind!r}; known: {sorted(self._handlers)}")

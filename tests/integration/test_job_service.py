@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 from smelt.job.v1 import job_pb2, job_pb2_grpc
 
+from smeltkit.bus.leases import acquire
 from smeltkit.errors import UnknownJob
 from smeltkit.jobs import model
 from smeltkit.jobs.servicer import JobServicer
+from smeltkit.jobs.waiting import PHASE, with_wait
 from smeltkit.rpc.channel import call, open_channel, stream
+from smeltkit.rpc.context import TENANT
 from smeltkit.rpc.server import RpcConfig, ServiceHost
 from smeltkit.testing.jobs import JobRig
 
@@ -37,6 +42,33 @@ async def test_a_job_is_read_listed_and_cancelled(rig: JobRig, stub: job_pb2_grp
     assert got.job == job
     assert list(listed.jobs) == [job]
     assert cancelled.job.state == model.CANCELLED
+
+
+async def test_a_queued_job_tells_what_it_waits_for(rig: JobRig, stub: job_pb2_grpc.JobServiceStub) -> None:
+    """Who works, how far that is, how many come before it and for how long by now; of another tenant's job no id."""
+    first, second, third = [(await rig.start("count")).id for _ in range(3)]
+    lease = await acquire(rig.ledger.leases, first, 2.0)
+    assert lease is not None
+    await rig.ledger.change(first, lambda record: model.claim(record, fence=lease.fence, now_ns=time.time_ns()))
+    done = job_pb2.Progress(phase="train", done=3, total=8)
+    await rig.ledger.change(first, lambda record: model.report(record, done, fence=lease.fence, now_ns=time.time_ns()))
+    told = (await call(stub.GetJob, job_pb2.GetJobRequest(id=third), timeout_s=10)).job.progress
+    found = re.fullmatch(
+        rf"for \d+ s, behind {first} \(count: train 3/8, begun \d+ s ago\), 1 queued before it", told.message
+    )
+    assert found and told.phase == PHASE
+    async with stream(stub.WatchJob, job_pb2.WatchJobRequest(id=second), timeout_s=30) as answers:
+        async for answer in answers:
+            assert first in answer.job.progress.message and "queued before" not in answer.job.progress.message
+            break
+    token = TENANT.set("other")
+    try:
+        assert (
+            "behind a job of another tenant ("
+            in (await with_wait(rig.ledger, await rig.ledger.get(third))).progress.message
+        )
+    finally:
+        TENANT.reset(token)
 
 
 async def test_a_watch_streams_until_the_end(rig: JobRig, stub: job_pb2_grpc.JobServiceStub) -> None:

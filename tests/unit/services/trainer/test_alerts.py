@@ -14,6 +14,7 @@ from training_files import prepared_from
 from services.trainer.alert_settings import DEFAULT_ALERTS, AlertSettings
 from services.trainer.alerts import Alerts, Silence, never_fires
 from services.trainer.follow import Followed
+from services.trainer.launch import TrainingProcesses, preparing, tell_preparing
 from services.trainer.schedule import Schedule
 from services.trainer.settings import TrainSettings, parse_settings
 from services.trainer.spikes import HISTORY_STEPS
@@ -251,6 +252,20 @@ def test_the_time_left_is_that_of_the_newest_steps_by_their_own_numbers() -> Non
     several = Followed([TrainSettings()], heard, heard)
     several.hear([line(1, tokens=4, name="a"), line(2, tokens=900, name="b"), line(3, tokens=8, name="a")])
     assert heard.messages[-1] == "loss 2.0000  1 tokens/s  24 s left"
+
+
+def test_what_a_training_does_before_its_first_step_is_told_with_how_long_it_takes(tmp_path: Path) -> None:
+    """It says so itself; of one that was started again nothing that an earlier one said, and nothing after a step."""
+    heard = Heard()
+    followed = Followed([TrainSettings()], heard, heard, lambda: preparing(tmp_path))
+    followed.hear([])
+    tell_preparing(tmp_path, "measures the pace of a step")
+    followed.hear([])
+    followed.hear([line(1)])
+    assert heard.messages == ["", "measures the pace of a step, for 0 s", "loss 2.0000  1 tokens/s"]
+    group = TrainingProcesses("no_module", tmp_path, 1)
+    group.stop()
+    assert preparing(tmp_path) == ""
 
 
 def test_lines_are_read_once_and_anew_where_the_file_became_shorter(tmp_path: Path) -> None:
