@@ -111,7 +111,7 @@ async def specs_of(session: Session, file: Path, found: Sequence[Mapping[str, An
     stored = await upload(session, paths)
     digests = {path: entry.digest for path, entry in zip(paths, stored, strict=True)}
     return [
-        _spec(value, settings, [digests[path] for path in own])
+        _spec(value, settings, [digests[path] for path in own], [_shown(path) for path in own])
         for value, (own, settings) in zip(found, wanted, strict=True)
     ]
 
@@ -198,11 +198,19 @@ def _is_number(value: Any, low: float, high: float) -> bool:
         return False
 
 
-def _spec(value: Mapping[str, Any], settings: Mapping[str, Any], datasets: list[str]) -> trainer_pb2.TrainSpec:
+def _shown(path: Path) -> str:
+    """The name of a file as messages can hold it: no folder, which is its user's own, nothing that no line holds."""
+    return "".join(char if char.isprintable() else "?" for char in path.name)
+
+
+def _spec(
+    value: Mapping[str, Any], settings: Mapping[str, Any], datasets: list[str], names: list[str]
+) -> trainer_pb2.TrainSpec:
     return trainer_pb2.TrainSpec(
         base=value["base"],
         method=_METHODS.get(str(settings.get("method", "lora")), trainer_pb2.METHOD_UNSPECIFIED),
         datasets=datasets,
         settings_json=json.dumps(settings, sort_keys=True),
         name=check_name(value["name"]),
+        dataset_names=names,
     )

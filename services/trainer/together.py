@@ -38,6 +38,8 @@ class Part:
     data: tuple[str, ...]
     """Its data by digest: training rows, then held-out ones if any."""
     settings: TrainSettings
+    files: tuple[str, ...] = ()
+    """What messages call each of its data; empty where nobody has named them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,7 @@ def inputs_of(
         found.append(
             Inputs(
                 store=store, cache=cache, manifest=manifest, data=part.data, settings=part.settings, folder=own,
-                begun=pause,
+                begun=pause, names=part.files,
             )
         )  # fmt: skip
     return found

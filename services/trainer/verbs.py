@@ -132,7 +132,7 @@ class Trainer:
         with tools.workspaces.folder() as folder:
             inputs = work.Inputs(
                 store=tools.store, cache=tools.cache, manifest=manifest, data=tuple(pinned.datasets),
-                settings=settings, folder=folder, begun=before,
+                settings=settings, folder=folder, begun=before, names=tuple(pinned.dataset_names),
             )  # fmt: skip
             found = await asyncio.to_thread(work.plan_training, inputs, self._paces(admission), similar)
         return replace(_with(found, admission), cached_digest=cached or ""), pinned

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from services.trainer.data.kept import HELDOUT, Kept, keep_samples, names_of
+from services.trainer.data.kept import Kept, keep_samples, names_of
 from services.trainer.data.recipe import Recipe
 from services.trainer.data.tokenize import Tell
 from services.trainer.follow import Phases, Told, follow
@@ -53,6 +53,8 @@ class Inputs:
     """Where its files are brought and made."""
     begun: Manifest | None = None
     """The paused run that it goes on from."""
+    names: tuple[str, ...] = ()
+    """What messages call each of `data`; empty where nobody has named them."""
 
 
 def plan_training(inputs: Inputs, paces: Paces | None, similar: Manifest | None) -> Plan:
@@ -222,11 +224,12 @@ def _tokenized(inputs: Inputs, base: Path, tell: Tell) -> list[Kept]:
     """The files of all stages and, if named, held-out data as samples in the folder; equal ones are kept once."""
     contract, settings = Bundle.from_manifest(inputs.manifest).contract, inputs.settings
 
-    def kept(digest: str, name: str) -> Kept:
-        recipe = Recipe.of(contract, settings, is_heldout=name == HELDOUT)
+    def kept(number: int) -> Kept:
+        recipe = Recipe.of(contract, settings, is_heldout=number == count)
+        digest, name = inputs.data[number], names[number]
         return keep_samples(inputs.store, inputs.cache, digest, base, recipe, inputs.folder, name, tell)
 
-    files, heldout = inputs.data[: settings.files], inputs.data[settings.files :]
-    names = names_of(len(files))
-    found = {digest: kept(digest, names[files.index(digest)]) for digest in dict.fromkeys(files)}
-    return [*(found[digest] for digest in files), *(kept(digest, HELDOUT) for digest in heldout)]
+    count = settings.files
+    files, names = inputs.data[:count], names_of(count, len(inputs.data) > count, inputs.names)
+    found = {digest: kept(files.index(digest)) for digest in dict.fromkeys(files)}
+    return [*(found[digest] for digest in files), *(kept(number) for number in range(count, len(inputs.data)))]

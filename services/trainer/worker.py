@@ -82,7 +82,7 @@ class Handlers:
             reporter = Reporter(context)
             inputs = Inputs(
                 store=tools.store, cache=tools.cache, manifest=manifest, data=tuple(spec.datasets), settings=settings,
-                folder=folder, begun=await begun(tools, spec, settings),
+                folder=folder, begun=await begun(tools, spec, settings), names=tuple(spec.dataset_names),
             )  # fmt: skip
             with file_lock(tools.folders.lock_of(context.job_id)), span("smelt.trainer.train"):
                 async with self._on_gpus(context, manifest, [settings], spec) as lease:
@@ -219,6 +219,11 @@ def settings_of(spec: trainer_pb2.TrainSpec) -> TrainSettings:
             f"{len(spec.datasets)} data sets are named; give the {settings.files} of training, stage by stage, then"
             " held-out data if any"
         )
+    if len(spec.dataset_names) not in (0, len(spec.datasets)):
+        raise BadRequest(f"{len(spec.dataset_names)} names for {len(spec.datasets)} data sets; give none, or one each")
+    for name in spec.dataset_names:
+        if not name or "/" in name or not name.isprintable():
+            raise BadRequest(f"dataset_names: {name!r} must be the name of a file, without folders")
     return settings
 
 
@@ -229,7 +234,10 @@ def title_of(spec: trainer_pb2.TrainSpec) -> str:
 
 def parts_of(specs: Sequence[trainer_pb2.TrainSpec]) -> list[Part]:
     """The adapters of a joint training; errors of `settings_of`, and those of `check_together`."""
-    parts = [Part(name=spec.name, data=tuple(spec.datasets), settings=settings_of(spec)) for spec in specs]
+    parts = [
+        Part(name=spec.name, data=tuple(spec.datasets), settings=settings_of(spec), files=tuple(spec.dataset_names))
+        for spec in specs
+    ]
     together.check_together(parts)
     if len({spec.base for spec in specs}) > 1:
         raise BadRequest("adapters that are trained together need one base; give all of them the same")

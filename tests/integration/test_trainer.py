@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import uuid4
 
 import pytest
@@ -18,11 +19,13 @@ from smelt.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
 from services.trainer.run_folders import RunFolders
 from services.trainer.servicer import TrainerServicer
+from services.trainer.worker import settings_of, train_key
 from smeltkit import limits
 from smeltkit.config import PlatformConfig
-from smeltkit.errors import BadConfig, BadSchedule, GpuBusy, NotBuilt, OutOfMemory
+from smeltkit.errors import BadConfig, BadDataset, BadRequest, BadSchedule, GpuBusy, NotBuilt, OutOfMemory
 from smeltkit.gpus.ledger import WAITING
 from smeltkit.ids import new_id
+from smeltkit.jobs.stages import StageCache
 from smeltkit.locks import file_lock
 from smeltkit.manifest import PAUSED_TYPE, Manifest
 from smeltkit.ml.bundle import Bundle
@@ -339,6 +342,27 @@ async def test_what_the_plan_refuses_does_not_start(
     with pytest.raises(error):
         request = trainer_pb2.StartTrainRequest(spec=spec, request_id=uuid4().hex)
         await call(stub.StartTrain, request, timeout_s=60)
+
+
+async def test_a_wrong_row_is_told_by_the_name_that_its_user_gave_the_file(
+    importing: ImportRig, stub: trainer_pb2_grpc.TrainerServiceStub, tmp_path: Path
+) -> None:
+    """Told by the plan, with its row; of no part of what is trained. A name that is a path is refused."""
+    write_tiny_model(tmp_path / "model", "qwen2", is_chat=False)
+    base = succeeded(await importing.import_folder(tmp_path / "model", "tiny-named"))
+    spec = await _spec(importing, tmp_path, base)
+    named = trainer_pb2.TrainSpec.FromString(spec.SerializeToString())
+    named.dataset_names[:] = ["train.jsonl", "held.jsonl"]
+    keys = [train_key(StageCache(importing.bus, AsyncMock()), one, settings_of(one)) for one in (spec, named)]
+    assert keys[0] == keys[1]
+    (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": 5}\n')
+    named.datasets[1] = importing.store.put_file(tmp_path / "wrong.jsonl")[0]
+    with pytest.raises(BadDataset, match=r"^held.jsonl \(held-out data\) row 3: text is 5"):
+        await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=named), timeout_s=60)
+    for names, says in ((["in/train.jsonl", "held.jsonl"], "without folders"), (["a"], "1 names for 2 data sets")):
+        named.dataset_names[:] = names
+        with pytest.raises(BadRequest, match=says):
+            await call(stub.PlanTrain, trainer_pb2.PlanTrainRequest(spec=named), timeout_s=60)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m.name not in BUILT], ids=lambda method: method.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,8 +24,8 @@ from smeltkit.errors import DigestMismatch
 _log = logging.getLogger(__name__)
 ROOM: Final = 3
 """Bytes of tokenized data for one of data, about: what is made free before it is known."""
-HELDOUT: Final = "held-out data"
-"""What errors call the data that only measure."""
+_NAME_BYTES: Final = 100
+"""Longest name of a user's that errors repeat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,17 @@ class Kept:
     """Processes that tokenized it; 0 if it was there."""
 
 
-def names_of(files: int) -> list[str]:
-    """What errors call each file of training: stored data have digests, and no names."""
-    several = [f"training data (file {number} of {files})" for number in range(1, files + 1)]
-    return several if files > 1 else ["training data"]
+def names_of(files: int, is_measured: bool, given: Sequence[str] = ()) -> list[str]:
+    """What errors call each file of training, and held-out data if it `is_measured`: by the name that is `given` to
+    each, or else by what it is, since stored data have digests and no names."""
+    roles = [
+        f"training data, file {number} of {files}" if files > 1 else "training data" for number in range(1, files + 1)
+    ]
+    roles += ["held-out data"] if is_measured else []
+    if not given:
+        return roles
+    short = (name.encode()[:_NAME_BYTES].decode(errors="ignore") for name in given)
+    return [f"{name} ({role})" for name, role in zip(short, roles, strict=True)]
 
 
 def keep_samples(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -72,3 +72,19 @@ async def test_what_a_training_names_wrongly_is_told_with_its_value(
 ) -> None:
     with pytest.raises(error, match=says):
         await specs_of(Mock(), tmp_path / "training.yaml", [value])
+
+
+async def test_messages_may_call_data_by_their_names_without_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-127: also of a path that is not below the file's own folder, and of a name that no line could hold."""
+    (tmp_path / "in").mkdir()
+    paths = [tmp_path / "in" / "a.jsonl", tmp_path / "b\x1b.jsonl", tmp_path / "c.jsonl"]
+    for path in paths:
+        path.touch()
+    stored = AsyncMock(return_value=[Mock(digest=f"sha256:{n}") for n in range(3)])
+    monkeypatch.setattr("gateway.cli.uploads.upload", stored)
+    value = {"base": "ore", "name": "ore:x", "data": ["in/a.jsonl", "b\x1b.jsonl"], "heldout": str(paths[2])}
+    (spec,) = await specs_of(Mock(), tmp_path / "training.yaml", [value])
+    assert list(spec.dataset_names) == ["a.jsonl", "b?.jsonl", "c.jsonl"] and len(spec.datasets) == 3
+    assert str(tmp_path) not in str(spec)

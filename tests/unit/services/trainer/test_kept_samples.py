@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from services.trainer.data import kept
 from services.trainer.data.dataset import Dataset, open_dataset, read_dataset
-from services.trainer.data.kept import HELDOUT, Kept, keep_samples, names_of
+from services.trainer.data.kept import Kept, keep_samples, names_of
 from services.trainer.data.recipe import Recipe
 from services.trainer.data.stored import SampleFile, is_sealed, open_sealed
 from services.trainer.data.tokenize import make_shards, tokenize
@@ -175,12 +176,15 @@ def test_a_later_run_takes_what_is_there(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_a_wrong_row_of_stored_data_is_told_by_what_the_data_are_for(tmp_path: Path) -> None:
-    """A digest has no name, so none is made up: which file of how many, or that it is held out."""
+    """A digest has no name, so none is made up: which file of how many, or that it is held out; and by the name that
+    its user gave it, however long that is."""
     rig = Rig(tmp_path)
     wrong, _ = rig.store.put_file(_write(tmp_path / "wrong", [_chat(1), {"text": 5}]))
-    assert names_of(1) == ["training data"]
-    for name, told in ((names_of(3)[1], r"training data \(file 2 of 3\)"), (HELDOUT, HELDOUT)):
-        with pytest.raises(BadDataset, match=rf"^{told} row 2: text is 5"):
+    assert names_of(1, False) == ["training data"]
+    first, second, held = names_of(2, True, ["a.jsonl", "b.jsonl", "\N{SNOWMAN}" * 99])
+    assert (first, len(held)) == ("a.jsonl (training data, file 1 of 2)", 33 + len(" (held-out data)"))
+    for name in (*names_of(3, True)[1:3], names_of(1, True)[1], second, held):
+        with pytest.raises(BadDataset, match=rf"^{re.escape(name)} row 2: text is 5"):
             rig.keep("run", _recipe(), wrong, name=name)
 
 

@@ -109,6 +109,7 @@ class TrainSpec(_message.Message):
     SETTINGS_JSON_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     GPU_FIELD_NUMBER: _builtins.int
+    DATASET_NAMES_FIELD_NUMBER: _builtins.int
     base: _builtins.str
     """Base bundle, by name or digest; empty for training from an architecture."""
     method: Global___Method.ValueType
@@ -127,6 +128,12 @@ class TrainSpec(_message.Message):
     def gpu(self) -> Global___GpuTerms:
         """What it may take of GPUs; of adapters trained together, that of the first. No part of what is trained."""
 
+    @_builtins.property
+    def dataset_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What messages call each dataset, in their order: a file's name without folders. Empty, or one each; no part of what
+        is trained.
+        """
+
     def __init__(
         self,
         *,
@@ -136,10 +143,11 @@ class TrainSpec(_message.Message):
         settings_json: _builtins.str = ...,
         name: _builtins.str = ...,
         gpu: Global___GpuTerms | None = ...,
+        dataset_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gpu", b"gpu"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "datasets", b"datasets", "gpu", b"gpu", "method", b"method", "name", b"name", "settings_json", b"settings_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "dataset_names", b"dataset_names", "datasets", b"datasets", "gpu", b"gpu", "method", b"method", "name", b"name", "settings_json", b"settings_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
