@@ -8,7 +8,7 @@ import os
 import statistics
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Files:
     folder: Path
     f16: Path
     q8: Path
+    completed: dict[tuple[Path, str], list[list[int]]] = field(default_factory=dict)
+    """Greedy completions of all prompts, one by one, by weights and kernels, or whoever else made them."""
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +75,23 @@ async def complete(model: Model, prompt: str, **options: Any) -> Piece:
     return await collect(model.generate(model.language.encode_text(prompt), wanted).generation)
 
 
-async def one_by_one(model: Model) -> list[list[int]]:
-    return [(await complete(model, prompt)).ids for prompt in PROMPTS]
+async def one_by_one(files: Files, weights: Path, settings: InferenceConfig = SETTINGS) -> list[list[int]]:
+    key = weights, settings.kernels
+    if key not in files.completed:
+        async with opened(files, weights, settings) as model:
+            files.completed[key] = [(await complete(model, prompt)).ids for prompt in PROMPTS]
+    return files.completed[key]
 
 
 def reference(files: Files, weights: Path) -> list[list[int]]:
     """What `llama_cpp.Llama` generates greedily with the same attention kernel, batch size and threads as ours."""
+    key = weights, "llama_cpp.Llama"
+    if key not in files.completed:
+        files.completed[key] = _reference(files, weights)
+    return files.completed[key]
+
+
+def _reference(files: Files, weights: Path) -> list[list[int]]:
     language = Language(files.folder)
     use_row_kernels(False)
     llama = llama_cpp.Llama(
@@ -106,9 +119,7 @@ def reference(files: Files, weights: Path) -> list[list[int]]:
 async def test_greedy_alone_equals_llama_cpp_token_for_token(files: Files, kind: str) -> None:
     """R-042: what is named as the engine is what computes; nothing of ours but kernels changes its tokens."""
     weights = getattr(files, kind)
-    async with opened(files, weights, UPSTREAM) as model:
-        ours = await one_by_one(model)
-    assert ours == reference(files, weights)
+    assert await one_by_one(files, weights, UPSTREAM) == reference(files, weights)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +132,8 @@ async def test_greedy_side_by_side_differs_from_alone_in_few_prompts_only(
     """R-040: the share that differs is measured and recorded; with our kernels for quantized weights there is none."""
     if settings.kernels == "auto" and not has_row_kernels():
         share_max = BATCH_DIFFERENCES_MAX
+    alone = await one_by_one(files, getattr(files, kind), settings)
     async with opened(files, getattr(files, kind), settings) as model:
-        alone = await one_by_one(model)
         together = [piece.ids for piece in await asyncio.gather(*(complete(model, prompt) for prompt in PROMPTS))]
     share = sum(one != other for one, other in zip(alone, together, strict=True)) / len(PROMPTS)
     record_property("share_that_differs_at_8", share)
@@ -131,8 +142,7 @@ async def test_greedy_side_by_side_differs_from_alone_in_few_prompts_only(
 
 async def test_our_kernels_change_few_completions(files: Files, record_property: Any) -> None:
     """Sums in another order round other values of the next layer: near ties fall otherwise, and nothing else does."""
-    async with opened(files, files.q8) as model:
-        ours = await one_by_one(model)
+    ours = await one_by_one(files, files.q8)
     share = sum(one != other for one, other in zip(ours, reference(files, files.q8), strict=True)) / len(PROMPTS)
     record_property("share_that_differs_from_llama_cpp", share)
     assert share <= BATCH_DIFFERENCES_MAX
@@ -166,7 +176,7 @@ async def test_greedy_equals_transformers_for_at_least_48_of_50_prompts(
     """
     async with opened(files, files.f16) as model:
         differences = []
-        for prompt, ids in zip(PROMPTS, await one_by_one(model), strict=True):
+        for prompt, ids in zip(PROMPTS, await one_by_one(files, files.f16), strict=True):
             given = model.language.tokenizer.encode(prompt)
             with torch.no_grad():
                 logits = transformer(torch.tensor([given + ids])).logits[0, len(given) - 1 : -1]

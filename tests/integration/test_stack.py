@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -132,50 +132,76 @@ def test_process_that_answers_late_is_left_alone(home: Path) -> None:
     assert pids(home) == before
 
 
-def test_two_starters_do_not_start_anything_twice(home: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Restart:
+    """What was seen when the stack was stopped, and then started by two at once from a state of another boot."""
+
+    before: StackState
+    digest: str
+    """Of what was stored before."""
+    left: list[str]
+    """What was still there when it was stopped."""
+    health: set[str]
+    """What the state of the other boot was taken for."""
+    outputs: list[str]
+    """Of the two starters."""
+    codes: list[int]
+    stranger: int | None
+    """How a process ended whose number stood in that state; None if it did not."""
+
+
+@pytest.fixture(scope="module")
+def restart(home: Path) -> Restart:
+    """One stop and one start of everything for all tests about these: they take long."""
+    before = loaded(home)
+    store = S3Store(platform_config(before, load_credentials(home)))
+    digest = store.put_bytes(b"outlives a restart")
+    stack.stop(home)
+    sockets = [path for path in Path("/tmp").glob("seaweedfs-*") if str(before.ports["s3"] + 10_000) in path.name]
+    left = [name for name, record in before.processes.items() if is_running(record)]
+    left += [*processes_below(home), *map(str, sockets)]
+    left += [item.name for item in stack.status(home).components if item.health != "stopped"]
+    stack.stop(home)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stranger:
+        state = loaded(home)
+        state.processes = {
+            name: replace(record, pid=stranger.pid, boot_id="before the reboot")
+            for name, record in before.processes.items()
+        }
+        state.save(home)
+        health: set[str] = {item.health for item in stack.status(home).components}
+        program = "import sys, pathlib; from gateway import stack; stack.start(pathlib.Path(sys.argv[1]), report=print)"
+        command = [sys.executable, "-c", program, str(home)]
+        starters = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        outputs = [starter.communicate()[0] for starter in starters]
+        code = stranger.poll()
+        stranger.kill()
+    return Restart(
+        before=before, digest=digest, left=left, health=health, outputs=outputs,
+        codes=[starter.returncode for starter in starters], stranger=code,
+    )  # fmt: skip
+
+
+def test_two_starters_do_not_start_anything_twice(home: Path, restart: Restart) -> None:
     """The second waits for the first and finds the work done."""
-    for name in SERVICES:
-        kill(home, name)
-    program = "import sys, pathlib; from gateway import stack; stack.start(pathlib.Path(sys.argv[1]), report=print)"
-    command = [sys.executable, "-c", program, str(home)]
-    starters = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [starter.communicate()[0] for starter in starters]
-    assert [starter.returncode for starter in starters] == [0, 0]
-    assert sum(output.count("started ") for output in outputs) == len(SERVICES)
+    assert restart.codes == [0, 0]
+    assert sum(output.count("started ") for output in restart.outputs) == len(NAMES), restart.outputs
     assert len([line for line in processes_below(home) if "services.importer" in line]) == 1
 
 
-def test_stop_leaves_no_process_and_start_keeps_addresses_and_data(home: Path) -> None:
+def test_stop_leaves_no_process_and_start_keeps_addresses_and_data(home: Path, restart: Restart) -> None:
     """Down and up again is the same platform."""
-    state = loaded(home)
-    store = S3Store(platform_config(state, load_credentials(home)))
-    digest = store.put_bytes(b"outlives a restart")
-    records = list(state.processes.values())
-    stack.stop(home)
-    assert not [record for record in records if is_running(record)]
-    assert processes_below(home) == []
-    assert not [path for path in Path("/tmp").glob("seaweedfs-*") if str(state.ports["s3"] + 10_000) in path.name]
-    assert {item.health for item in stack.status(home).components} == {"stopped"}
-    stack.stop(home)
-    assert stack.start(home).is_up
-    assert loaded(home).ports == state.ports
-    assert store.get_bytes(digest) == b"outlives a restart"
+    assert restart.left == []
+    assert stack.status(home).is_up
+    assert loaded(home).ports == restart.before.ports
+    store = S3Store(platform_config(loaded(home), load_credentials(home)))
+    assert store.get_bytes(restart.digest) == b"outlives a restart"
 
 
-def test_state_of_another_boot_is_not_believed(home: Path) -> None:
+def test_state_of_another_boot_is_not_believed(restart: Restart) -> None:
     """Numbers in a file of before a reboot belong to strangers now: nothing is signalled, everything is started."""
-    state = loaded(home)
-    stack.stop(home)
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stranger:
-        state.processes = {
-            name: replace(record, pid=stranger.pid, boot_id="before the reboot")
-            for name, record in state.processes.items()
-        }
-        state.save(home)
-        assert {item.health for item in stack.status(home).components} == {"stopped"}
-        assert stack.start(home).is_up
-        assert stranger.poll() is None
-        stranger.kill()
+    assert restart.health == {"stopped"}
+    assert restart.stranger is None
 
 
 def test_port_taken_by_somebody_else_is_named(home: Path) -> None:
