@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -27,13 +27,18 @@ _TOLD = frozenset({job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING})
 """States in which progress is told: what is done, or what is waited for."""
 
 
-async def finish(session: Session, job: job_pb2.Job) -> job_pb2.Job:
-    """The job when it succeeded; JobFailed with its reason and message, or JobCancelled. Ctrl-C leaves it running."""
+async def finish(session: Session, job: job_pb2.Job, bars: Progress | None = None, title: str = "") -> job_pb2.Job:
+    """The job when it succeeded; JobFailed with its reason and message, or JobCancelled. Ctrl-C leaves it running.
+
+    Of several at once each has a bar of its own among `bars`, and a `title`.
+    """
     output = session.output
     try:
-        with _JobView(output) as view:
+        with open_bars(output) if bars is None else nullcontext(bars) as shown:
+            view = _JobView(output, shown, title or job.id)
             async for state in states(session, job):
                 view.update(job := state)
+            view.close()
     except asyncio.CancelledError:
         output.note(f"{job.id} goes on: `smelt jobs watch {job.id}` follows it, `smelt jobs cancel {job.id}` stops it")
         raise
@@ -74,26 +79,35 @@ async def _watched(session: Session, job_id: str) -> AsyncGenerator[job_pb2.Job]
         yield (await session.call(session.jobs.GetJob, job_pb2.GetJobRequest(id=job_id))).job
 
 
+@contextmanager
+def open_bars(output: Output) -> Iterator[Progress]:
+    """Bars of jobs on standard error, drawn if that is a terminal. One such block at a time."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
+    bars = Progress(*columns, TimeElapsedColumn(), console=output.err, transient=True)
+    if output.err.is_terminal:
+        bars.start()
+    try:
+        yield bars
+    finally:
+        if output.err.is_terminal:
+            bars.stop()
+
+
 class _JobView:
     """Progress of one job on standard error."""
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    def __init__(self, output: Output, bars: Progress, title: str) -> None:
+        self._output, self._bars, self._title = output, bars, title
         self._phase = ""
         self._told: set[str] = set()
         self._noted, self._noted_s = "", 0.0
         self._bar: TaskID | None = None
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
-        self._progress = Progress(*columns, TimeElapsedColumn(), console=output.err, transient=True)
 
-    def __enter__(self) -> _JobView:
-        if self._output.err.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._output.err.is_terminal:
-            self._progress.stop()
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+            self._bar = None
 
     def update(self, job: job_pb2.Job) -> None:
         """Shows the present state, and each alert and what else happened once."""
@@ -102,22 +116,24 @@ class _JobView:
             for line in lines:
                 if line not in self._told:
                     self._told.add(line)
-                    tell(f"{job.id}  {line}")
+                    tell(f"{self._title}  {line}")
         if not self._output.err.is_terminal:
             self._note(job, phase)
             return
         total = job.progress.total or None
         if phase != self._phase or self._bar is None:
-            if self._bar is not None:
-                self._progress.remove_task(self._bar)
-            self._bar = self._progress.add_task(phase, total=total, amount="")
-        self._progress.update(self._bar, completed=job.progress.done, total=total, amount=_amount(job.progress))
+            self.close()
+            self._bar = self._bars.add_task(self._described(phase, job), total=total, amount="")
+        self._bars.update(self._bar, completed=job.progress.done, total=total, amount=_amount(job.progress))
         self._phase = phase
+
+    def _described(self, phase: str, job: job_pb2.Job) -> str:
+        return phase if self._title == job.id else f"{self._title}: {phase}"
 
     def _note(self, job: job_pb2.Job, phase: str) -> None:
         is_due = time.monotonic() - self._noted_s >= limits.PROGRESS_LINE_PERIOD_S
         amount = _amount(job.progress) if job.state in _TOLD else ""
-        line = f"{job.id}  {phase}  {amount}".rstrip()
+        line = f"{self._title}  {phase}  {amount}".rstrip()
         if phase != self._phase or (is_due and amount and line != self._noted):
             self._output.note(line)
             self._phase, self._noted, self._noted_s = phase, line, time.monotonic()

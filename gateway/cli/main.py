@@ -39,6 +39,7 @@ _COMMANDS = {
     "compare": _Entry("reports", "Compare two reports of one suite, problem by problem."),
     "gate": _Entry("reports", "Check conditions on reports of one model."),
     "monitor": _Entry("monitor", "Show live what runs, how it goes, and the GPUs."),
+    "recipe": _Entry("recipe", "Plan, run and show several stages, each one of these commands, from one file."),
     "jobs": _Entry("jobs", "List, follow, cancel and trace jobs."),
     "sandbox": _Entry("sandbox", "Run a program in the sandbox, or see how it isolates."),
     "gc": _Entry("gc", "Show, or delete, what in the store nothing leads to."),

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smelt.artifact.v1 import artifact_pb2
 from smelt.evaluator.v1 import evaluator_pb2
 
 from gateway.cli.uploads import file_digest, upload
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from gateway.cli.session import Session
 
 
-async def stored_data(session: Session, suite: str, data: str) -> str:
-    """Stores the data file of `suite` found at `data` (the file, or its folder); its digest.
+async def stored_data(session: Session, suite: str, data: str) -> artifact_pb2.Descriptor:
+    """Stores the data file of `suite` found at `data` (the file, or its folder); the file as stored.
 
     UnknownSuite, UnknownSource, or BadSuite if the bytes are not those that the suite declares.
     """
@@ -32,8 +33,8 @@ async def stored_data(session: Session, suite: str, data: str) -> str:
             f"{path.name} has the digest {digest}, but {suite} declares {declared.data_digest}; "
             f"take {_published(declared)}"
         )
-    await upload(session, [path])
-    return digest
+    (stored,) = await upload(session, [path])
+    return stored
 
 
 def _data_file(data: Path, suite: evaluator_pb2.Suite) -> Path:

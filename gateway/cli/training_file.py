@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from smelt.artifact.v1 import artifact_pb2
 from smelt.trainer.v1 import trainer_pb2
 
 from smeltkit import limits
@@ -41,8 +42,8 @@ _METHODS: Final = {
 }
 
 
-def read_file(file: Path) -> dict[str, Any]:
-    """The keys of a training file; UnknownSource, BadConfig."""
+def read_file(file: Path, kind: str = "training file", keys: str = "base, data, name and method") -> dict[str, Any]:
+    """The keys of a training file, or of a file of another kind; UnknownSource, BadConfig."""
     import yaml
 
     from smeltkit.strict_yaml import load_yaml
@@ -53,7 +54,7 @@ def read_file(file: Path) -> dict[str, Any]:
         if len(data) > limits.TRAIN_SETTINGS_MAX_BYTES:
             raise BadConfig(
                 f"{file.name} has {file.stat().st_size:,} bytes; {limits.TRAIN_SETTINGS_MAX_BYTES:,} at most can be in"
-                " a training file, so keep rows in the files that it names as data"
+                f" a {kind}, so keep rows in the files that it names as data"
             )
         value = load_yaml(data)
     except OSError as error:
@@ -61,7 +62,7 @@ def read_file(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise BadConfig(f"{file.name} is no YAML that can be read: {error}") from error
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise BadConfig(f"{file.name} must hold keys such as base, data, name and method")
+        raise BadConfig(f"{file.name} must hold keys such as {keys}")
     try:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
@@ -94,26 +95,44 @@ def merged(value: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 async def specs_of(session: Session, file: Path, found: Sequence[Mapping[str, Any]]) -> list[trainer_pb2.TrainSpec]:
     """Trainings as requests, their data stored."""
-    from gateway.cli.uploads import upload
+    stored = await stored_rows(session, file, data_paths(file, found))
+    return requests_of(file, found, stored)
 
-    wanted: list[tuple[list[Path], dict[str, Any]]] = []
+
+def data_paths(file: Path, found: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """The data files of trainings, each once; BadConfig for what names none, or for a training without base or name."""
     for value in found:
         for key in _TEXTS:
             text_of(value, key, file)
-        names, settings = files_of(value, file)
-        wanted.append(([file.parent / name for name in names], {**form_of(names, file), **settings}))
-    paths = list(dict.fromkeys(path for own, _ in wanted for path in own))
+    names = [files_of(value, file)[0] for value in found]
+    for own in names:
+        form_of(own, file)
+    return list(dict.fromkeys(file.parent / name for own in names for name in own))
+
+
+async def stored_rows(session: Session, file: Path, paths: Sequence[Path]) -> dict[Path, artifact_pb2.Descriptor]:
+    """Stores the data files that `file` names; UnknownSource."""
+    from gateway.cli.uploads import upload
+
     for path in paths:
         if path.is_dir():
             raise UnknownSource(f"{path} is a folder; name the files in it that are data")
         if not path.is_file():
             raise UnknownSource(f"{path} does not exist; {file.name} names its data relative to its own folder")
-    stored = await upload(session, paths)
-    digests = {path: entry.digest for path, entry in zip(paths, stored, strict=True)}
-    return [
-        _spec(value, settings, [digests[path] for path in own], [_shown(path) for path in own])
-        for value, (own, settings) in zip(found, wanted, strict=True)
-    ]
+    return dict(zip(paths, await upload(session, list(paths)), strict=True))
+
+
+def requests_of(
+    file: Path, found: Sequence[Mapping[str, Any]], stored: Mapping[Path, artifact_pb2.Descriptor]
+) -> list[trainer_pb2.TrainSpec]:
+    """Trainings as requests, from their data as stored."""
+    specs = []
+    for value in found:
+        names, settings = files_of(value, file)
+        paths = [file.parent / name for name in names]
+        datasets = [stored[path].digest for path in paths]
+        specs.append(_spec(value, {**form_of(names, file), **settings}, datasets, [_shown(path) for path in paths]))
+    return specs
 
 
 def text_of(value: Mapping[str, Any], key: str, file: Path) -> str:

@@ -59,6 +59,15 @@ async def upload(session: Session, paths: list[Path]) -> list[artifact_pb2.Descr
     return stored
 
 
+async def stored_model(session: Session, source: Path) -> list[artifact_pb2.Descriptor]:
+    """Stores the model at `source`; what `model_files` and `check_source` refuse is not sent."""
+    from gateway.cli.source_check import check_source
+
+    paths = model_files(source)
+    await asyncio.to_thread(check_source, paths)
+    return await upload(session, paths)
+
+
 async def stored_file(session: Session, path: Path) -> str:
     """Stores one file; its digest. UnknownSource if it does not exist."""
     if not await asyncio.to_thread(path.is_file):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gateway.recipes.argo import EXECUTOR_ACCOUNT
 from scripts.manifests.render import Document, catalogue
 from scripts.manifests.tree import Tree, Workload, policy, selects
 
@@ -18,6 +19,8 @@ _GLOBAL = (
     "GatewayClass",
     "StorageClass",
 )
+
+_TELLS = {"apiGroups": ["argoproj.io"], "resources": ["workflowtaskresults"], "verbs": ["create", "patch"]}
 
 Reference = tuple[str, str]
 """Kind and name."""
@@ -76,9 +79,24 @@ def selectors(tree: Tree) -> Iterator[str]:
 
 @policy
 def rights(tree: Tree) -> Iterator[str]:
-    """No process of ours asks the cluster's API for anything, so nothing binds a role to one."""
+    """No process of ours asks the cluster's API for anything, so nothing binds a role to one.
+
+    Argo's own container beside a task of a recipe tells how that went, under an account that none of our pods has.
+    """
     for item in tree.of("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"):
-        yield f"{item['kind']} {item['metadata']['name']}: nothing here needs rights in the cluster; remove it"
+        what = f"{item['kind']} {item['metadata']['name']}"
+        if (item["kind"], item["metadata"]["name"]) not in (
+            ("Role", EXECUTOR_ACCOUNT),
+            ("RoleBinding", EXECUTOR_ACCOUNT),
+        ):
+            yield f"{what}: nothing here needs rights in the cluster; remove it"
+        elif item["kind"] == "Role" and item["rules"] != [_TELLS]:
+            yield f"{what}: may do more than tell how a task went; its one rule must be {_TELLS}"
+        elif item["kind"] == "RoleBinding" and [one["name"] for one in item["subjects"]] != [EXECUTOR_ACCOUNT]:
+            yield f"{what}: binds others than {EXECUTOR_ACCOUNT}; remove them"
+    for load in tree.workloads:
+        if load.pod.get("serviceAccountName") == EXECUTOR_ACCOUNT:
+            yield f"{load}: runs as {EXECUTOR_ACCOUNT}, which has rights in the cluster; give it an account of its own"
 
 
 def _parts(selector: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

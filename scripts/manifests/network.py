@@ -16,6 +16,7 @@ _NOWHERE = "192.0.2.0/24"
 """The range that the component external-s3 opens, kept for documentation: an overlay names the store's."""
 _STORES = {"SMELT_PLATFORM_S3_": "s3-clients", "SMELT_BACKUP_S3_": "backup-place"}
 """Beginning of the settings of a store, and the policy that opens the way to it."""
+_API_PORT = 6443
 _ABROAD = {"importer", "evaluator"}
 """Who fetches published models and data of suites, from whichever address has them."""
 _ADDRESS = re.compile(r"(?:\w+://+)?((?:[\w-]+\.)+svc):(\d+)")
@@ -164,6 +165,15 @@ def object_store(tree: Tree) -> Iterator[str]:
             ranges = set(_ranges(tree, load, int(port), others))
             if not ranges or _NOWHERE in ranges:
                 yield f"{load}: no policy lets it out to {host}:{port}; patch {opener} with the store's range and port"
+
+
+@policy
+def cluster_api(tree: Tree) -> Iterator[str]:
+    """Argo's container in the pods of a Workflow reaches the cluster's API, at a range that the overlay names."""
+    for load in tree.workloads:
+        ranges = set(_ranges(tree, load, _API_PORT, set()))
+        if load.document["kind"] == "Workflow" and (not ranges or _NOWHERE in ranges):
+            yield f"{load}: no policy lets it out to the cluster's API; patch its policy with the API's range"
 
 
 @policy

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from scripts.manifests.workflows import sampled
 from smeltkit.errors import BadConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,13 @@ PINNED = ("production", "air-gapped")
 """Overlays whose images are digests."""
 _RENDER_TIMEOUT_S = 60.0
 _BUILD = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+
+_RANGES = {
+    "s3-clients": {"external-s3"},
+    "backup-place": {"external-s3", "backup"},
+    "recipe": {"argo-workflows"},
+}
+"""Policies that open no range before an overlay names one, and the components that bring them."""
 
 Document = Mapping[str, Any]
 
@@ -130,11 +138,17 @@ def render_overlay(name: str) -> Rendering:
     catalogue().check(f"overlay {name}", components)
     return Rendering(
         name=name,
-        documents=tuple(kustomized(folder)),
+        documents=_with_pods(kustomized(folder)),
         is_pinned=name in PINNED,
         nodes=catalogue().nodes(components),
         declared=tuple(declared(written, folder)),
     )
+
+
+def _with_pods(documents: Iterator[Document]) -> tuple[Document, ...]:
+    """The documents, and a Workflow for those whose pods only ever come of one."""
+    found = tuple(documents)
+    return (*found, *sampled(found))
 
 
 def declared(written: Mapping[str, Any], folder: Path) -> Iterator[Declared]:
@@ -163,12 +177,12 @@ def render_components(name: str, components: Sequence[str]) -> Rendering:
             address = "SMELT_PLATFORM_S3_ENDPOINT=s3.example.com:443"
             merged = {"name": "platform", "namespace": "smelt", "behavior": "merge", "literals": [address]}
             build["configMapGenerator"] = [merged]
-            place = [{"op": "replace", "path": "/spec/egress/0/to", "value": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]}]
-            names = ["s3-clients", *(["backup-place"] if "backup" in chosen else [])]
-            targets = [{"kind": "NetworkPolicy", "name": name} for name in names]
-            build["patches"] = [{"patch": yaml.safe_dump(place), "target": target} for target in targets]
+        place = [{"op": "replace", "path": "/spec/egress/0/to", "value": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]}]
+        names = [name for name, parts in _RANGES.items() if parts <= set(chosen)]
+        targets = [{"kind": "NetworkPolicy", "name": name} for name in names]
+        build["patches"] = [{"patch": yaml.safe_dump(place), "target": target} for target in targets]
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(build))
-        documents = tuple(kustomized(Path(folder)))
+        documents = _with_pods(kustomized(Path(folder)))
         own = tuple(declared(build, Path(folder)))
         return Rendering(name=name, documents=documents, nodes=catalogue().nodes(chosen), declared=own)
 

@@ -22,7 +22,7 @@ Secret = Callable[[str, str], str]
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A Deployment, StatefulSet or Job, or the template of Jobs, with what all of them have in common."""
+    """A Deployment, StatefulSet, Job or Workflow, or the template of Jobs, with what all of them have in common."""
 
     document: Document
 
@@ -39,12 +39,14 @@ class Workload:
     @property
     def is_job(self) -> bool:
         """Whether it runs once and ends."""
-        return bool(self.document["kind"] in ("Job", "CronJob"))
+        return bool(self.document["kind"] in ("Job", "CronJob", "Workflow"))
 
     @property
     def spec(self) -> Mapping[str, Any]:
         """What is wanted of it; of a template, of each Job."""
         found: Mapping[str, Any] = self.document["spec"]
+        if self.document["kind"] == "Workflow":
+            return _as_job(found)
         return found["jobTemplate"]["spec"] if self.document["kind"] == "CronJob" else found
 
     @property
@@ -91,7 +93,10 @@ class Tree:
     @cached_property
     def workloads(self) -> list[Workload]:
         """Everything that makes pods."""
-        return [Workload(document=document) for document in self.of("Deployment", "StatefulSet", "Job", "CronJob")]
+        return [
+            Workload(document=document)
+            for document in self.of("Deployment", "StatefulSet", "Job", "CronJob", "Workflow")
+        ]
 
     @property
     def services(self) -> list[Workload]:
@@ -127,6 +132,18 @@ class Tree:
             value = variable["value"] if "value" in variable else secret(reference["name"], reference["key"])
             found[variable["name"]] = _EXPANDED.sub(lambda match: found.get(match[1], match[0]), value)
         return found
+
+
+def _as_job(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a Workflow wants, in the form of a Job: every pod of it is that of the one template with a container."""
+    [template] = [template for template in spec["templates"] if "container" in template]
+    own = ("serviceAccountName", "automountServiceAccountToken", "securityContext", "volumes")
+    pod = {key: spec[key] for key in own if key in spec}
+    container = {"name": "main", **template["container"]}
+    return {
+        "backoffLimit": template["retryStrategy"]["limit"],
+        "template": {"metadata": spec["podMetadata"], "spec": {**pod, "containers": [container]}},
+    }
 
 
 Policy = Callable[[Tree], Iterator[str]]

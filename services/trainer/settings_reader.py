@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import types
@@ -12,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from smeltkit.errors import BadConfig
+from smeltkit.hints import meant
 
 T = TypeVar("T")
 WRITTEN: Final = "written"
@@ -34,10 +34,7 @@ def read_settings(kind: type[T], value: Any, where: str = "", beside: Sequence[s
             if key in beside:
                 raise BadConfig(f"{key} is no setting of one training; it stands beside its settings")
             own = [entry.metadata.get(WRITTEN, entry.name) for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
-            told = list(dict.fromkeys([*beside, *own]))
-            near = difflib.get_close_matches(str(key), told, n=1)
-            hint = f"did you mean {where}{near[0]}?" if near else f"known are {', '.join(told)}"
-            raise BadConfig(f"{where}{key} is no setting; {hint}")
+            raise BadConfig(f"{where}{key} is no setting; {meant(key, list(dict.fromkeys([*beside, *own])), where)}")
     return kind(**{key: _read(types_of[key], item, where + key) for key, item in value.items()})
 
 

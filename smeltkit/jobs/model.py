@@ -90,12 +90,17 @@ def new_record(
         state=SUCCEEDED if cached_digest else QUEUED,
         create_time=_timestamp(now_ns),
         update_time=_timestamp(now_ns),
-        request_digest=digest_bytes(b"\0".join((service.encode(), kind.encode(), request))),
+        request_digest=request_digest(service, kind, request),
         result_digest=cached_digest,
         is_cached=bool(cached_digest),
         trace_id=trace_id,
     )
     return job_pb2.JobRecord(job=job, request=request, request_id=request_id, traceparent=traceparent)
+
+
+def request_digest(service: str, kind: str, request: bytes) -> str:
+    """The digest that jobs of the same request have in common."""
+    return digest_bytes(b"\0".join((service.encode(), kind.encode(), request)))
 
 
 def claim(record: job_pb2.JobRecord, *, fence: int, now_ns: int) -> job_pb2.JobRecord:

@@ -19,7 +19,7 @@ from gateway.cli import main
 from tests.e2e.conftest import Smelt
 from tests.e2e.verb_cases import CASES, SMALL, SUITE
 
-MODULES = tuple(f"tests.e2e.verbs_{theme}" for theme in ("models", "platform", "scores", "training"))
+MODULES = tuple(f"tests.e2e.verbs_{theme}" for theme in ("models", "platform", "recipes", "scores", "training"))
 pytest.register_assert_rewrite(*MODULES)
 for module in MODULES:
     import_module(module)
@@ -75,3 +75,11 @@ def test_verb_does_what_it_says(
     assert verb in CASES, f"`smelt {verb}` has no case here; add one that shows its effect"
     is_about_sweep = "swept" in signature(CASES[verb]).parameters
     CASES[verb](smelt, request.getfixturevalue("swept") if is_about_sweep else reports, tmp_path)
+
+
+def test_recipe_makes_the_same_on_this_machine_and_as_the_tasks_of_a_workflow(smelt: Smelt, tmp_path: Path) -> None:
+    """R-126: import, training and quantization of one file: digest by digest, each done twice."""
+    from tests.e2e.verbs_recipes import pods_and_here
+
+    there, here = pods_and_here(smelt, tmp_path)
+    assert there == here and len(set(here.values())) == 3

@@ -21,6 +21,7 @@ from gateway.cli.reports_view import (
     suites_view,
 )
 from gateway.cli.runner import run
+from gateway.cli.verbs import EVALUATE
 from smeltkit import limits
 from smeltkit.ids import new_id
 
@@ -79,13 +80,9 @@ def eval_(
             concurrency=concurrency,
         )
         if plan:
-            asked = evaluator_pb2.PlanEvaluationRequest(spec=spec)
-            reply = await session.call(session.evaluator.PlanEvaluation, asked)
-            show_plan(session.output, reply.plan)
+            show_plan(session.output, await EVALUATE.plan(session, spec))
             return
-        request = evaluator_pb2.StartEvaluationRequest(spec=spec, request_id=new_id("req"))
-        begun = (await session.call(session.evaluator.StartEvaluation, request)).job
-        if not (job := await session.finish_or_show(begun, wait=wait)):
+        if not (job := await session.finish_or_show(await EVALUATE.start(session, spec), wait=wait)):
             return
         if job.is_cached:
             session.output.note("cached: this result was stored already")
@@ -168,4 +165,4 @@ async def _data_digest(session: Session, suite: str, data: str) -> str:
         return ""
     from gateway.cli.suite_data import stored_data
 
-    return await stored_data(session, suite, data)
+    return (await stored_data(session, suite, data)).digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ from gateway.cli.documents import to_document
 from gateway.cli.models_view import artifact_view, check_view, inspect_view, names_view, show_plan
 from gateway.cli.options import Json, Name, Plan, Reference, Wait
 from gateway.cli.runner import run
-from smeltkit.errors import BadName
+from gateway.cli.verbs import HUB, IMPORT, QUANTIZE, hub_spec, quantize_spec, upload_spec
 from smeltkit.ids import check_name, new_id
 from smeltkit.manifest import BUNDLE_TYPE
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from gateway.cli.session import Session
 
 app = typer.Typer(rich_markup_mode=None)
-_HUB = "hf://"
 
 
 @app.command("import")
@@ -40,18 +38,17 @@ def import_(
     origin = path.absolute().name
 
     async def work(session: Session) -> None:
-        spec = importer_pb2.ImportSpec(name=check_name(name))
-        if source.startswith(_HUB):
-            spec.hub.CopyFrom(_hub_source(source))
+        from gateway.cli.uploads import stored_model
+
+        check_name(name)
+        if source.startswith(HUB):
+            spec = hub_spec(source, name)
         else:
-            spec.upload.CopyFrom(await _uploaded(session, path, origin))
+            spec = upload_spec(await stored_model(session, path), origin, name)
         if plan:
-            reply = await session.call(session.importer.PlanImport, importer_pb2.PlanImportRequest(spec=spec))
-            show_plan(session.output, reply.plan)
+            show_plan(session.output, await IMPORT.plan(session, spec))
             return
-        request = importer_pb2.StartImportRequest(spec=spec, request_id=new_id("req"))
-        reply = await session.call(session.importer.StartImport, request)
-        await _show_bundle(session, reply.job, wait)
+        await _show_bundle(session, await IMPORT.start(session, spec), wait)
 
     run("import", work, as_json=as_json)
 
@@ -116,15 +113,11 @@ def quantize(
 
     async def work(session: Session) -> None:
         bundle = await session.whole(reference)
-        target = name or _default_name(bundle, scheme)
-        spec = importer_pb2.QuantizeSpec(bundle=bundle, scheme=scheme.upper(), name=check_name(target))
+        spec = quantize_spec(bundle, scheme, name)
         if plan:
-            reply = await session.call(session.importer.PlanQuantize, importer_pb2.PlanQuantizeRequest(spec=spec))
-            show_plan(session.output, reply.plan)
+            show_plan(session.output, await QUANTIZE.plan(session, spec))
             return
-        request = importer_pb2.StartQuantizeRequest(spec=spec, request_id=new_id("req"))
-        reply = await session.call(session.importer.StartQuantize, request)
-        await _show_bundle(session, reply.job, wait)
+        await _show_bundle(session, await QUANTIZE.start(session, spec), wait)
 
     run("quantize", work, as_json=as_json)
 
@@ -136,25 +129,3 @@ async def _show_bundle(session: Session, begun: job_pb2.Job, wait: bool) -> None
     if job.is_cached:
         session.output.note("cached: this result was stored already")
     session.output.show({"job": to_document(job), "artifact": to_document(artifact)}, artifact_view(artifact))
-
-
-async def _uploaded(session: Session, source: Path, origin: str) -> importer_pb2.UploadSource:
-    from gateway.cli.source_check import check_source
-    from gateway.cli.uploads import model_files, upload
-
-    paths = model_files(source)
-    await asyncio.to_thread(check_source, paths)
-    return importer_pb2.UploadSource(files=await upload(session, paths), origin=origin)
-
-
-def _hub_source(source: str) -> importer_pb2.HubSource:
-    repository, _, revision = source.removeprefix(_HUB).partition("@")
-    if repository.count("/") != 1 or not all(repository.split("/")):
-        raise BadName(f"{source!r} is no hub address; write hf://ORG/NAME or hf://ORG/NAME@REVISION")
-    return importer_pb2.HubSource(repository=repository, revision=revision)
-
-
-def _default_name(reference: str, scheme: str) -> str:
-    if reference.startswith("sha256:"):
-        raise BadName("a digest gives no name for the result; add --name NAME")
-    return f"{reference.partition(':')[0]}:{scheme.lower()}"

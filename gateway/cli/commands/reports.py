@@ -8,6 +8,7 @@ import typer
 from smelt.evaluator.v1 import evaluator_pb2
 from smelt.job.v1 import job_pb2
 
+from gateway.cli.demands import check_demand, is_met
 from gateway.cli.documents import to_document
 from gateway.cli.options import Json
 from gateway.cli.reports_view import (
@@ -77,16 +78,22 @@ def results(
 def compare(
     baseline: Annotated[str, typer.Argument(metavar="BASELINE", help="Report compared against, or its job.")],
     candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="Report compared, or its job.")],
+    must: Annotated[
+        str, typer.Option("--must", help="better or not-worse: end with 1 unless the paired test shows it.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Compares two reports of one suite, problem by problem."""
 
     async def work(session: Session) -> None:
+        check_demand(must)
         request = evaluator_pb2.CompareRequest(
             baseline=await _digest(session, baseline), candidate=await _digest(session, candidate)
         )
         reply = await session.call(session.evaluator.Compare, request)
         session.output.show(to_document(reply), *compare_view(reply))
+        if not is_met(must, reply):
+            raise typer.Exit(GateFailed.exit_code)
 
     run("compare", work, as_json=as_json)
 

@@ -140,3 +140,24 @@ def keep_apart(documents: Documents, name: str) -> None:
 def nightly(documents: Documents) -> Any:
     """Pods of the Jobs that take backups."""
     return get(documents, "CronJob", "backup")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+
+
+def reach(documents: Documents, name: str, cidr: str) -> None:
+    """The first rule of a network policy lets its pods out to these addresses instead."""
+    get(documents, "NetworkPolicy", name)["spec"]["egress"][0]["to"] = [{"ipBlock": {"cidr": cidr}}]
+
+
+def bind(documents: Documents, name: str, account: str) -> None:
+    """One more account that a role is bound to."""
+    subject = {"kind": "ServiceAccount", "name": account, "namespace": "smelt"}
+    get(documents, "RoleBinding", name)["subjects"].append(subject)
+
+
+def recipe_pods(documents: Documents) -> Any:
+    """What the Workflow of a recipe says of all its pods."""
+    return get(documents, "Workflow", "sample")["spec"]
+
+
+def spoil_task(documents: Documents, **fields: str) -> None:
+    """Fields more in the container of a recipe's stages."""
+    recipe_pods(documents)["templates"][1]["container"].update(fields)

@@ -8,6 +8,7 @@ from policy_edits import (
     Mistake,
     add_secret,
     ask_for_slices,
+    bind,
     bind_admin,
     container,
     get,
@@ -24,12 +25,15 @@ from policy_edits import (
     queue_as,
     range_in,
     range_of,
+    reach,
+    recipe_pods,
     remove,
     rename_who,
     route,
     secrets_of,
     settings,
     spoil_conf,
+    spoil_task,
     spread_of,
 )
 
@@ -361,3 +365,15 @@ OF_MACHINES: list[tuple[str, str, Mistake]] = [
     ("reachable", "in at 29400", lambda d: get(d, "NetworkPolicy", "training")["spec"]["ingress"][0]["ports"].pop(0)),
     ("cache-fits", "exceeds", lambda d: settings(d, "trainer").update(SMELT_TRAINER_CACHE_BYTES=str(1 << 40))),
 ]  # fmt: skip
+
+OF_RECIPES: list[tuple[str, str, Mistake]] = [
+    ("cluster-api", "patch its policy", lambda d: reach(d, "recipe", "192.0.2.0/24")),
+    ("reachable", "out to gateway:50051", lambda d: get(d, "NetworkPolicy", "recipe")["spec"]["egress"].pop()),
+    ("rights", "may do more", lambda d: get(d, "Role", "recipe-executor")["rules"][0]["verbs"].append("get")),
+    ("rights", "binds others", lambda d: bind(d, "recipe-executor", "gateway")),
+    ("rights", "runs as recipe-executor", lambda d: recipe_pods(d).update(serviceAccountName="recipe-executor")),
+    ("secrets-stay-outside", "made in the cluster", lambda d: get(d, "Secret", "recipe-executor").update(data={})),
+    ("identity", "automountServiceAccountToken", lambda d: recipe_pods(d).update(automountServiceAccountToken=True)),
+    ("restricted-pod", "runAsNonRoot", lambda d: recipe_pods(d)["securityContext"].pop("runAsNonRoot")),
+    ("schema", "'imagePullPolicy' was unexpected", lambda d: spoil_task(d, imagePullPolicy="Always")),
+]

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 from policy_edits import Documents, Mistake
-from policy_mistakes import MISTAKES, OF_MACHINES, OF_ONE_NODE
+from policy_mistakes import MISTAKES, OF_MACHINES, OF_ONE_NODE, OF_RECIPES
 
 from scripts.manifests.check import findings
 from scripts.manifests.render import Rendering, catalogue, render_components, render_overlay
@@ -31,12 +31,17 @@ def one_node() -> Rendering:
     return render_components("one-node-with-a-gpu", catalogue().combinations["one-node-with-a-gpu"])
 
 
-@pytest.mark.parametrize("rendering", [production, machines, one_node])
+@cache
+def recipes() -> Rendering:
+    return render_components("recipes", ["argo-workflows"])
+
+
+@pytest.mark.parametrize("rendering", [production, machines, one_node, recipes])
 def test_what_is_deployed_breaks_no_policy(rendering: Callable[[], Rendering]) -> None:
     assert list(findings(rendering())) == []
 
 
-SEEDED = [(production, MISTAKES), (machines, OF_MACHINES), (one_node, OF_ONE_NODE)]
+SEEDED = [(production, MISTAKES), (machines, OF_MACHINES), (one_node, OF_ONE_NODE), (recipes, OF_RECIPES)]
 
 
 @pytest.mark.parametrize(

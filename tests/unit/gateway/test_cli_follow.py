@@ -6,7 +6,7 @@ import pytest
 from scripted_gateway import job
 from smelt.job.v1 import job_pb2
 
-from gateway.cli.follow import _JobView
+from gateway.cli.follow import _JobView, open_bars
 from gateway.cli.output import Output
 from smeltkit import limits
 
@@ -23,7 +23,8 @@ def test_long_phase_tells_its_count_now_and_then(
 ) -> None:
     """Once a period, and once for each phase; a job that ended has no count left."""
     monkeypatch.setattr(limits, "PROGRESS_LINE_PERIOD_S", period_s)
-    with _JobView(Output()) as view:
+    with open_bars(output := Output()) as bars:
+        view = _JobView(output, bars, "job-1")
         for state in (job("QUEUED"), generating(0), generating(7), generating(7), generating(90), job("SUCCEEDED")):
             view.update(state)
     lines = capsys.readouterr().err.splitlines()
@@ -34,7 +35,8 @@ def test_long_phase_tells_its_count_now_and_then(
 def test_each_alert_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
     """R-010: whoever watches sees it when it comes, and not again with every later state."""
     texts = ["step 3: loss 11 is above 10", "step 9: mfu 0.01 is below 0.1"]
-    with _JobView(Output()) as view:
+    with open_bars(output := Output()) as bars:
+        view = _JobView(output, bars, "job-1")
         for count in (0, 1, 1, 2):
             view.update(job("RUNNING", progress=job_pb2.Progress(phase="train", total=20, alerts=texts[:count])))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("alert: ")]

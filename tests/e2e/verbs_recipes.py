@@ -1,0 +1,132 @@
+"""What is done with recipes, on this machine and as the tasks of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gateway import stack
+from gateway.stack.components import platform_config
+from gateway.stack.state import StackState, load_credentials
+from smeltkit.bus import Bus
+from smeltkit.bus.subjects import STAGES_BUCKET
+from tests.e2e.argo_executor import executed
+from tests.e2e.conftest import MODEL, ROOT, Smelt
+from tests.e2e.verb_cases import case
+
+SHAPE = {"layers": 1, "hidden_size": 64, "intermediate_size": 128, "heads": 2, "kv_heads": 1}
+TRAINING = {
+    "base": {"stage": "start"}, "data": "rows.jsonl", "name": "ore-recipe:taught", "method": "pretrain",
+    "init": "random", "shape": SHAPE, "epochs": 20, "sequence_tokens": 128, "packs_per_step": 2, "learning_rate": 1e-2,
+}  # fmt: skip
+STAGES = {
+    "start": {"import": {"source": "ore-recipe", "name": "ore-recipe"}},
+    "taught": {"train": TRAINING},
+    "small": {"quantize": {"ref": {"stage": "taught"}, "scheme": "Q8_0", "name": "ore-recipe:small"}},
+}
+
+
+def written(folder: Path) -> Path:
+    """The recipe in a file, beside it what it names: the shipped model under a name of its own, and some rows."""
+    (folder / "ore-recipe").mkdir()
+    for path in MODEL.iterdir():
+        (folder / "ore-recipe" / path.name).symlink_to(path)
+    rows = ({"text": f"The number after {number} is {number + 1}."} for number in range(8))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"recipe": "tiny", "stages": STAGES}))
+    return file
+
+
+def made(document: dict[str, Any]) -> dict[str, str]:
+    """What the stages of a run made, by name."""
+    return {stage["name"]: stage["digest"] for stage in document["stages"]}
+
+
+@case("recipe plan")
+def recipe_plan(smelt: Smelt, _: Any, folder: Path) -> None:
+    file = written(folder)
+    file.write_text(file.read_text().replace("epochs:", "epoch:"))
+    done = smelt.run("recipe", "plan", str(file), "--json")
+    planned = {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
+    assert done.returncode == 2 and "did you mean epochs?" in str(planned["taught"]["refusals"]), (
+        "R-006: a key that its stage does not read is refused before the stages before it have run"
+    )
+    assert planned["start"]["plan"]["read_bytes"] > 0 and planned["small"]["plan"] is None
+
+
+@case("recipe run")
+def recipe_run(smelt: Smelt, _: Any, folder: Path) -> None:
+    file = written(folder)
+    first, again = smelt("recipe", "run", str(file)), smelt("recipe", "run", str(file))
+    assert made(first) == made(again) and all(stage["is_cached"] for stage in again["stages"])
+    assert smelt("inspect", "ore-recipe:small")["artifact"]["digest"] == made(first)["small"]
+
+
+@case("recipe show")
+def recipe_show(smelt: Smelt, _: Any, folder: Path) -> None:
+    file = written(folder)
+    run = smelt("recipe", "run", str(file))
+    shown = smelt("recipe", "show", str(file))
+    assert made(shown) == made(run)
+    assert [stage["inputs"] for stage in shown["stages"]] == [stage["inputs"] for stage in run["stages"]]
+    assert shown["stages"][2]["inputs"] == {"ref": [made(run)["taught"]]}
+
+
+@case("recipe pin")
+def recipe_pin(smelt: Smelt, _: Any, folder: Path) -> None:
+    pinned = yaml.safe_load(smelt("recipe", "pin", str(written(folder)))["text"])
+    assert set(pinned["files"]) == {"rows.jsonl", *(f"ore-recipe/{path.name}" for path in MODEL.iterdir())}
+    assert pinned["stages"]["taught"]["train"]["base"] == {"stage": "start"}
+
+
+@case("recipe stage")
+def recipe_stage(smelt: Smelt, _: Any, folder: Path) -> None:
+    file, result = written(folder), folder / "digest"
+    document = smelt("recipe", "stage", str(file), "start", "--result", str(result))
+    assert result.read_text() == made(document)["start"] == smelt("inspect", "ore-recipe")["artifact"]["digest"]
+    assert smelt.run("recipe", "stage", str(file), "taught").returncode == 2, "it was told nothing of start"
+
+
+@case("recipe argo")
+def recipe_argo(smelt: Smelt, _: Any, folder: Path) -> None:
+    refused = smelt.run("recipe", "argo", str(written(folder)), "--image", "gateway:1")
+    assert refused.returncode == 2 and "smelt recipe pin recipe.yaml > pinned.yaml" in refused.stderr
+    file = folder / "hub.yaml"
+    file.write_text('{recipe: hub, stages: {start: {import: {source: "hf://a/b", name: b}}}}')
+    made = smelt.run("recipe", "argo", str(file), "--image", "gateway:1")
+    assert yaml.safe_load(made.stdout)["spec"]["templates"][1]["container"]["image"] == "gateway:1"
+
+
+def pods_and_here(smelt: Smelt, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """What the stages make as the tasks of a Workflow, and what `recipe run` made, which by then is forgotten."""
+    file = written(folder)
+    here = made(smelt("recipe", "run", str(file)))
+    pinned = folder / "elsewhere" / "pinned.yaml"
+    pinned.parent.mkdir()
+    pinned.write_text(smelt("recipe", "pin", str(file))["text"])
+    workflow = smelt("recipe", "argo", str(pinned), "--image", "gateway:1")
+    asyncio.run(_forget(smelt.home, set(here.values())))
+    hosts = {"gateway.smelt.svc:50051": stack.status(smelt.home).gateway_grpc}
+    there = executed(workflow, folder / "pods", hosts, ROOT)
+    assert not any(job["is_cached"] for job in smelt("jobs", "ls")["jobs"][: len(there)]), "it was all done again"
+    return there, here
+
+
+async def _forget(home: Path, digests: set[str]) -> None:
+    """Takes these results out of what stages know to be stored, as on a platform that never made them."""
+    state = StackState.load(home)
+    assert state is not None
+    bus = await Bus.connect(platform_config(state, load_credentials(home)), name="test")
+    try:
+        bucket = bus.bucket(STAGES_BUCKET)
+        known = [entry for entry in await bucket.entries() if entry.value.decode() in digests]
+        assert len(known) == len(digests)
+        for entry in known:
+            await bucket.delete(entry.key, entry.revision)
+    finally:
+        await bus.close()
