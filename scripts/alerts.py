@@ -28,7 +28,11 @@ _RPC = base_name(names.RPC_SERVER_DURATION)
 _RPC_CLIENT = base_name(names.RPC_CLIENT_DURATION)
 _EDGE = "smelt_http_requests_total"
 _JOBS = base_name(names.JOB_AGE)
+_NO_PROBE = 'rpc_method!~"grpc[.](health|reflection)[.].*"'
+"""Calls that somebody made for an answer: probes of health, many and cheap, would hide a share of failures."""
+_ASKED = "route!~'/healthz|/metrics|/v2/health/.*'"
 _BACKUP = '{cronjob="backup", namespace="smelt"}'
+_RENEWAL = "certmanager_certificate_renewal_timestamp_seconds"
 _OUR_FAULTS = 'rpc_response_status_code=~"INTERNAL|UNKNOWN|DATA_LOSS"'
 
 
@@ -58,8 +62,10 @@ class Alert:
         }
 
 
-def _share(series: str, some: str, by: str, window: str) -> str:
-    return f"sum by ({by}) (rate({series}{{{some}}}[{window}])) / sum by ({by}) (rate({series}[{window}]))"
+def _share(series: str, some: str, by: str, window: str, *, of: str = "") -> str:
+    """The share of `some` in all that `of` selects."""
+    part, whole = ",".join(filter(None, (some, of))), f"{{{of}}}" if of else ""
+    return f"sum by ({by}) (rate({series}{{{part}}}[{window}])) / sum by ({by}) (rate({series}{whole}[{window}]))"
 
 
 ALERTS: Sequence[Alert] = (
@@ -79,14 +85,14 @@ ALERTS: Sequence[Alert] = (
     ),
     Alert(
         name="EdgeFails",
-        expression=f"sum(rate({_EDGE}{{status=~'5..'}}[10m])) / sum(rate({_EDGE}[10m])) > 0.01",
+        expression=f"sum(rate({_EDGE}{{status=~'5..',{_ASKED}}}[10m])) / sum(rate({_EDGE}{{{_ASKED}}}[10m])) > 0.01",
         lasting="10m",
         pages=True,
         summary="More than 1 % of HTTP requests end with a fault of ours",
     ),
     Alert(
         name="ServiceFails",
-        expression=_share(f"{_RPC}_count", _OUR_FAULTS, "service_name", "10m") + " > 0.01",
+        expression=_share(f"{_RPC}_count", _OUR_FAULTS, "service_name", "10m", of=_NO_PROBE) + " > 0.01",
         lasting="10m",
         pages=True,
         summary="More than 1 % of the calls to {{ $labels.service_name }} end with an unexpected error",
@@ -134,6 +140,36 @@ ALERTS: Sequence[Alert] = (
         lasting="10m",
         pages=False,
         summary="More than 10 % of the jobs of {{ $labels.smelt_service }} fail",
+    ),
+    Alert(
+        name="JobsWait",
+        expression=f"max by (smelt_service) ({base_name(names.JOB_WAIT)}) > 6 * 3600",
+        lasting="5m",
+        pages=False,
+        summary="A job of {{ $labels.smelt_service }} has waited in the queue for more than six hours",
+    ),
+    Alert(
+        name="DeadLetters",
+        expression=f"sum by (smelt_service) (increase({base_name(names.JOBS_DEAD)}[1h])) > 0",
+        lasting="0m",
+        pages=False,
+        summary="Jobs of {{ $labels.smelt_service }} used up their attempts",
+    ),
+    Alert(
+        name="DependencyFails",
+        expression=f"sum by (error_type) (increase({base_name(names.DEPENDENCY_FAILURES)}[10m])) > 10",
+        lasting="5m",
+        pages=True,
+        summary="NATS or the object store fails: {{ $labels.error_type }}",
+    ),
+    Alert(
+        name="CertificateNotRenewed",
+        # By cert-manager; its own label of the namespace is renamed unless Prometheus honours it.
+        expression=f"max by (name) ({_RENEWAL}{{exported_namespace='smelt'}} or {_RENEWAL}{{namespace='smelt'}})"
+        " - time() < -6 * 3600",
+        lasting="0m",
+        pages=True,
+        summary="Certificate {{ $labels.name }} was to be renewed six hours ago",
     ),
     Alert(
         name="BackupTooOld",

@@ -14,7 +14,7 @@ from typing import Any, Final
 from scripts.manifests.render import ROOT, TREE
 from scripts.manifests.series import base_name
 from smeltkit.telemetry import names
-from smeltkit.telemetry.names import COUNTER, GAUGE, Metric
+from smeltkit.telemetry.names import COUNTER, GAUGE, LATEST, Metric
 
 PATH = TREE / "components" / "monitoring" / "dashboard.json"
 NOT_SENT: Final = frozenset({names.VERDICTS.name})
@@ -24,6 +24,9 @@ _TOLD_APART: Final[Mapping[str, str]] = {
     names.GEN_AI_TOKENS.name: "gen_ai_token_type",
     names.JOB_AGE.name: "smelt_service",
     names.LEASES_LOST.name: "smelt_service",
+    names.JOB_WAIT.name: "smelt_service",
+    names.JOBS_DEAD.name: "smelt_service",
+    names.DEPENDENCY_FAILURES.name: "error_type",
     names.FALLBACKS.name: "smelt_service",
 }
 _UNITS: Final[Mapping[str, str]] = {"s": "s"}
@@ -86,6 +89,8 @@ def _metric_panel(metric: Metric) -> dict[str, Any]:
     legend = f" {{{{{label}}}}}" if label else ""
     if metric.instrument == GAUGE:
         queries = [(f"sum({series})", "sum")]
+    elif metric.instrument == LATEST:
+        queries = [(f"max by ({label}) ({series})", legend.strip())]
     elif metric.instrument == COUNTER:
         by = f" by ({label})" if label else ""
         queries = [(f"sum{by} (rate({series}[5m]))", legend.strip() or "rate")]

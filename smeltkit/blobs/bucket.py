@@ -28,6 +28,7 @@ from smeltkit.blobs.source import FileSlice
 from smeltkit.config import PlatformConfig
 from smeltkit.errors import BadCertificate, DiskFull, FileChanged, StoreDenied, StoreUnavailable
 from smeltkit.secret import Secret
+from smeltkit.telemetry.failures import counted
 
 ACCESS_KEY, SECRET_KEY = "access-key", "secret-key"
 """Files of a folder of keys."""
@@ -261,7 +262,7 @@ class Bucket:
         try:
             yield
         except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _translated(error, _code_of(error), self.address) from error
+            raise counted(_translated(error, _code_of(error), self.address)) from error
 
 
 def _code_of(error: Exception) -> str:

@@ -30,6 +30,7 @@ from smeltkit.bus.subjects import inbox_of
 from smeltkit.config import PlatformConfig
 from smeltkit.errors import BadCertificate, BusUnavailable
 from smeltkit.secret import Secret
+from smeltkit.telemetry.failures import counted
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -187,11 +188,13 @@ class Bus:
             except _TRANSIENT as error:
                 cause = error
             except nats.errors.Error as error:
-                raise BusUnavailable(f"{what}: NATS refuses: {error}; run python -m smeltkit.bus.topology") from error
+                remedy = "run python -m smeltkit.bus.topology"
+                raise counted(BusUnavailable(f"{what}: NATS refuses: {error}; {remedy}")) from error
             if not self.is_connected or time.monotonic() + limits.BUS_RETRY_PAUSE_S >= deadline:
                 break
             await asyncio.sleep(limits.BUS_RETRY_PAUSE_S)
-        raise BusUnavailable(f"{what}: NATS does not answer ({type(cause).__name__}); {self._remedy(cause)}") from cause
+        told = f"{what}: NATS does not answer ({type(cause).__name__}); {self._remedy(cause)}"
+        raise counted(BusUnavailable(told)) from cause
 
     def _remedy(self, cause: Exception) -> str:
         """What to do when patience is at an end: a cluster's node that is met but has no quorum says nothing itself."""

@@ -221,6 +221,8 @@ class Attempt:
         )
         if record.job.state in model.FINAL:
             self._measure(record.job)
+        if model.is_dead(record):
+            telemetry.counter(names.JOBS_DEAD).add(1, {names.SERVICE: record.job.service})
         if record.job.state == model.QUEUED:
             delay_s = 0.0 if end.is_drained else self._bounds.backoff_after(self._context.attempt)
             await self._patiently(lambda: self._ledger.dispatch(record, delay_s=delay_s))

@@ -15,13 +15,14 @@ from enum import Enum
 
 from smelt.job.v1 import job_pb2
 
-from smeltkit import limits
+from smeltkit import limits, telemetry
 from smeltkit.errors import NoWorker, RevisionConflict, SmeltError, WorkerLost
 from smeltkit.jobs import model
 from smeltkit.jobs.bounds import JobBounds
 from smeltkit.jobs.ledger import JobLedger, failure_of
 from smeltkit.jobs.tasks import pause
 from smeltkit.jobs.worker import presence_key
+from smeltkit.telemetry import names
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Sweeper:
         await self._refresh()
         without_worker_s = await self._without_worker()
         is_empty = await self._empty_queues()
+        self._measure()
         for record in list(self._open.values()):
             job = record.job
             is_held = job.state in (model.RUNNING, model.CANCELLING) and await self._is_leased(job.id)
@@ -119,6 +121,19 @@ class Sweeper:
                 if now_s - record.job.update_time.ToNanoseconds() / 1e9 < limits.JOB_DEAD_REPAIR_S:
                     await self._ledger.bury(record)
         self._revision = last
+
+    def _measure(self) -> None:
+        """Tells for how long the oldest job in each queue has been seen there, 0 for a queue that is empty by now."""
+        now = time.monotonic()
+        waits = dict.fromkeys(self._worker_seen, 0.0)
+        for record in self._open.values():
+            if record.job.state == model.QUEUED:
+                service = record.job.service
+                waits[service] = max(waits.get(service, 0.0), now - self._changed_at[record.job.id])
+        for service, wait_s in waits.items():
+            telemetry.latest(names.JOB_WAIT).set(wait_s, {names.SERVICE: service})
+            # A counter that begins at one shows no increase.
+            telemetry.counter(names.JOBS_DEAD).add(0, {names.SERVICE: service})
 
     async def _is_leased(self, id: str) -> bool:
         return await self._ledger.leases.get(id) is not None
@@ -147,6 +162,8 @@ class Sweeper:
         except RevisionConflict:  # somebody was faster, or the job has ended
             return
         _log.info("job %s: %s after attempt %d", job.id, care.value, job.attempt)
+        if model.is_dead(changed):
+            telemetry.counter(names.JOBS_DEAD).add(1, {names.SERVICE: job.service})
         if changed.job.state == model.QUEUED:
             await self._ledger.dispatch(changed)
         await self._ledger.bury(changed)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from smeltkit.telemetry import names
 from smeltkit.telemetry.files import SpanRecord, read_spans
-from smeltkit.telemetry.metrics import counter, gauge, histogram
+from smeltkit.telemetry.metrics import counter, gauge, histogram, latest
 from smeltkit.telemetry.names import Metric
 from smeltkit.telemetry.setup import setup
 from smeltkit.telemetry.spans import attached, current_trace_id, event, inject, span
@@ -27,6 +27,7 @@ __all__ = [
     "gauge",
     "histogram",
     "inject",
+    "latest",
     "names",
     "read_spans",
     "setup",

@@ -6,8 +6,9 @@ from functools import cache
 
 from opentelemetry import metrics
 from opentelemetry.metrics import Counter, Histogram, UpDownCounter
+from opentelemetry.metrics import _Gauge as Gauge
 
-from smeltkit.telemetry.names import COUNTER, GAUGE, HISTOGRAM, Metric
+from smeltkit.telemetry.names import COUNTER, GAUGE, HISTOGRAM, LATEST, Metric
 
 _METER = metrics.get_meter("smelt")
 
@@ -36,3 +37,10 @@ def gauge(metric: Metric) -> UpDownCounter:
     """The level of `metric`, kept by adding and subtracting, so that several holders sum up."""
     assert metric.instrument == GAUGE, metric.name
     return _METER.create_up_down_counter(metric.name, unit=metric.unit, description=metric.meaning)
+
+
+@cache
+def latest(metric: Metric) -> Gauge:
+    """The level of `metric` as this process last saw it."""
+    assert metric.instrument == LATEST, metric.name
+    return _METER.create_gauge(metric.name, unit=metric.unit, description=metric.meaning)

@@ -16,6 +16,8 @@ _TOKENS: Final = tuple(float(4**power) for power in range(13))
 COUNTER: Final = "counter"
 GAUGE: Final = "gauge"
 HISTOGRAM: Final = "histogram"
+LATEST: Final = "latest"
+"""A level that each process tells as it last saw it: of several the largest counts, not the sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,24 @@ JOB_AGE: Final = Metric(
     unit="s",
     meaning="Time from the acceptance of a job to its final state",
     boundaries=(*_LATENCY_S, 7200.0, 28800.0, 86400.0),
+)
+JOB_WAIT: Final = Metric(
+    name="smelt.job.wait",
+    instrument=LATEST,
+    unit="s",
+    meaning="Time for which the oldest job in the queue of a service has been seen there",
+)
+JOBS_DEAD: Final = Metric(
+    name="smelt.job.dead",
+    instrument=COUNTER,
+    unit="{job}",
+    meaning="Jobs that failed because their attempts, or the patience with a service without workers, were used up",
+)
+DEPENDENCY_FAILURES: Final = Metric(
+    name="smelt.dependency.failures",
+    instrument=COUNTER,
+    unit="{call}",
+    meaning="Calls that NATS or the object store refused or did not answer, by reason",
 )
 LEASES_LOST: Final = Metric(
     name="smelt.job.leases.lost",

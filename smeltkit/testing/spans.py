@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -65,11 +65,20 @@ def captured_spans() -> Iterator[CapturedSpans]:
 
 def metric_points(name: str) -> list[dict[str, object]]:
     """Attributes of every series of a metric recorded in this process since the first call of this function."""
+    return [dict(point.attributes or {}) for point in _points(name)]
+
+
+def metric_values(name: str, attributes: Mapping[str, object]) -> list[float]:
+    """Value of the series of a counter or level with just these attributes, if there is one; since the first call."""
+    return [float(point.value) for point in _points(name) if dict(point.attributes or {}) == attributes]
+
+
+def _points(name: str) -> list[Any]:
     data = _metric_reader().get_metrics_data()
     if data is None:
         return []
     return [
-        dict(point.attributes or {})
+        point
         for resource in data.resource_metrics
         for scope in resource.scope_metrics
         for metric in scope.metrics
