@@ -7,6 +7,7 @@ a pod that is lost and made anew follows the job that goes on.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.recipes.kinds import Stage
@@ -18,6 +19,7 @@ EXECUTOR_ACCOUNT: Final = "recipe-executor"
 """Under which Argo's own container tells how a task went; the stage's container has no token at all."""
 _GATEWAY: Final = "gateway.smelt.svc:50051"
 _LABELS: Final = {"app.kubernetes.io/name": "recipe", "app.kubernetes.io/part-of": "smelt"}
+_TLS: Final = "/etc/smelt/tls"
 _RESULT: Final = "/tmp/result"
 _FILE: Final = "/recipe/recipe.yaml"
 _KEPT_S: Final = 7 * 24 * 3600
@@ -27,12 +29,55 @@ _SIGNALS: Final = 128
 """Exit codes from here on are of processes that a signal ended."""
 
 
-def workflow(recipe: Recipe, image: str, deadline_s: int) -> dict[str, Any]:
-    """The Workflow of a recipe with the gateway's `image`, ended after `deadline_s` seconds.
+@dataclass(frozen=True, kw_only=True)
+class Pods:
+    """What the pods of a Workflow are, and as whom they ask."""
 
-    BadRequest for a stage with a file that is not in the store, BadConfig for text that Argo would take for its own.
+    image: str
+    """The gateway's image."""
+    secret: str = "rpc"
+    """Secret whose `token` they show: the platform's, or a tenant's key."""
+    certificate: str = ""
+    """Secret with a certificate that names the operator, for a platform that asks for one; or empty."""
+
+    def volumes(self) -> list[dict[str, Any]]:
+        """Where files are written, and what is shown to the gateway."""
+        token = {"secretName": self.secret, "defaultMode": 0o440, "items": [{"key": "token", "path": "rpc-token"}]}
+        shown = {"secretName": self.certificate, "defaultMode": 0o440}
+        return [
+            {"name": "tmp", "emptyDir": {"sizeLimit": "128Mi"}},
+            {"name": "secrets", "secret": token},
+            *([{"name": "tls", "secret": shown}] if self.certificate else []),
+        ]
+
+    def mounts(self) -> list[dict[str, Any]]:
+        """Where they lie in the container."""
+        found: list[dict[str, Any]] = [
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "secrets", "mountPath": "/etc/smelt/secrets", "readOnly": True},
+        ]
+        return [*found, *([{"name": "tls", "mountPath": _TLS, "readOnly": True}] if self.certificate else [])]
+
+    def environment(self) -> list[dict[str, str]]:
+        """What the command reads of it."""
+        found = {"HOME": "/tmp", "SMELT_GATEWAY": _GATEWAY, "SMELT_RPC_TOKEN_FILE": "/etc/smelt/secrets/rpc-token"}
+        if self.certificate:
+            found["SMELT_RPC_TLS_DIR"] = _TLS
+        return [{"name": name, "value": value} for name, value in found.items()]
+
+
+def workflow(recipe: Recipe, pods: Pods, deadline_s: int) -> dict[str, Any]:
+    """The Workflow of a recipe, ended after `deadline_s` seconds.
+
+    BadRequest for a stage with a file that is not in the store, or that writes one; BadConfig for text that Argo would
+    take for its own.
     """
     for stage in recipe.stages.values():
+        if stage.kind.is_local:
+            raise BadRequest(
+                f"stage {stage.name} writes a file to one machine; take it out, and run"
+                f" `smelt train {stage.kind.verb}` there"
+            )
         if missing := stage.kind.missing(stage, recipe.files):
             file = recipe.file.name
             raise BadRequest(
@@ -63,20 +108,10 @@ def workflow(recipe: Recipe, image: str, deadline_s: int) -> dict[str, Any]:
                 "fsGroup": 10001,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "volumes": [
-                {"name": "tmp", "emptyDir": {"sizeLimit": "128Mi"}},
-                {
-                    "name": "secrets",
-                    "secret": {
-                        "secretName": "rpc",
-                        "defaultMode": 0o440,
-                        "items": [{"key": "token", "path": "rpc-token"}],
-                    },
-                },
-            ],
+            "volumes": pods.volumes(),
             "templates": [
                 {"name": "stages", "dag": {"failFast": False, "tasks": tasks}},
-                _template(text, image),
+                _template(text, pods),
             ],
         },
     }
@@ -94,12 +129,8 @@ def _task(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _template(text: str, image: str) -> dict[str, Any]:
+def _template(text: str, pods: Pods) -> dict[str, Any]:
     """What the pod of every task is."""
-    mounts = [
-        {"name": "tmp", "mountPath": "/tmp"},
-        {"name": "secrets", "mountPath": "/etc/smelt/secrets", "readOnly": True},
-    ]
     return {
         "name": "stage",
         "inputs": {
@@ -115,15 +146,11 @@ def _template(text: str, image: str) -> dict[str, Any]:
             "backoff": {"duration": "10s", "factor": 4, "maxDuration": "30m"},
         },
         "container": {
-            "image": image,
+            "image": pods.image,
             "command": ["python", "-m", "gateway.cli.main"],
             "args": ["recipe", "stage", _FILE, "{{inputs.parameters.stage}}",
                      "--inputs", "{{inputs.parameters.inputs}}", "--result", _RESULT],
-            "env": [
-                {"name": "HOME", "value": "/tmp"},
-                {"name": "SMELT_GATEWAY", "value": _GATEWAY},
-                {"name": "SMELT_RPC_TOKEN_FILE", "value": "/etc/smelt/secrets/rpc-token"},
-            ],
+            "env": pods.environment(),
             "resources": {
                 "requests": {"cpu": "100m", "memory": "256Mi", "ephemeral-storage": "64Mi"},
                 "limits": {"cpu": "1", "memory": "512Mi", "ephemeral-storage": "256Mi"},
@@ -133,7 +160,7 @@ def _template(text: str, image: str) -> dict[str, Any]:
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             },
-            "volumeMounts": mounts,
+            "volumeMounts": pods.mounts(),
         },
     }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +15,12 @@ from smelt.artifact.v1 import artifact_pb2
 from smelt.evaluator.v1 import evaluator_pb2
 from smelt.trainer.v1 import trainer_pb2
 
-from gateway.cli.commands import evaluate, models, reports
+from gateway.cli.commands import evaluate, models, reports, train
 from gateway.cli.demands import check_demand, is_met
 from gateway.cli.documents import to_document
 from gateway.cli.output import parse_bytes
 from gateway.cli.training_file import data_paths, merged, read_file, requests_of, stored_rows, trainings
+from gateway.cli.uploads import file_digest
 from gateway.cli.verbs import (
     EVALUATE,
     HUB,
@@ -30,7 +33,7 @@ from gateway.cli.verbs import (
     upload_spec,
 )
 from gateway.recipes.options import options_of, read_options
-from smeltkit.errors import BadConfig
+from smeltkit.errors import BadConfig, BadRequest
 from smeltkit.ids import check_name
 
 if TYPE_CHECKING:
@@ -108,6 +111,8 @@ class Kind(ABC):
     lists: ClassVar[frozenset[str]] = frozenset()
     """Those of them that take several."""
     makes: ClassVar[str] = ""
+    is_local: ClassVar[bool] = False
+    """Whether it leaves something on the machine where it runs."""
 
     def stage(
         self,
@@ -323,8 +328,28 @@ class _Gate(DecisionKind):
         return Decision(is_met=reply.is_met, found=to_document(reply), text=text)
 
 
+class _Archive(DecisionKind):
+    verb, command, takes, is_local = "archive", train.archive, {"ref": BUNDLE}, True
+
+    async def decide(self, session: Session, stage: Stage, inputs: Inputs) -> Decision:
+        from gateway.cli.archives import write_archive
+        from gateway.cli.commands.runs import find_run
+
+        target = stage.file.parent / stage.values["file"]
+        if not target.parent.is_dir():
+            raise BadRequest(f"{target.parent} is no folder; make it first")
+        bundle, run = await session.artifact(inputs["ref"][0]), await find_run(session, inputs["ref"][0])
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            fresh = Path(folder) / target.name
+            found = await write_archive(session, bundle, run, fresh)
+            if target.exists() and (await asyncio.to_thread(file_digest, target))[0] != found["digest"]:
+                raise BadRequest(f"{target} exists already and is another archive; name another file, or remove it")
+            fresh.replace(target)
+        return Decision(is_met=True, found={**found, "path": stage.values["file"]}, text=found["digest"])
+
+
 KINDS: Final[Mapping[str, Kind]] = {
-    kind.verb: kind for kind in (_Import(), _Train(), _Quantize(), _Eval(), _Compare(), _Gate())
+    kind.verb: kind for kind in (_Import(), _Train(), _Quantize(), _Eval(), _Compare(), _Gate(), _Archive())
 }
 
 

@@ -1,6 +1,6 @@
 """The keys of a stage: the arguments and options of the command that it stands for, read from the command itself.
 
-An option `--max-tokens` is the key `max_tokens`, an argument that help calls REF the key `ref`.
+An option `--max-tokens` is the key `max_tokens`, an argument that help calls REF the key `ref`, FILE.tar `file`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from typer.models import ArgumentInfo, OptionInfo
@@ -25,7 +26,7 @@ class Option:
     """What one key takes."""
 
     kind: type
-    """str, int or float; of a list, the kind of its items."""
+    """str, Path, int or float; of a list, the kind of its items."""
     is_list: bool
     default: Any
     """Value where the key is not given; None where it must be."""
@@ -41,7 +42,7 @@ class Option:
         return self._one(value, where)
 
     def _one(self, value: Any, where: str) -> Any:
-        if self.kind is str:
+        if self.kind in (str, Path):
             if not isinstance(value, str) or not value:
                 raise BadConfig(f"{where}={value!r} must be text")
             return value
@@ -88,7 +89,7 @@ def read_options(known: Mapping[str, Option], given: Mapping[str, Any], where: s
 
 def _key(info: OptionInfo | ArgumentInfo) -> str:
     if isinstance(info, ArgumentInfo):
-        return str(info.metavar).lower()
+        return str(info.metavar).partition(".")[0].lower()
     words = [str(word) for word in (info.default, *(info.param_decls or ()))]  # typer sorts the first out later
     long = next(word for word in words if word.startswith("--"))
     return long.partition("/")[0].removeprefix("--").replace("-", "_")

@@ -70,8 +70,12 @@ class Outlooks:
 
     @property
     def refusals(self) -> list[SmeltError]:
-        """Why the recipe would not come to its end, as far as that is known."""
-        return [error for outlook in self.stages.values() for error in outlook.refusals]
+        """Why the recipe would not come to its end, as far as that is known; each names its stage."""
+        return [
+            type(error)(f"stage {name}: {error.message}")
+            for name, outlook in self.stages.items()
+            for error in outlook.refusals
+        ]
 
 
 async def pinned(session: Session, recipe: Recipe) -> Recipe:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.recipes.argo import ACCOUNT, workflow
+from gateway.recipes.argo import ACCOUNT, Pods, workflow
 from gateway.recipes.schema import Recipe
 
 _RECIPE: Final = {
@@ -27,6 +27,6 @@ def sampled(documents: Sequence[Any]) -> list[Any]:
     if ("ServiceAccount", ACCOUNT) not in named or ("Deployment", "gateway") not in named:
         return []
     image = named["Deployment", "gateway"]["spec"]["template"]["spec"]["containers"][0]["image"]
-    made = workflow(Recipe.of(_RECIPE, Path("sample.yaml")), image, 3600)
+    made = workflow(Recipe.of(_RECIPE, Path("sample.yaml")), Pods(image=image), 3600)
     made["metadata"]["name"] = made["metadata"].pop("generateName").rstrip("-")
     return [made]

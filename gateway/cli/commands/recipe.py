@@ -11,7 +11,7 @@ from gateway.cli.options import Json
 from gateway.cli.output import Output
 from gateway.cli.recipe_view import edges_view, outcomes_view, outlooks_view
 from gateway.cli.runner import run, run_locally
-from gateway.recipes.argo import workflow
+from gateway.recipes.argo import Pods, workflow
 from gateway.recipes.plan import outlooks, pinned
 from gateway.recipes.run import Outcome, run_recipe, run_stage
 from gateway.recipes.schema import Recipe
@@ -107,6 +107,12 @@ def stage(
 def argo(
     file: File,
     image: Annotated[str, typer.Option("--image", help="The gateway's image, as the cluster's own gateway has it.")],
+    secret: Annotated[
+        str, typer.Option("--secret", help="Secret whose `token` pods show: the platform's, or a tenant's key.")
+    ] = "rpc",
+    certificate: Annotated[
+        str, typer.Option("--certificate", help="Secret with an operator's certificate, for the component service-tls.")
+    ] = "",
     hours: Annotated[
         int, typer.Option("--hours", min=1, max=limits.WORKFLOW_HOURS_MAX, help="After so long it is ended.")
     ] = 24,
@@ -117,7 +123,8 @@ def argo(
     def work(output: Output) -> None:
         import yaml
 
-        made = workflow(Recipe.read(file), image, hours * 3600)
+        pods = Pods(image=image, secret=secret, certificate=certificate)
+        made = workflow(Recipe.read(file), pods, hours * 3600)
         output.show(made, yaml.safe_dump(made, sort_keys=False, width=120).rstrip())
 
     run_locally(work, as_json=as_json)

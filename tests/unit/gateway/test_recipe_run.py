@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from smelt.importer.v1 import importer_pb2
 from smelt.job.v1 import job_pb2
 
 from gateway.cli.output import Output
-from gateway.recipes.argo import retried_codes, workflow
+from gateway.recipes.argo import Pods, retried_codes, workflow
 from gateway.recipes.plan import outlooks, request_of
 from gateway.recipes.run import Outcome, run_recipe
 from gateway.recipes.schema import Recipe
@@ -32,6 +33,7 @@ STAGES = {
     "other": {"quantize": {"ref": {"stage": "small"}, "scheme": "F16", "name": "new:f16"}},
 }
 RECIPE = Recipe.of({"recipe": "tiny", "stages": STAGES}, Path("folder/tiny.yaml"))
+PODS = Pods(image="gateway:1")
 
 
 class Services(SimpleNamespace):
@@ -143,21 +145,47 @@ async def test_a_plan_says_what_is_stored_what_waits_and_what_would_be_refused()
     assert {name: one.state for name, one in found.stages.items()} == {
         "small": "ready", "first": "ready", "second": "waits", "better": "waits", "never": "refused", "other": "waits",
     }  # fmt: skip
-    assert [str(error) for error in found.refusals] == ["scheme Q4_0 is not for this"]
+    assert [str(error) for error in found.refusals] == ["stage never: scheme Q4_0 is not for this"]
     assert found.stages["second"].document()["inputs"] == {"ref": [None]}
+
+
+async def test_an_archive_is_written_beside_the_recipe_and_found_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Equal archives are equal bytes; another file of its name stays as it is, and no pod writes one."""
+
+    async def written(_: Any, bundle: Any, run: Any, target: Path) -> dict[str, Any]:
+        await asyncio.to_thread(target.write_text, bundle.digest)
+        return {"path": str(target), "digest": digest_bytes(bundle.digest.encode())}
+
+    async def run_of(session: Any, reference: str) -> Any:
+        return await session.artifact(reference)
+
+    monkeypatch.setattr("gateway.cli.archives.write_archive", written)
+    monkeypatch.setattr("gateway.cli.commands.runs.find_run", run_of)
+    stages = {"kept": {"archive": {"ref": "old", "file": "old.tar"}}}
+    recipe = Recipe.of({"recipe": "tiny", "stages": stages}, tmp_path / "tiny.yaml")
+    for _ in range(2):
+        [found] = await run_recipe(Services(), recipe)  # type: ignore[arg-type]
+        assert found.decision is not None and found.decision.found["path"] == "old.tar"
+    (tmp_path / "old.tar").write_text("something else")
+    [found] = await run_recipe(Services(), recipe)  # type: ignore[arg-type]
+    assert isinstance(found.error, BadRequest) and (tmp_path / "old.tar").read_text() == "something else"
+    with pytest.raises(BadRequest, match="stage kept writes a file to one machine"):
+        workflow(recipe, PODS, 60)
 
 
 def test_a_workflow_holds_what_no_pod_could_see_elsewhere() -> None:
     """Tasks wait for what their stages need; files of this machine, and what Argo would replace, are refused."""
-    made = workflow(RECIPE, "gateway:1", 60)
+    made = workflow(RECIPE, PODS, 60)
     tasks = {task["name"]: task for task in made["spec"]["templates"][0]["dag"]["tasks"]}
     assert tasks["never"]["dependencies"] == ["small", "better"]
     assert tasks["never"]["arguments"]["parameters"][1]["value"] == "small={{tasks.small.outputs.parameters.result}}"
     assert retried_codes() == [5, 7]
     with pytest.raises(BadRequest, match=r"stage start reads x/ore, which no pod can see.*smelt recipe pin"):
-        workflow(_with({"import": {"source": "x/ore", "name": "ore"}}), "gateway:1", 60)
+        workflow(_with({"import": {"source": "x/ore", "name": "ore"}}), PODS, 60)
     with pytest.raises(BadConfig, match="which Argo would replace"):
-        workflow(_with({"gate": {"ref": "a", "report": ["b"], "clause": ["{{x}}"]}}), "gateway:1", 60)
+        workflow(_with({"gate": {"ref": "a", "report": ["b"], "clause": ["{{x}}"]}}), PODS, 60)
 
 
 def _with(stage: Any) -> Recipe:
