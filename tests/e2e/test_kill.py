@@ -24,6 +24,7 @@ def unbroken(smelt: Smelt) -> dict[str, int]:
     """Verdicts of the run that nobody disturbs."""
     report = smelt(*EVAL)
     assert report["provenance"]["provenance"]["is_batch_variant"] is False
+    assert report["scores"][0]["passed"] >= LIMIT // 2, "the model card says 139 of 200"
     verdicts: dict[str, int] = report["verdicts"]
     return verdicts
 

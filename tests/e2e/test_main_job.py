@@ -16,15 +16,20 @@ EDGES = [
 
 
 def test_score_of_the_shipped_model_and_its_second_run(smelt: Smelt) -> None:
-    """R-040, R-092, R-096: a score with interval and digests; the same question again is answered from the store."""
-    first = smelt("eval", "--suite", "basic", "--data", str(BASIC), "ore-11m:q8_0")
+    """R-040, R-092, R-096: a score with interval and digests; the same question again is answered from the store.
+
+    The card's 139 are of another engine at full precision; two tasks may fall the other way by rounding.
+    """
+    first = smelt("eval", "--suite", "basic", "--data", str(BASIC), "ore-11m")
     score = first["scores"][0]
     assert score["problems"] == 200 and not score["is_partial"]
-    assert 125 <= score["passed"] <= 150, "the model card says 139 in bf16"
+    assert abs(score["passed"] - 139) <= 2, "the model card says 139"
     assert score["low"] < score["value"] < score["high"]
     assert sum(first["verdicts"].values()) == 200 and "infra" not in first["verdicts"]
     assert first["provenance"]["provenance"]["is_batch_variant"] is True
-    again = smelt("eval", "--suite", "basic", "--data", str(BASIC), "ore-11m:q8_0")
+    samples = smelt("report", first["digest"], "--samples")["samples"]
+    assert len(samples) == 200 and {sample["finish_reason"] for sample in samples} == {"stop"}
+    again = smelt("eval", "--suite", "basic", "--data", str(BASIC), "ore-11m")
     assert again["is_cached"] and again["digest"] == first["digest"]
 
 

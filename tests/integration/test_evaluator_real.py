@@ -111,15 +111,6 @@ async def test_every_reference_solution_passes(suite: str, count: int, evaluatin
     assert (manifest.config["passed"], manifest.config["total"]) == (count, count)
 
 
-async def test_the_score_of_the_shipped_model_is_that_of_its_card(evaluating: EvaluatorRig) -> None:
-    """139 of 200 with another engine at full precision; two tasks may fall the other way by rounding."""
-    reply = await evaluating.report(await evaluating.start(bundle="ore"), with_samples=True)
-    (score,) = reply.report.scores
-    assert abs(score.passed - 139) <= 2
-    assert {sample.finish_reason for sample in reply.samples} == {"stop"}
-    assert "infra" not in reply.report.verdicts
-
-
 @pytest.mark.parametrize("suite", ["basic", "humaneval", "mbpp"])
 async def test_every_cheat_scores_nothing(suite: str, evaluating: EvaluatorRig, tmp_path: Path) -> None:
     """R-082, R-083: leaving with status 0, or an object that equals everything, is no pass on any suite."""
