@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from services.trainer import checkpoint, watch
+from services.trainer.adapters.adalora import Allocation
 from services.trainer.context_parallel import own_part
 from services.trainer.data.curriculum import Curriculum
 from services.trainer.data.samples import Sample
@@ -31,6 +33,9 @@ from services.trainer.step import StepResult, train_step
 from smeltkit.errors import TrainingDiverged
 from smeltkit.ml.decoder import Decoder
 from smeltkit.revision import code_revision
+
+_ALLOCATION: Final = "allocation."
+"""What the names of how ranks are shared out begin with among the tensors of a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +98,8 @@ class Run:
         self._optimizer = Optimizer(decoder.named_parameters(), settings.optimizer)
         self._guard = SpikeGuard(settings.spikes)
         self._noise = noise_of(settings.neftune.alpha) if settings.neftune else None
+        adalora, total_steps = settings.lora.adalora, schedule.total_steps
+        self._allocation = Allocation(decoder, adalora, settings.lora.rank, total_steps) if adalora else None
         self._losses: list[float] = []
         self._tokens, self._time_s = 0, 0.0
         self.step = 0
@@ -185,8 +192,10 @@ class Run:
         begin = time.monotonic()
         result = train_step(
             self.decoder, self._optimizer, packs, learning_rate=rate, clip_norm=self._settings.clip_norm,
-            bound=self._guard.bound, ranks=self._ranks,
+            bound=self._guard.bound, ranks=self._ranks, allocation=self._allocation,
         )  # fmt: skip
+        if self._allocation is not None:
+            self._allocation.share_out(self.step + 1)
         took_s = time.monotonic() - begin
         if not result.is_skipped:
             watch.check_rate(self._optimizer, rate)
@@ -242,6 +251,7 @@ class Run:
             **{f"weights.{name}": value.detach() for name, value in spread.items()},
             **{f"optimizer.{key}": spread_as(value, spread[key.rpartition(".")[0]]) for key, value in state.items()},
             **{_random_name(name, self._ranks.rank): value for name, value in random_state().items()},
+            **{f"{_ALLOCATION}{name}": value for name, value in self._allocated().items()},
         }
 
     def _resume(self) -> None:
@@ -279,10 +289,17 @@ class Run:
                  for name, form in stored.forms.items() if name.startswith(prefix)}  # fmt: skip
         mine = {_random_name(name, self._ranks.leader): name for name in GENERATORS}
         random = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in stored.forms.items() if name in mine}
-        stored.load(weights | state | random)
+        allocated = {f"{_ALLOCATION}{name}": value.clone() for name, value in self._allocated().items()}
+        stored.load(weights | state | random | allocated)
+        if self._allocation is not None:
+            self._allocation.load_state({name.removeprefix(_ALLOCATION): value for name, value in allocated.items()})
         self._optimizer.load_state({name.removeprefix(prefix): held(value) for name, value in state.items()})
         set_random_state({mine[name]: value for name, value in random.items()})
         return stored.progress
+
+    def _allocated(self) -> dict[str, Tensor]:
+        """State of how ranks are shared out, if they are."""
+        return self._allocation.state() if self._allocation is not None else {}
 
     def _empty(self, spread: Mapping[str, Tensor], key: str, size: Sequence[int], dtype: torch.dtype) -> Tensor:
         """What the optimizer's `key`, which is about one of the parameters, is to be read into."""

@@ -20,6 +20,8 @@ CONTEXT_BYTES: Final = 700 * limits.MIB
 
 _STATE_BYTES: Final = {"float32": 8.0, "bfloat16": 4.0, "int8": 2 * (1 + 4 / 256)}
 """Bytes of both moments of a value."""
+_IMPORTANCE_BYTES: Final = 8.0
+"""Bytes of what ranks are shared out by, of a value."""
 
 
 def trainable_parameters(config: ModelConfig, settings: TrainSettings) -> int:
@@ -30,7 +32,8 @@ def trainable_parameters(config: ModelConfig, settings: TrainSettings) -> int:
     if isinstance(adapter, Ia3Settings):
         return config.layers * sum(shape[scales_inputs(name)] for name, shape in shapes.items())
     magnitudes = sum(outputs for outputs, _ in shapes.values()) if adapter.dora else 0
-    return config.layers * (adapter.rank * sum(map(sum, shapes.values())) + magnitudes)
+    diagonals = adapter.trained_rank * len(shapes) if adapter.adalora else 0
+    return config.layers * (adapter.trained_rank * sum(map(sum, shapes.values())) + magnitudes + diagonals)
 
 
 def _weights_bytes(config: ModelConfig, settings: TrainSettings, value_bytes: int) -> int:
@@ -99,7 +102,9 @@ def state_bytes(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:
     trained, how = trainable_parameters(config, settings), settings.optimizer
     is_exact = settings.is_adapted or settings.dtype == "float32"
     has_copies = how.offload or not (is_exact or how.state == "bfloat16")
-    return {"masters": 4 * trained if has_copies else 0, "optimizer": round(_STATE_BYTES[how.state] * trained)}
+    importance = _IMPORTANCE_BYTES if settings.lora.adalora else 0.0
+    state = round((_STATE_BYTES[how.state] + importance) * trained)
+    return {"masters": 4 * trained if has_copies else 0, "optimizer": state}
 
 
 def host_components(config: ModelConfig, settings: TrainSettings) -> dict[str, int]:

@@ -107,6 +107,7 @@ def prepare(
         refusals=(
             *chain.from_iterable(stage.refusals() for stage in stages),
             *schedule.refusals(horizon_steps=settings.horizon_steps),
+            *(settings.lora.adalora.refusals(schedule) if settings.lora.adalora else ()),
             *_on_the_way(settings, schedule, held),
             *never_fires(settings.alerts, schedule),
             *_misfits(bundle, settings),

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
+from services.trainer.adalora_settings import AdaloraSettings
 from services.trainer.alert_settings import DEFAULT_ALERTS, AlertSettings
 from services.trainer.column_settings import ColumnSettings
 from services.trainer.early_stop import EarlyStopSettings
@@ -25,6 +26,7 @@ from services.trainer.parallel_settings import ParallelSettings
 from services.trainer.ranges import among, below_one, revision, within
 from services.trainer.schedule import KINDS
 from services.trainer.settings_reader import read_settings
+from services.trainer.spike_settings import SpikeSettings
 from services.trainer.stage_settings import StageSettings
 from smeltkit import limits
 from smeltkit.errors import BadConfig, UnsupportedOption
@@ -50,6 +52,8 @@ class LoraSettings:
     """Whether the scale is alpha / sqrt(r) instead of alpha / r."""
     dora: bool = False
     """Whether the length of each row of a weight is learnt beside its direction (DoRA)."""
+    adalora: AdaloraSettings | None = None
+    """Whether ranks are shared out among the layers by importance; `rank` is then what each keeps on average."""
     targets: tuple[str, ...] = ()
     """Linear layers of every block, e.g. attn.q; empty for all of them."""
 
@@ -57,10 +61,19 @@ class LoraSettings:
         within("lora.rank", self.rank, 1, 1024)
         within("lora.alpha", self.alpha, 1e-6, 1e6)
         below_one("lora.dropout", self.dropout)
+        if self.adalora:
+            self.adalora.check(self.rank, is_plain=not self.dora and not self.rank_stabilized)
+
+    @property
+    def trained_rank(self) -> int:
+        """Inner dimension of what is trained."""
+        return self.adalora.initial_rank if self.adalora else self.rank
 
     @property
     def scale(self) -> float:
-        """What B A is multiplied by."""
+        """What B A is multiplied by, or P L Q, as peft has it."""
+        if self.adalora:
+            return self.alpha / (self.adalora.initial_rank + 1e-5)
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
@@ -130,26 +143,6 @@ class FimSettings:
         within("fim.suffix_first", self.suffix_first, 0.0, 1.0)
         if not self.share and self.suffix_first != FimSettings.suffix_first:
             raise UnsupportedOption("fim.suffix_first has no effect with fim.share=0; set fim.share, or remove it")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpikeSettings:
-    """What is done about a step far outside of the run's course; a number that is not finite ends it in any case."""
-
-    action: str = "rollback"
-    """none; clip: bound the gradient; skip: also drop the update; rollback: also go back to the last checkpoint."""
-    sigmas: float = 6.0
-    """Deviations above the running mean from which a gradient norm or a loss is a spike."""
-    patience: int = 3
-    """Updates dropped in a row after which the weights go back."""
-    rollbacks_max: int = 3
-    """Rollbacks that a run may need before it ends."""
-
-    def __post_init__(self) -> None:
-        among("spikes.action", self.action, ("none", "clip", "skip", "rollback"))
-        within("spikes.sigmas", self.sigmas, 1.0, 100.0)
-        within("spikes.patience", self.patience, 1, 1000)
-        within("spikes.rollbacks_max", self.rollbacks_max, 0, 1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +330,8 @@ class TrainSettings(StageSettings):
                 f"parallel.tensor={tensor} splits neither weights in NF4 nor DoRA nor vectors of ia3; choose lora"
                 " without dora, or set it to 1 and use parallel.context"
             )
+        if self.lora.adalora:
+            self.lora.adalora.check_processes(self.processes, is_elsewhere=self.optimizer.offload)
         if tensor > 1 and self.neftune:
             raise UnsupportedOption(
                 f"parallel.tensor={tensor} computes each token in several processes, which draw noise of their own;"

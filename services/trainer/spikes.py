@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from services.trainer.settings import SpikeSettings
+from services.trainer.spike_settings import SpikeSettings
 from smeltkit.errors import TrainingDiverged
 
 HISTORY_STEPS: Final = 25

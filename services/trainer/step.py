@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from services.trainer.adapters.adalora import Allocation
 from services.trainer.optimizer import Optimizer
 from services.trainer.ranks import ALONE, Ranks
 from smeltkit.errors import TrainingDiverged
@@ -49,7 +50,8 @@ class StepResult:
     first_counted: int
     """Those of the first pack."""
     first_grad_norm: float | None
-    """Norm of the gradient of the first pack's own mean; None if there is but one pack. See `noise`."""
+    """Norm of the gradient of the first pack's own mean; None if there is but one pack, or a penalty. See
+    `noise`."""
     is_skipped: bool
     """Whether the update was dropped."""
 
@@ -67,11 +69,13 @@ def train_step(
     clip_norm: float,
     bound: Bound = lambda loss, norm: math.inf,
     ranks: Ranks = ALONE,
+    allocation: Allocation | None = None,
 ) -> StepResult:
     """Accumulates the gradients of all packs, clips them together, updates the weights unless `bound` forbids it.
 
-    Each of `ranks` comes with as many packs, one of them at least with something to learn. TrainingDiverged, with the
-    weights as they were, if loss or gradients are not finite or the loss is exactly zero.
+    The penalty of an `allocation`, which hears of the gradients, is learnt beside the loss, and no part of what is told
+    as loss. Each of `ranks` comes with as many packs, one of them at least with something to learn. TrainingDiverged,
+    with the weights as they were, if loss or gradients are not finite or the loss is exactly zero.
     """
     device = packs[0].targets.device
     tokens, counted, first_counted = ranks.totals(
@@ -86,14 +90,19 @@ def train_step(
         part = decoder.loss(pack.batch, pack.targets, counted)
         part.backward()
         total += part.detach()
-        if number == 1 < len(packs):
+        if number == 1 < len(packs) and allocation is None:
             first = norm_of(optimizer.told_grads(ranks), ranks) * (counted / first_counted)
+    if allocation is not None:
+        allocation.penalty().backward()
     norm, total = norm_of(optimizer.told_grads(ranks), ranks), ranks.summed(total * ranks.is_teller)
     loss, grad_norm, first_norm = total.item(), norm.item(), None if first is None else first.item()
     check_numbers(loss, grad_norm)
     allowed = bound(loss, grad_norm)
     if allowed > 0:
-        optimizer.step(learning_rate, clip_factor(grad_norm, min(clip_norm, allowed)))
+        scale = clip_factor(grad_norm, min(clip_norm, allowed))
+        if allocation is not None:
+            allocation.see(scale)
+        optimizer.step(learning_rate, scale)
     else:
         decoder.zero_grad(set_to_none=True)
     return StepResult(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services.trainer.adapters.adalora import AdaloraLinear
 from services.trainer.adapters.carriers import Carrier, Frozen
 from services.trainer.adapters.ia3 import Ia3Linear
 from services.trainer.adapters.lora import LoraLinear
@@ -32,5 +33,5 @@ def attach(decoder: Decoder, config: AdapterSettings) -> list[str]:
 
 def _carrier(base: Frozen, name: str, config: AdapterSettings) -> Carrier:
     if isinstance(config, LoraSettings):
-        return LoraLinear(base, config)
+        return AdaloraLinear(base, config) if config.adalora else LoraLinear(base, config)
     return Ia3Linear(base, scales_inputs=scales_inputs(name))

@@ -29,6 +29,11 @@ class Carrier(nn.Module):
         """Whether it computes anything but the base."""
         raise NotImplementedError
 
+    @property
+    def is_emptied(self) -> bool:
+        """Whether all that it learnt was taken away again, as others need it more: its layer is then the base's."""
+        return False
+
     def merged(self) -> Tensor:
         """The one weight [outputs, inputs] in float32 that computes the same without an adapter."""
         raise NotImplementedError
@@ -65,10 +70,12 @@ def merged_state(decoder: Decoder) -> dict[str, Tensor]:
     """The canonical weights with every adapter merged in, in float32, rounded to the type of W.
 
     A quantized base is dequantized: what the adapter was trained on, not what was quantized once. TensorMismatch unless
-    every adapter changes its layer: an unchanged base is never the result of a merge.
+    every adapter changes its layer, unless it was emptied: an unchanged base is never the result of a merge.
     """
     if not any(adapters(decoder, Carrier)):
         raise TensorMismatch("the model carries no adapter, so there is nothing to merge")
+    if not any(layer.is_trained for _, layer in adapters(decoder, Carrier)):
+        raise TensorMismatch("every adapter changes nothing; they are untrained")
     state = {}
     for spec in decoder.config.tensors():
         owner, _, leaf = spec.name.rpartition(".")
@@ -78,6 +85,10 @@ def merged_state(decoder: Decoder) -> dict[str, Tensor]:
             continue
         value: Tensor = getattr(module.base, leaf)
         state[spec.name] = (module.merged() if leaf == "weight" else module.merged_bias()).to(value.dtype)
-        if leaf == "weight" and (torch.equal(state[spec.name], value) or not module.is_trained):
+        if (
+            leaf == "weight"
+            and not module.is_emptied
+            and (torch.equal(state[spec.name], value) or not module.is_trained)
+        ):
             raise TensorMismatch(f"the adapter of {spec.name} changes nothing; it is untrained or lost in rounding")
     return state

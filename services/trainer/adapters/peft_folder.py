@@ -7,11 +7,13 @@ of a quantized base comes with a third file that says which one, and goes onto n
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from services.trainer.adapters.adalora import AdaloraLinear
 from services.trainer.adapters.attach import attach
 from services.trainer.adapters.carriers import Carrier, adapters
 from services.trainer.adapters.ia3 import Ia3Linear
@@ -44,12 +46,14 @@ _PARTS: Final = {
 def save_adapter(decoder: Decoder, config: AdapterSettings, folder: Path, *, base: str = "") -> list[Path]:
     """Writes the adapters of `decoder`, made under `config`, to `folder`; `base` names the model that they are for."""
     architecture = decoder.config.architecture
-    rows, leaves, scaled = [], set(), set()
+    rows, leaves, scaled, ranks = [], set(), set(), dict[str, int]()
     for name, layer in adapters(decoder, Carrier):
         module = names.canonical_to_hf(architecture, f"{name}.weight").removesuffix(".weight")
+        if isinstance(layer, AdaloraLinear):
+            ranks[module] = len(layer.folded()[0])
         leaves.add(leaf := module.rpartition(".")[2])
         scaled |= {leaf} if isinstance(layer, Ia3Linear) and layer.scales_inputs else set()
-        for part, value in _parts(layer).items():
+        for part, value in _stored(layer).items():
             rows.append((f"{_PREFIX}{module}.{_PARTS[part]}", "F32", to_numpy(value.detach().float().cpu())))
     declared = {
         "task_type": "CAUSAL_LM",
@@ -57,6 +61,7 @@ def save_adapter(decoder: Decoder, config: AdapterSettings, folder: Path, *, bas
         "inference_mode": True,
         "target_modules": sorted(leaves),
         **_declared(config, sorted(scaled)),
+        **_of_ranks(ranks),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(declared, indent=2, sort_keys=True) + "\n")
     write_safetensors(folder / WEIGHTS_FILE, rows)
@@ -106,6 +111,22 @@ def _parts(layer: Carrier) -> dict[str, torch.Tensor]:
     if isinstance(layer, Ia3Linear):
         return {part: value.unsqueeze(0 if layer.scales_inputs else 1) for part, value in found.items()}
     return found
+
+
+def _stored(layer: Carrier) -> dict[str, torch.Tensor]:
+    """What is stored of an adapter: its parameters, or what is left of one whose ranks were shared out."""
+    if not isinstance(layer, AdaloraLinear):
+        return _parts(layer)
+    return {} if layer.is_emptied else dict(zip(("a", "b"), layer.folded(), strict=True))
+
+
+def _of_ranks(ranks: Mapping[str, int]) -> dict[str, Any]:
+    """What PEFT is told of modules that kept as many ranks each: plain adapters with a scale of one, on these alone."""
+    kept = {module: rank for module, rank in ranks.items() if rank}
+    if not kept:
+        return {}
+    rank = max(kept.values())
+    return {"r": rank, "lora_alpha": rank, "rank_pattern": kept, "alpha_pattern": kept, "target_modules": sorted(kept)}
 
 
 def _declared(config: AdapterSettings, scaled: list[str]) -> dict[str, Any]:

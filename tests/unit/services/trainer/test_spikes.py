@@ -12,7 +12,7 @@ from training_runs import STEPS, make_run
 
 from services.trainer import checkpoint, loop, spikes
 from services.trainer.loop import Run, StepReport
-from services.trainer.settings import SpikeSettings
+from services.trainer.spike_settings import SpikeSettings
 from services.trainer.spikes import HISTORY_STEPS, SpikeGuard
 from smeltkit.errors import TrainingDiverged
 

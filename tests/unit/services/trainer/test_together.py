@@ -31,7 +31,8 @@ RUNS: list[dict[str, Any]] = [
     {"epochs": 6, "learning_rate": 0.3, "seed": 1, "lora": {"rank": 4, "dropout": 0.3}, "neftune": {"alpha": 8},
      "early_stop": {"steps": 1, "patience": 1}},
     {"epochs": 2, "learning_rate": 1e-3, "seed": 2, "lora": {"rank": 8, "alpha": 4, "dora": True}},
-    {"epochs": 2, "learning_rate": 2e-3, "seed": 3, "lora": {"rank": 2, "targets": ["attn.q", "mlp.down"]}},
+    {"epochs": 2, "learning_rate": 2e-3, "seed": 3,
+     "lora": {"rank": 2, "targets": ["attn.q", "mlp.down"], "adalora": {"initial_rank": 4, "final_steps": 1}}},
 ]  # fmt: skip
 
 
