@@ -1,6 +1,7 @@
 """The shipped model, refined: planned, fine-tuned by LoRA, merged, quantized, and compared with its start in pairs.
 
-Runs the same `smelt` commands a person would type. A second run finds every stage in the store and takes seconds.
+`recipes/refine.yaml` says what is done; here it is run by the commands that a person would type, and shown. A second
+run finds every stage in the store and takes seconds.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-from scripts.demo import BASIC, MODEL, ROOT, TABLE_WIDTH, console, smelt
+from scripts.demo import ROOT, TABLE_WIDTH, console, smelt
 
-TRAINING = ROOT / "examples" / "refine" / "ore-11m.yaml"
-SCHEME = "Q8_0"
-NAMES = {"ore-11m": "ore-11m:q8_0", "ore-11m:refined": "ore-11m:refined-q8_0"}
-"""Model to the name of its quantized form, the start first."""
+RECIPE = ROOT / "recipes" / "refine.yaml"
+_STAGES: dict[str, Any] = yaml.safe_load(RECIPE.read_text())["stages"]
+TRAINING = (RECIPE.parent / _STAGES["refined"]["train"]["file"]).resolve()
+SCHEME: str = _STAGES["refined-q8"]["quantize"]["scheme"]
+SCORED = {"start-q8": "score-before", "refined-q8": "score-after"}
+"""The two small models, the start first, each with the stage that scores it."""
 
 
 def show_plan(plan: dict[str, Any]) -> None:
@@ -32,24 +36,23 @@ def show_plan(plan: dict[str, Any]) -> None:
         console.print(f"  {name:>20}  {value}", markup=False)
 
 
-def outcome_table(trained: dict[str, Any]) -> Table:
+def outcome_table(run: dict[str, Any]) -> Table:
     """What the training was forecast to take, and what it took."""
     table = Table("", "forecast", "outcome", title="the training")
     forms = {"time_s": "{:.0f} s", "memory_bytes": "{:,} bytes", "tokens": "{:,}"}
-    run = trained["run"]
     for field, form in forms.items():
         said = form.format(run["forecast"][field]) if run["forecast"] else "n/a"
         table.add_row(field, said, form.format(run["outcome"][field]))
-    change = trained["heldout"]
+    change = run["heldout"]
     interval = f"{change['change']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
     table.add_row("held-out loss", "", f"{change['before']:.4f} -> {change['after']:.4f}, {interval}")
     return table
 
 
-def score_table(reports: list[dict[str, Any]], compared: dict[str, Any]) -> Table:
-    """The scores before and after, and the test of their difference in pairs."""
+def score_table(reports: dict[str, dict[str, Any]], compared: dict[str, Any]) -> Table:
+    """The scores before and after, by the names of the models, and the test of their difference in pairs."""
     table = Table("bundle", "basic pass@1 [95 %]", title=f"{SCHEME}, before and after")
-    for name, report in zip(NAMES.values(), reports, strict=True):
+    for name, report in reports.items():
         score = report["scores"][0]
         shown = (
             f"{score['passed']}/{score['problems']} = {score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
@@ -82,16 +85,14 @@ def main() -> int:
     # Operations of so small a model are over before a second thread has begun: on busy cores two are slower than one.
     os.environ.setdefault("SMELT_TRAINER_THREADS", "1")
     smelt("up")
-    smelt("import", str(MODEL), "--name", "ore-11m")
-    show_plan(smelt("train", "plan", str(TRAINING)))
-    trained = smelt("train", "apply", str(TRAINING))
-    for source, target in NAMES.items():
-        smelt("quantize", source, "--scheme", SCHEME, "--name", target)
-    reports = [smelt("eval", "--suite", "basic", "--data", str(BASIC), name) for name in NAMES.values()]
-    compared = smelt("compare", *[report["digest"] for report in reports])
-    lines = list(lineage(NAMES["ore-11m:refined"]))
+    smelt("recipe", "stage", str(RECIPE), "start")
+    show_plan(next(one["plan"] for one in smelt("recipe", "plan", str(RECIPE))["stages"] if one["name"] == "refined"))
+    made = {one["name"]: one for one in smelt("recipe", "run", str(RECIPE))["stages"]}
+    trained = smelt("runs", "show", made["refined"]["digest"])
+    reports = {made[small]["gives"]: smelt("report", made[score]["digest"]) for small, score in SCORED.items()}
+    lines = list(lineage(made["refined-q8"]["digest"]))
     out = Console(highlight=False, width=TABLE_WIDTH)
-    for table in (outcome_table(trained), score_table(reports, compared)):
+    for table in (outcome_table(trained), score_table(reports, made["gain"]["found"])):
         out.print()
         out.print(table)
     out.print("\nlineage of the result, newest first", *lines, sep="\n  ", markup=False)
