@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,8 +20,9 @@ from smeltkit.blobs.objects import ObjectStore
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus.client import Bus
 from smeltkit.config import BackupConfig, PlatformConfig, from_environment
-from smeltkit.errors import BadConfig, SmeltError
+from smeltkit.errors import BadConfig
 from smeltkit.jobs.ledger import LedgerBus
+from smeltkit.service import run_command
 
 _NAME: Final = re.compile(r"\d{8}T\d{6}Z")
 _log = logging.getLogger(__name__)
@@ -102,8 +102,4 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        asyncio.run(_main())
-    except SmeltError as error:
-        sys.exit(f"{error.reason()}: {error.message}")
+    run_command(_main)

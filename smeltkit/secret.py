@@ -70,7 +70,10 @@ class Secret:
             with self._path.open("rb") as file:
                 lines = file.read(limits.SECRET_FILE_MAX_BYTES).decode("ascii").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise BadConfig(f"the secret in {self._path} cannot be read: {error}; it must be ASCII text") from error
+            raise BadConfig(
+                f"the secret in {self._path} cannot be read: {error}; it must be ASCII text, in a cluster of a"
+                " Secret that is mounted there"
+            ) from error
         texts = tuple(text for text in (line.strip() for line in lines) if text)
         if not texts:
             raise BadConfig(f"{self._path} holds no secret; write one, in one line")

@@ -14,6 +14,16 @@ from smeltkit.errors import SmeltError
 _LOG = logging.getLogger(__name__)
 
 
+def run_command(command: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs a process that does one thing and ends, with logs for people; a refusal is one line and an exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        asyncio.run(command())
+    except SmeltError as error:
+        _LOG.critical("%s: %s", error.reason(), error.message)
+        sys.exit(error.exit_code)
+
+
 def run_service(name: str, serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Runs `serve` to its end on an event loop, with logs, spans and metrics of the service `name`.
 

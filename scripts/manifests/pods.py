@@ -125,6 +125,19 @@ def identity(tree: Tree) -> Iterator[str]:
 
 
 @policy
+def says_why(tree: Tree) -> Iterator[str]:
+    """What ends a process of ours at its start stands in the pod's status, where `kubectl describe` shows it.
+
+    Of a step of a Workflow Argo tells it.
+    """
+    for load in [load for load in tree.workloads if load.document["kind"] != "Workflow"]:
+        for container in load.containers:
+            is_ours = list(container.get("command", ()))[:2] == ["python", "-m"]
+            if is_ours and container.get("terminationMessagePolicy") != "FallbackToLogsOnError":
+                yield f"{load}: container {container['name']} needs terminationMessagePolicy: FallbackToLogsOnError"
+
+
+@policy
 def end_of_life(tree: Tree) -> Iterator[str]:
     """The kubelet waits as long as a drain may last: sleep, calls, their handlers, background work, flush."""
     flush_s = limits.BUS_CLOSE_TIMEOUT_S + limits.TELEMETRY_FLUSH_S

@@ -309,7 +309,7 @@ def _translated(error: Exception, code: str, address: str) -> Exception:
         return FileChanged(f"the bytes sent to {address} are not those that were hashed; store the file again")
     if code == "NoSuchBucket":
         return StoreUnavailable(
-            f"the object store has no bucket {address}; create it (`smelt up` does so with the platform's)"
+            f"the object store has no bucket {address}; create it (`smelt up` and `python -m smeltkit.blobs` do)"
         )
     cause = getattr(error, "reason", None) or error
     if isinstance(cause, urllib3.exceptions.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):

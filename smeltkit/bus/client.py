@@ -76,6 +76,11 @@ class Bus:
         except (TimeoutError, OSError, nats.errors.Error) as error:
             cause = bus._client.last_error or error
             await bus.close()
+            if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
+                raise BadCertificate(
+                    f"NATS at {_without_secret(config.nats_url)} does not speak TLS from the first byte; leave"
+                    " SMELT_PLATFORM_NATS_CA_FILE empty, or give the server tls { handshake_first: true }"
+                ) from error
             if isinstance(cause, ssl.SSLError):
                 raise BadCertificate(
                     f"NATS at {_without_secret(config.nats_url)} shows no certificate that is trusted here: {cause};"

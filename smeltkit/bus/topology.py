@@ -7,7 +7,6 @@ remedy, never a deletion.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from smeltkit.bus.subjects import (
 )
 from smeltkit.config import PlatformConfig, from_environment
 from smeltkit.errors import BadConfig
+from smeltkit.service import run_command
 
 JOB_SERVICES: Final = ("importer", "trainer", "inference", "evaluator")
 """Services that do jobs: each has a durable on the work queue."""
@@ -207,7 +207,10 @@ async def _put_durable(bus: Bus, durable: api.ConsumerConfig) -> None:
 
 
 def _refused(name: str, error: nats.js.errors.APIError) -> BadConfig:
+    told = (error.description or "").lower()
     remedy = "save its data, delete it by hand and apply again"
+    if "replicas" in told or "no suitable peers" in told:
+        remedy = "SMELT_PLATFORM_NATS_REPLICAS must be at most the number of its servers that run"
     return BadConfig(f"NATS refuses the declared {name}: {error.description}; {remedy}")
 
 
@@ -234,5 +237,4 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    asyncio.run(_main())
+    run_command(_main)

@@ -96,7 +96,7 @@ def test_the_command_reads_with_its_own_key_and_names_what_is_wrong(
     (name,) = Series(StoreBelow(place, "smelt")).whole()
     assert backup.is_whole(StoreBelow(place, f"smelt/{name}"))
     refused = run(SMELT_BACKUPS_BUCKET=reader.s3_bucket)
-    assert refused.returncode == 1 and "BAD_CONFIG: SMELT_BACKUPS_BUCKET=" in refused.stderr, refused.stderr
+    assert refused.returncode == 2 and "BAD_CONFIG: SMELT_BACKUPS_BUCKET=" in refused.stderr, refused.stderr
 
 
 @pytest.mark.parametrize("values", [{"keep": 0}, {"keep": 1001}, {"prefix": "/"}])

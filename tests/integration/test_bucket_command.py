@@ -1,4 +1,4 @@
-"""`python -m smeltkit.blobs`: what a cluster runs once, before anything is stored."""
+"""What a cluster runs once: `python -m smeltkit.blobs` and `smeltkit.bus.topology`, and how they say what is wrong."""
 
 from __future__ import annotations
 
@@ -29,4 +29,17 @@ def test_the_bucket_is_made_once_and_a_wrong_key_is_named(platform: PlatformConf
     assert _run(fresh).returncode == 0
     assert S3Store(fresh).takes_writes()
     refused = _run(replace(fresh, s3_secret_key="wrong"))
-    assert refused.returncode != 0 and "SMELT_PLATFORM_S3_SECRET_KEY" in refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert refused.returncode == 6 and line.startswith("STORE_DENIED: ") and "SMELT_PLATFORM_S3_SECRET_KEY" in line
+
+
+def test_more_copies_than_servers_are_refused_with_the_setting_that_asks_for_them(nats_url: str) -> None:
+    settings = {
+        "SMELT_PLATFORM_NATS_URL": nats_url,
+        "SMELT_PLATFORM_NATS_REPLICAS": "3",
+        "SMELT_PLATFORM_S3_ENDPOINT": "",
+    }
+    command = [sys.executable, "-m", "smeltkit.bus.topology"]
+    refused = subprocess.run(command, env=environment(settings), capture_output=True, text=True, check=False)
+    (line,) = refused.stderr.splitlines()
+    assert refused.returncode == 2 and line.startswith("BAD_CONFIG: NATS refuses") and "NATS_REPLICAS must be" in line

@@ -127,6 +127,15 @@ async def test_a_server_that_offers_no_tls_never_hears_the_password(authority: A
     assert heard and b"CONNECT" not in heard and b"secret" not in heard
 
 
+async def test_a_server_that_speaks_no_tls_is_told_from_one_that_is_not_trusted(
+    authority: Authority, tmp_path: Path, port: int
+) -> None:
+    ca_file = str(authority.folder_of("localhost") / "ca.crt")
+    words = "does not speak TLS from the first byte; leave .*_NATS_CA_FILE empty"
+    with nats(tmp_path, port, "secret") as url, pytest.raises(BadCertificate, match=words):
+        await Bus.connect(settings(url, nats_password="secret", nats_ca_file=ca_file), name="t")
+
+
 async def test_a_password_is_replaced_under_a_running_process(tmp_path: Path, port: int) -> None:
     path = tmp_path / "password"
     path.write_text("first\n")

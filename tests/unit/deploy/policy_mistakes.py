@@ -335,6 +335,7 @@ MISTAKES: list[tuple[str, str, Mistake]] = [
     ("secrets-are-files", "/etc/smelt/place/access-key", lambda d: nightly(d)["containers"][0]["volumeMounts"].pop(2)),
     ("settings", "keep=0 must lie in 1..1000", lambda d: settings(d, "backup").update(SMELT_BACKUPS_KEEP="0")),
     ("nats-by-tls", "list tls after", lambda d: nightly(d)["containers"][0]["env"].pop()),
+    ("says-why", "container importer needs", lambda d: container(d, "importer").pop("terminationMessagePolicy")),
     ("bus-users", "users.conf has", lambda d: spoil_conf(d, "user: backup", "user: backups")),
     ("external-secrets", "fills backup-place", lambda d: remove(d, "ExternalSecret", "backup-place")),
     ("restricted-pod", "CronJob backup: runAsNonRoot", lambda d: nightly(d).pop("securityContext")),
