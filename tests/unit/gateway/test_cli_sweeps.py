@@ -152,11 +152,10 @@ def test_a_run_shows_its_stages() -> None:
     assert f"{data[0]}, {data[1]}" in shown and [line.split()[-1] for line in shown.splitlines()
                                                  if line.startswith("held-out data")] == data[2:]  # fmt: skip
     assert "9,000" in shown and "1.5000 -> 1.0000" in shown and "1.7000" in shown
-    for together, remedy in ((1, "set heldout_steps"), (2, "adapters trained together are measured at both ends only")):
-        course = {"course": [{"loss": 2.0}, {"loss": 1.5}], "outlook": None, "together": together}
-        assert f"3 after the first; {remedy}" in " ".join(
-            _shown(*run_views({**run, **course}, [{"loss": 2.0}])).split()
-        )
+    course = {"course": [{"loss": 2.0}, {"loss": 1.5}], "outlook": None, "best": {"step": 30, "of": 40}}
+    told = " ".join(_shown(*run_views({**run, **course}, [{"loss": 2.0}])).split())
+    assert "3 after the first; set heldout_steps" in told
+    assert "step 30 of 40 done, where the held-out loss was lowest" in told
     found = diff_document(run, {**RUN, "data": [data[0], data[2]]})
     assert (found["is_same_training_data"], found["is_same_heldout_data"]) == (False, True)
 
