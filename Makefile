@@ -42,8 +42,9 @@ demo: $(VENV)/stack.stamp ## imports, quantizes, serves and scores the shipped m
 demo-refine: $(VENV)/trainer.stamp ## fine-tunes the shipped model and compares it with its start (installs torch)
 	@$(BIN)/python -m scripts.demo_refine
 
+# Hundreds of processes are started: compiled once, whatever the environment says of bytecode.
 test: $(VENV)/dev.stamp .venv-proto/proto.stamp ## the whole test suite, on the real local stack
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/dev.stamp .venv-proto/proto.stamp ## format, lint, types, import layers, contract
 	$(BIN)/ruff format --check .
