@@ -36,9 +36,8 @@ def _told(job: job_pb2.Job) -> str:
     """A job that runs, by its id if it is the caller's to know."""
     name = job.id if TENANT.get() in ("", job.tenant) else "a job of another tenant"
     amount = f" {job.progress.done}/{job.progress.total}" if job.progress.total else ""
-    return (
-        f"{name} ({f'{job.kind}: {job.progress.phase}'.rstrip(': ')}{amount}, begun {_since(_ns(job, 'create'))} ago)"
-    )
+    doing = f"{job.kind}: {job.progress.phase}".rstrip(": ")
+    return f"{name} ({doing}{amount}, asked for {_since(_ns(job, 'create'))} ago)"
 
 
 def _ns(job: job_pb2.Job, what: str = "update") -> int:

@@ -54,7 +54,7 @@ async def test_a_queued_job_tells_what_it_waits_for(rig: JobRig, stub: job_pb2_g
     await rig.ledger.change(first, lambda record: model.report(record, done, fence=lease.fence, now_ns=time.time_ns()))
     told = (await call(stub.GetJob, job_pb2.GetJobRequest(id=third), timeout_s=10)).job.progress
     found = re.fullmatch(
-        rf"for \d+ s, behind {first} \(count: train 3/8, begun \d+ s ago\), 1 queued before it", told.message
+        rf"for \d+ s, behind {first} \(count: train 3/8, asked for \d+ s ago\), 1 queued before it", told.message
     )
     assert found and told.phase == PHASE
     async with stream(stub.WatchJob, job_pb2.WatchJobRequest(id=second), timeout_s=30) as answers:
