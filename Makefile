@@ -25,9 +25,11 @@ $(VENV)/trainer.stamp: $(VENV)/stack.stamp
 	$(PIP) -e proto/python -e '.[stack,trainer]'
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/stack.stamp
+# The stack in one go with the rest: two passes would build and resolve the same twice.
+$(VENV)/dev.stamp: $(STAMP) | $(BIN)/python
+	$(BIN)/python scripts/install_llama.py
 	$(PIP) torch -e proto/python -e '.[dev]'
-	@touch $@
+	@touch $(VENV)/stack.stamp $@
 
 .venv-proto/proto.stamp: scripts/proto-constraints.txt
 	$(PYTHON) -m venv .venv-proto
