@@ -77,9 +77,12 @@ def test_verb_does_what_it_says(
     CASES[verb](smelt, request.getfixturevalue("swept") if is_about_sweep else reports, tmp_path)
 
 
-def test_recipe_makes_the_same_on_this_machine_and_as_the_tasks_of_a_workflow(smelt: Smelt, tmp_path: Path) -> None:
+def test_recipe_makes_the_same_on_this_machine_and_as_the_tasks_of_a_workflow(
+    smelt: Smelt, training: Path, tmp_path: Path
+) -> None:
     """R-126: import, training and quantization of one file: digest by digest, each done twice."""
     from tests.e2e.verbs_recipes import pods_and_here
 
+    shutil.copytree(training.parent, tmp_path / "training")
     there, here = pods_and_here(smelt, tmp_path)
     assert there == here and len(set(here.values())) == 3

@@ -18,25 +18,17 @@ from tests.e2e.argo_executor import executed
 from tests.e2e.conftest import MODEL, ROOT, Smelt
 from tests.e2e.verb_cases import case
 
-SHAPE = {"layers": 1, "hidden_size": 64, "intermediate_size": 128, "heads": 2, "kv_heads": 1}
-TRAINING = {
-    "base": {"stage": "start"}, "data": "rows.jsonl", "name": "ore-recipe:taught", "method": "pretrain",
-    "init": "random", "shape": SHAPE, "epochs": 20, "sequence_tokens": 128, "packs_per_step": 2, "learning_rate": 1e-2,
-}  # fmt: skip
 STAGES = {
-    "start": {"import": {"source": "ore-recipe", "name": "ore-recipe"}},
-    "taught": {"train": TRAINING},
-    "small": {"quantize": {"ref": {"stage": "taught"}, "scheme": "Q8_0", "name": "ore-recipe:small"}},
+    "start": {"import": {"source": "ore-11m", "name": "ore-11m"}},
+    "taught": {"train": {"file": "training/training.yaml", "base": {"stage": "start"}}},
+    "small": {"quantize": {"ref": {"stage": "taught"}, "scheme": "Q8_0", "name": "ore-11m:taught-small"}},
 }
+"""The import and the training that other verbs do as well, so that here they are found, and what comes of them."""
 
 
 def written(folder: Path) -> Path:
-    """The recipe in a file, beside it what it names: the shipped model under a name of its own, and some rows."""
-    (folder / "ore-recipe").mkdir()
-    for path in MODEL.iterdir():
-        (folder / "ore-recipe" / path.name).symlink_to(path)
-    rows = ({"text": f"The number after {number} is {number + 1}."} for number in range(8))
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    """The recipe in a file, beside it what it names."""
+    (folder / "ore-11m").symlink_to(MODEL)
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump({"recipe": "tiny", "stages": STAGES}))
     return file
@@ -50,13 +42,14 @@ def made(document: dict[str, Any]) -> dict[str, str]:
 @case("recipe plan")
 def recipe_plan(smelt: Smelt, _: Any, folder: Path) -> None:
     file = written(folder)
-    file.write_text(file.read_text().replace("epochs:", "epoch:"))
+    training = folder / "training" / "training.yaml"
+    training.write_text(training.read_text().replace("epochs", "epoch"))
     done = smelt.run("recipe", "plan", str(file), "--json")
     planned = {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
     assert done.returncode == 2 and "did you mean epochs?" in str(planned["taught"]["refusals"]), (
         "R-006: a key that its stage does not read is refused before the stages before it have run"
     )
-    assert planned["start"]["plan"]["read_bytes"] > 0 and planned["small"]["plan"] is None
+    assert planned["start"]["state"] == "stored" and planned["small"]["plan"] is None
 
 
 @case("recipe run")
@@ -64,7 +57,7 @@ def recipe_run(smelt: Smelt, _: Any, folder: Path) -> None:
     file = written(folder)
     first, again = smelt("recipe", "run", str(file)), smelt("recipe", "run", str(file))
     assert made(first) == made(again) and all(stage["is_cached"] for stage in again["stages"])
-    assert smelt("inspect", "ore-recipe:small")["artifact"]["digest"] == made(first)["small"]
+    assert {stage["state"] for stage in first["stages"]} == {"succeeded"} and len(set(made(first).values())) == 3
 
 
 @case("recipe show")
@@ -80,7 +73,7 @@ def recipe_show(smelt: Smelt, _: Any, folder: Path) -> None:
 @case("recipe pin")
 def recipe_pin(smelt: Smelt, _: Any, folder: Path) -> None:
     pinned = yaml.safe_load(smelt("recipe", "pin", str(written(folder)))["text"])
-    assert set(pinned["files"]) == {"rows.jsonl", *(f"ore-recipe/{path.name}" for path in MODEL.iterdir())}
+    assert set(pinned["files"]) == {"training/rows.jsonl", *(f"ore-11m/{path.name}" for path in MODEL.iterdir())}
     assert pinned["stages"]["taught"]["train"]["base"] == {"stage": "start"}
 
 
@@ -88,7 +81,7 @@ def recipe_pin(smelt: Smelt, _: Any, folder: Path) -> None:
 def recipe_stage(smelt: Smelt, _: Any, folder: Path) -> None:
     file, result = written(folder), folder / "digest"
     document = smelt("recipe", "stage", str(file), "start", "--result", str(result))
-    assert result.read_text() == made(document)["start"] == smelt("inspect", "ore-recipe")["artifact"]["digest"]
+    assert result.read_text() == made(document)["start"] and document["stages"][0]["is_cached"]
     assert smelt.run("recipe", "stage", str(file), "taught").returncode == 2, "it was told nothing of start"
 
 
@@ -125,7 +118,7 @@ async def _forget(home: Path, digests: set[str]) -> None:
     try:
         bucket = bus.bucket(STAGES_BUCKET)
         known = [entry for entry in await bucket.entries() if entry.value.decode() in digests]
-        assert len(known) == len(digests)
+        assert {entry.value.decode() for entry in known} == digests
         for entry in known:
             await bucket.delete(entry.key, entry.revision)
     finally:
