@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from benchmarks import results
+from services.trainer.costs.peak import PeakMemory
 from services.trainer.data.curriculum import Curriculum
 from services.trainer.data.order import Order
 from services.trainer.data.samples import Sample
-from services.trainer.loop import Run, StepReport
-from services.trainer.peak import PeakMemory
-from services.trainer.schedule import Schedule
-from services.trainer.settings import TrainSettings
+from services.trainer.optim.schedule import Schedule
+from services.trainer.run.loop import Run, StepReport
+from services.trainer.settings.training import TrainSettings
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.kernels import kernels_for

@@ -20,7 +20,7 @@ from services.trainer.data.dataset import read_dataset
 from services.trainer.data.kept import keep_samples
 from services.trainer.data.recipe import Recipe
 from services.trainer.data.tokenize import processes_for
-from services.trainer.settings import TrainSettings
+from services.trainer.settings.training import TrainSettings
 from smeltkit import limits
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.local import LocalStore

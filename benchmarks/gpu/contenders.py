@@ -10,12 +10,12 @@ from torch import Tensor
 
 from benchmarks.gpu.shapes import SHAPES
 from services.trainer.adapters.attach import attach
-from services.trainer.context_parallel import own_part
-from services.trainer.optimizer import Optimizer
-from services.trainer.ranks import ALONE, Ranks
-from services.trainer.settings import AdamSettings, LoraSettings
-from services.trainer.sharding import shard
-from services.trainer.step import Pack, train_step
+from services.trainer.optim.optimizer import Optimizer
+from services.trainer.parallel.context import own_part
+from services.trainer.parallel.ranks import ALONE, Ranks
+from services.trainer.parallel.sharding import shard
+from services.trainer.run.step import Pack, train_step
+from services.trainer.settings.training import AdamSettings, LoraSettings
 from smeltkit.ml import names
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder

@@ -29,12 +29,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import results
+from services.trainer.costs.peak import PeakMemory
 from services.trainer.data.samples import Sample
-from services.trainer.device import prepare_device
-from services.trainer.fresh import fresh_decoder
-from services.trainer.peak import PeakMemory
 from services.trainer.plan import Prepared, prepare
-from services.trainer.settings import parse_settings
+from services.trainer.run.device import prepare_device
+from services.trainer.run.fresh import fresh_decoder
+from services.trainer.settings.training import parse_settings
 from services.trainer.train_process import finish, load_base, make_run
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.decoder_packing import Packed

@@ -24,8 +24,8 @@ import torch
 from benchmarks import results
 from benchmarks.gpu import contenders
 from benchmarks.gpu.shapes import TOKENS
-from services.trainer.places import Place
-from services.trainer.ranks import joined
+from services.trainer.parallel.places import Place
+from services.trainer.parallel.ranks import joined
 
 GPUS: Final = 2
 CASES: Final[dict[str, dict[str, Any]]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.trainer.flops import model_flops
+from services.trainer.costs.flops import model_flops
 from smeltkit.ml.arch import ModelConfig
 
 TOKENS = 2048

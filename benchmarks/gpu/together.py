@@ -28,9 +28,9 @@ from benchmarks.gpu.contenders import full_pack, random_state
 from benchmarks.gpu.shapes import SHAPES, TOKENS
 from services.trainer.adapters.attach import attach
 from services.trainer.adapters.turns import Turns
-from services.trainer.optimizer import Optimizer
-from services.trainer.settings import AdamSettings, LoraSettings
-from services.trainer.step import train_step
+from services.trainer.optim.optimizer import Optimizer
+from services.trainer.run.step import train_step
+from services.trainer.settings.training import AdamSettings, LoraSettings
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.kernels import triton_kernels

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from smelt.trainer.v1 import trainer_pb2_grpc
 
+from services.trainer.checkpoints.run_folders import RunFolders
 from services.trainer.config import TrainerConfig
-from services.trainer.paces import Paces
-from services.trainer.run_folders import RunFolders
+from services.trainer.costs.paces import Paces
 from services.trainer.servicer import TrainerServicer
 from services.trainer.verbs import Trainer
 from services.trainer.worker import Handlers, Tools

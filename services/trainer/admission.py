@@ -12,9 +12,9 @@ from typing import Final
 
 from smelt.trainer.v1 import trainer_pb2
 
-from services.trainer.memory import CONTEXT_BYTES, components
-from services.trainer.paces import WITHOUT_EFFECT
-from services.trainer.settings import TrainSettings
+from services.trainer.costs.memory import CONTEXT_BYTES, components
+from services.trainer.costs.paces import WITHOUT_EFFECT
+from services.trainer.settings.training import TrainSettings
 from services.trainer.together import OF_ADAPTERS, largest_and_adapters
 from smeltkit import limits
 from smeltkit.errors import BadRequest, GpuBusy, OutOfMemory, SmeltError, UnsupportedOption

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.trainer.groups import LOOPBACK
+from services.trainer.parallel.groups import LOOPBACK
 from smeltkit import limits
 from smeltkit.errors import BadConfig
 
@@ -32,7 +32,7 @@ class TrainerConfig:
     """Bytes of each GPU that no training may lease."""
 
     nodes: int = 1
-    """Machines that may share a training, this one among them, 1 to 64; the others run `services.trainer.node`."""
+    """Machines that may share a training, this one among them, 1 to 64; others run `services.trainer.parallel.node`."""
     address: str = LOOPBACK
     """host:port of this machine at which they meet; the port must be free, and with more machines a certain one."""
 

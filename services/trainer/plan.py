@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from services.trainer import devices, splits
 from services.trainer.adapters.targets import unknown_targets
-from services.trainer.alerts import never_fires
+from services.trainer.costs.forecast import Pace, forecast
+from services.trainer.costs.memory import checkpoint_bytes, components, host_components, trainable_parameters
 from services.trainer.data.curriculum import Curriculum, Joined
 from services.trainer.data.dataset import Dataset, open_dataset, read_dataset
 from services.trainer.data.recipe import Recipe
 from services.trainer.data.samples import Encoder
 from services.trainer.data.stored import is_sealed
-from services.trainer.forecast import Pace, forecast
-from services.trainer.memory import checkpoint_bytes, components, host_components, trainable_parameters
-from services.trainer.schedule import Schedule
-from services.trainer.settings import TrainSettings
+from services.trainer.optim.schedule import Schedule
+from services.trainer.parallel import devices, splits
+from services.trainer.settings.training import TrainSettings
 from services.trainer.shape import shaped
 from services.trainer.stages import Stage, make_stages
+from services.trainer.tracking.alerts import never_fires
 from smeltkit.errors import BadConfig, BadDataset, BadSchedule, SettingsDiffer, SmeltError, UnsupportedOption
 from smeltkit.jobs.plan import Plan
 from smeltkit.ml.arch import ModelConfig

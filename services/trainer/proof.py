@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from services.trainer.config import ProofConfig
-from services.trainer.device import device_name, matrix_flops, prepare_device
+from services.trainer.run.device import device_name, matrix_flops, prepare_device
 from smeltkit.config import from_environment
 from smeltkit.errors import BadConfig, DeviceUnfit
 from smeltkit.ids import digest_bytes

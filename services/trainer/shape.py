@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from services.trainer.settings import ShapeSettings
+from services.trainer.settings.training import ShapeSettings
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.model_files import read_json
 

@@ -9,8 +9,8 @@ from itertools import islice
 
 from services.trainer.data.dataset import Dataset
 from services.trainer.data.order import Order, Share
-from services.trainer.settings import TrainSettings
-from services.trainer.stage_settings import StageSettings
+from services.trainer.settings.stages import StageSettings
+from services.trainer.settings.training import TrainSettings
 from smeltkit.errors import BadSchedule
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from services.trainer import work
-from services.trainer.follow import Phases, Told, follow
-from services.trainer.memory import components
-from services.trainer.paces import Paces
+from services.trainer.costs.memory import components
+from services.trainer.costs.paces import Paces
 from services.trainer.plan import Prepared, plan_of
-from services.trainer.settings import TrainSettings
+from services.trainer.settings.training import TrainSettings
+from services.trainer.tracking.follow import Phases, Told, follow
 from services.trainer.work import Inputs
 from smeltkit import limits
 from smeltkit.blobs.cache import NodeCache

@@ -25,17 +25,17 @@ import torch
 
 from services.trainer.adapters.attach import attach
 from services.trainer.adapters.turns import Turns
-from services.trainer.device import device_name, matrix_flops, prepare_device
-from services.trainer.forecast import forecast
-from services.trainer.heldout import HeldoutCourse
-from services.trainer.journal import Journal, open_journal
-from services.trainer.launch import error_of, tell_preparing
-from services.trainer.loop import Run, StepReport
-from services.trainer.paces import Paces
-from services.trainer.peak import PeakMemory
+from services.trainer.costs.forecast import forecast
+from services.trainer.costs.paces import Paces
+from services.trainer.costs.peak import PeakMemory
+from services.trainer.parallel.launch import error_of, tell_preparing
 from services.trainer.plan import Prepared, prepare
-from services.trainer.records import METRICS_FILE
-from services.trainer.settings import parse_settings
+from services.trainer.run.device import device_name, matrix_flops, prepare_device
+from services.trainer.run.heldout import HeldoutCourse
+from services.trainer.run.loop import Run, StepReport
+from services.trainer.settings.training import parse_settings
+from services.trainer.tracking.journal import Journal, open_journal
+from services.trainer.tracking.records import METRICS_FILE
 from services.trainer.train_process import (
     begin_course,
     conclude,

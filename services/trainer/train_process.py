@@ -28,25 +28,26 @@ from typing import Any
 
 import torch
 
-from services.trainer import checkpoint, launch
 from services.trainer.adapters.attach import attach
 from services.trainer.adapters.carriers import merged_state
 from services.trainer.adapters.peft_folder import save_adapter
-from services.trainer.device import device_name, matrix_flops, prepare_device
-from services.trainer.forecast import forecast
-from services.trainer.fresh import fresh_decoder
-from services.trainer.heldout import HeldoutCourse
-from services.trainer.journal import Journal, open_journal
-from services.trainer.launch import error_of, outcome_file
-from services.trainer.loop import Run, StepReport
-from services.trainer.paces import Paces
-from services.trainer.peak import PeakMemory
-from services.trainer.places import ALONE_HERE, Place, place
+from services.trainer.checkpoints import checkpoint
+from services.trainer.costs.forecast import forecast
+from services.trainer.costs.paces import Paces
+from services.trainer.costs.peak import PeakMemory
+from services.trainer.parallel import launch
+from services.trainer.parallel.launch import error_of, outcome_file
+from services.trainer.parallel.places import ALONE_HERE, Place, place
+from services.trainer.parallel.ranks import ALONE, Ranks, joined
+from services.trainer.parallel.sharding import shard
 from services.trainer.plan import Prepared, prepare
-from services.trainer.ranks import ALONE, Ranks, joined
-from services.trainer.settings import TrainSettings, parse_settings
+from services.trainer.run.device import device_name, matrix_flops, prepare_device
+from services.trainer.run.fresh import fresh_decoder
+from services.trainer.run.heldout import HeldoutCourse
+from services.trainer.run.loop import Run, StepReport
+from services.trainer.settings.training import TrainSettings, parse_settings
 from services.trainer.shape import CONFIG_FILE, shaped_config
-from services.trainer.sharding import shard
+from services.trainer.tracking.journal import Journal, open_journal
 from smeltkit.errors import DiskFull, JobCancelled, OutOfMemory, SmeltError
 from smeltkit.ml.bundle import Bundle, files_of
 from smeltkit.ml.decoder import Decoder

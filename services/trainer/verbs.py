@@ -10,10 +10,11 @@ from smelt.event.v1 import event_pb2
 from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2
 
-from services.trainer import exports, records, together, work
+from services.trainer import together, work
 from services.trainer.admission import Admission, admit
-from services.trainer.paces import Paces
-from services.trainer.settings import TrainSettings
+from services.trainer.costs.paces import Paces
+from services.trainer.settings.training import TrainSettings
+from services.trainer.tracking import exports, records
 from services.trainer.worker import (
     TOGETHER,
     Tools,

@@ -9,18 +9,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from services.trainer.checkpoints.paused import store_paused, take_up
+from services.trainer.costs.forecast import Pace
+from services.trainer.costs.memory import CONTEXT_BYTES
+from services.trainer.costs.paces import Paces
 from services.trainer.data.kept import Kept, keep_samples, names_of
 from services.trainer.data.recipe import Recipe
 from services.trainer.data.tokenize import Tell
-from services.trainer.follow import Phases, Told, follow
-from services.trainer.forecast import Pace
-from services.trainer.memory import CONTEXT_BYTES
-from services.trainer.noise import advice
-from services.trainer.paces import Paces
-from services.trainer.paused import store_paused, take_up
 from services.trainer.plan import Prepared, plan_of, prepare
-from services.trainer.settings import OBSERVING, ShapeSettings, TrainSettings
+from services.trainer.run.noise import advice
+from services.trainer.settings.training import OBSERVING, ShapeSettings, TrainSettings
 from services.trainer.shape import shaped
+from services.trainer.tracking.follow import Phases, Told, follow
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.publish import store_bundle
 from smeltkit.blobs.store import Store

@@ -16,14 +16,15 @@ from typing import Any, Final
 from smelt.event.v1 import event_pb2
 from smelt.trainer.v1 import trainer_pb2
 
-from services.trainer import records, together, work
+from services.trainer import together, work
 from services.trainer.admission import kind_of, want_of
+from services.trainer.checkpoints.run_folders import RunFolders
 from services.trainer.config import TrainerConfig
-from services.trainer.events import StepEvents
-from services.trainer.paces import Paces
-from services.trainer.run_folders import RunFolders
-from services.trainer.settings import TrainSettings, parse_settings
+from services.trainer.costs.paces import Paces
+from services.trainer.settings.training import TrainSettings, parse_settings
 from services.trainer.together import Part
+from services.trainer.tracking import records
+from services.trainer.tracking.events import StepEvents
 from services.trainer.work import Inputs
 from smeltkit import probing
 from smeltkit.errors import BadRequest, SmeltError

@@ -17,7 +17,7 @@ from smelt.event.v1 import event_pb2
 from smelt.job.v1 import job_pb2
 from smelt.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
-from services.trainer.run_folders import RunFolders
+from services.trainer.checkpoints.run_folders import RunFolders
 from services.trainer.servicer import TrainerServicer
 from services.trainer.worker import settings_of, train_key
 from smeltkit import limits

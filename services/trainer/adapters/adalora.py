@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.trainer.adalora_settings import AdaloraSettings
 from services.trainer.adapters.carriers import Carrier, Frozen, adapters
-from services.trainer.settings import LoraSettings
+from services.trainer.settings.adalora import AdaloraSettings
+from services.trainer.settings.training import LoraSettings
 from smeltkit.ml.decoder import Decoder
 
 _STD: Final = 0.02

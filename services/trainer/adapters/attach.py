@@ -7,7 +7,7 @@ from services.trainer.adapters.carriers import Carrier, Frozen
 from services.trainer.adapters.ia3 import Ia3Linear
 from services.trainer.adapters.lora import LoraLinear
 from services.trainer.adapters.targets import linear_names, scales_inputs, unknown_targets
-from services.trainer.settings import AdapterSettings, LoraSettings
+from services.trainer.settings.training import AdapterSettings, LoraSettings
 from smeltkit.ml.decoder import Decoder
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.trainer.adapters.carriers import Carrier, Frozen
-from services.trainer.settings import LoraSettings
+from services.trainer.settings.training import LoraSettings
 
 _WIDE: Final = 2
 """Quotient of widths from which the wider side is made in one product."""

@@ -17,8 +17,8 @@ from services.trainer.adapters.adalora import AdaloraLinear
 from services.trainer.adapters.attach import attach
 from services.trainer.adapters.carriers import Carrier, adapters
 from services.trainer.adapters.ia3 import Ia3Linear
-from services.trainer.ia3_settings import Ia3Settings
-from services.trainer.settings import AdapterSettings, LoraSettings
+from services.trainer.settings.ia3 import Ia3Settings
+from services.trainer.settings.training import AdapterSettings, LoraSettings
 from smeltkit.errors import BadFile, TensorMismatch
 from smeltkit.ml import names
 from smeltkit.ml.decoder import Decoder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.trainer.settings import AdapterSettings
+from services.trainer.settings.training import AdapterSettings
 from smeltkit.errors import BadConfig
 from smeltkit.ml.arch import ModelConfig, TensorSpec
 

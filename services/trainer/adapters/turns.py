@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from services.trainer.adapters.carriers import detach, mount
-from services.trainer.random_state import random_state, set_random_state
+from services.trainer.checkpoints.random_state import random_state, set_random_state
 from smeltkit.ml.decoder import Decoder
 
 

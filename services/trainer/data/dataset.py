@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from services.trainer.column_settings import ColumnSettings
 from services.trainer.data.infill import Infill
 from services.trainer.data.rows import ANY, Row, rows_of
 from services.trainer.data.samples import Encoder, Sample
 from services.trainer.data.stored import SampleFile, StoredSamples, open_sealed
+from services.trainer.settings.columns import ColumnSettings
 from smeltkit.errors import BadDataset, UnsupportedOption
 from smeltkit.ids import digest_file
 from smeltkit.ml.decoder_targets import IGNORED

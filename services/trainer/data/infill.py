@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from services.trainer.settings import FimSettings
+from services.trainer.settings.training import FimSettings
 from smeltkit.errors import BadConfig, BadDataset
 from smeltkit.ml.tokenizer import Tokenizer
 

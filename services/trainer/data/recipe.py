@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from services.trainer.column_settings import ColumnSettings
 from services.trainer.data.infill import Infill
 from services.trainer.data.samples import Encoder
-from services.trainer.settings import FimSettings, TrainSettings
+from services.trainer.settings.columns import ColumnSettings
+from services.trainer.settings.training import FimSettings, TrainSettings
 from smeltkit.ids import digest_bytes
 from smeltkit.manifest import canonical_json
 from smeltkit.ml.contract import GenerationContract

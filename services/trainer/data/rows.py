@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from services.trainer.column_settings import ColumnSettings
 from services.trainer.data.delimited import SEPARATORS, delimited_rows
 from services.trainer.data.refusals import as_text, check_columns, listed, no_column, no_text
+from services.trainer.settings.columns import ColumnSettings
 from smeltkit import limits
 from smeltkit.errors import BadDataset, NotBuilt
 

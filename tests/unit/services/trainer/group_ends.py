@@ -7,8 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-from services.trainer.groups import Group, read_group
-from services.trainer.launch import outcome_file, write_outcome
+from services.trainer.parallel.groups import Group, read_group
+from services.trainer.parallel.launch import outcome_file, write_outcome
 
 
 def be_lost(folder: Path, rank: int) -> None:
@@ -28,7 +28,7 @@ def diverge(folder: Path, rank: int) -> None:
 
 def main(folder: Path) -> None:
     """Runs one group after the other."""
-    from services.trainer import node
+    from services.trainer.parallel import node
 
     ends = {"alone": Group(module="group_ends", nodes=2, processes=1, wait_s=3)}
     ends |= {name: Group(module="group_ends", nodes=1, processes=2, restarts=1) for name in ("lost", "diverged")}

@@ -18,20 +18,20 @@ from torch import Tensor
 from training_runs import DIGEST, some_samples
 
 from services.trainer.adapters.attach import attach
-from services.trainer.context_parallel import own_part
+from services.trainer.costs.peak import PeakMemory
 from services.trainer.data.curriculum import Curriculum
 from services.trainer.data.order import Order, Share
-from services.trainer.loop import Run
-from services.trainer.optimizer import Optimizer
-from services.trainer.packs import pack_of
-from services.trainer.parallel_settings import ParallelSettings
-from services.trainer.peak import PeakMemory
-from services.trainer.places import Place
-from services.trainer.ranks import Ranks, joined
-from services.trainer.schedule import Schedule
-from services.trainer.settings import AdamSettings, LoraSettings, TrainSettings
-from services.trainer.sharding import is_spread, shard
-from services.trainer.step import train_step
+from services.trainer.optim.optimizer import Optimizer
+from services.trainer.optim.schedule import Schedule
+from services.trainer.parallel.context import own_part
+from services.trainer.parallel.places import Place
+from services.trainer.parallel.ranks import Ranks, joined
+from services.trainer.parallel.sharding import is_spread, shard
+from services.trainer.run.loop import Run
+from services.trainer.run.packs import pack_of
+from services.trainer.run.step import train_step
+from services.trainer.settings.parallel import ParallelSettings
+from services.trainer.settings.training import AdamSettings, LoraSettings, TrainSettings
 from smeltkit import limits
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder

@@ -15,16 +15,16 @@ from training_files import prepared_from, steps_of, write_spec
 from training_runs import some_samples
 
 from services.trainer import train_process
-from services.trainer.adalora_settings import AdaloraSettings
 from services.trainer.adapters.adalora import AdaloraLinear, Allocation
 from services.trainer.adapters.attach import attach
 from services.trainer.adapters.carriers import adapters, merged_state
 from services.trainer.adapters.peft_folder import save_adapter
-from services.trainer.memory import trainable_parameters
-from services.trainer.optimizer import Optimizer
-from services.trainer.packs import pack_of
-from services.trainer.settings import AdamSettings, LoraSettings, TrainSettings, parse_settings
-from services.trainer.step import train_step
+from services.trainer.costs.memory import trainable_parameters
+from services.trainer.optim.optimizer import Optimizer
+from services.trainer.run.packs import pack_of
+from services.trainer.run.step import train_step
+from services.trainer.settings.adalora import AdaloraSettings
+from services.trainer.settings.training import AdamSettings, LoraSettings, TrainSettings, parse_settings
 from smeltkit.errors import BadConfig, JobCancelled, UnsupportedOption
 from smeltkit.ml import names
 from smeltkit.ml.decoder import Decoder

@@ -15,7 +15,7 @@ from services.trainer.adapters.carriers import adapters, merged_state
 from services.trainer.adapters.lora import LoraLinear
 from services.trainer.adapters.peft_folder import load_adapter, save_adapter
 from services.trainer.adapters.targets import linear_names
-from services.trainer.settings import LoraSettings
+from services.trainer.settings.training import LoraSettings
 from smeltkit.errors import BadConfig, BadFile, TensorMismatch
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder

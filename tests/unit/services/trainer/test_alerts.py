@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from training_files import prepared_from
 
-from services.trainer.alert_settings import DEFAULT_ALERTS, AlertSettings
-from services.trainer.alerts import Alerts, Silence, never_fires
-from services.trainer.follow import Followed
-from services.trainer.launch import TrainingProcesses, preparing, tell_preparing
-from services.trainer.schedule import Schedule
-from services.trainer.settings import TrainSettings, parse_settings
-from services.trainer.spikes import HISTORY_STEPS
-from services.trainer.tail import Course, Tail
+from services.trainer.optim.schedule import Schedule
+from services.trainer.parallel.launch import TrainingProcesses, preparing, tell_preparing
+from services.trainer.run.spikes import HISTORY_STEPS
+from services.trainer.settings.alerts import DEFAULT_ALERTS, AlertSettings
+from services.trainer.settings.training import TrainSettings, parse_settings
+from services.trainer.tracking.alerts import Alerts, Silence, never_fires
+from services.trainer.tracking.follow import Followed
+from services.trainer.tracking.tail import Course, Tail
 from services.trainer.work import plain
 from smeltkit import limits
 from smeltkit.errors import BadConfig

@@ -13,11 +13,12 @@ import torch
 from training_files import prepared_from, steps_of, write_spec
 from training_runs import STAGE_STEPS, make_run
 
-from services.trainer import records, train_process
+from services.trainer import train_process
 from services.trainer.data.curriculum import Curriculum
 from services.trainer.data.order import Order, Share
 from services.trainer.plan import plan_of
-from services.trainer.settings import parse_settings
+from services.trainer.settings.training import parse_settings
+from services.trainer.tracking import records
 from smeltkit.errors import BadConfig, BadSchedule, UnsupportedOption
 from smeltkit.ids import digest_bytes
 

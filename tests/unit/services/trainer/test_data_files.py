@@ -15,7 +15,7 @@ from services.trainer.data import rows
 from services.trainer.data.dataset import Dataset, read_dataset
 from services.trainer.data.order import Order
 from services.trainer.data.samples import Encoder
-from services.trainer.settings import parse_settings
+from services.trainer.settings.training import parse_settings
 from smeltkit.errors import BadConfig, BadDataset, NotBuilt
 from smeltkit.ids import digest_bytes
 from smeltkit.ml.bundle import Bundle

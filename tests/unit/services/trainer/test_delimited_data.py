@@ -13,9 +13,9 @@ import pytest
 from pyarrow import parquet
 
 from gateway.cli.training_file import form_of
-from services.trainer.column_settings import ColumnSettings
 from services.trainer.data.rows import rows_of
-from services.trainer.settings import parse_settings
+from services.trainer.settings.columns import ColumnSettings
+from services.trainer.settings.training import parse_settings
 from smeltkit.errors import BadConfig, BadDataset, UnsupportedOption
 
 PAIRS = [

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from services.trainer import exports
-from services.trainer.export_settings import ExportSettings
-from services.trainer.exports import Exports, Mlflow, TensorBoard, open_exports, refusals
-from services.trainer.settings import TrainSettings, parse_settings
+from services.trainer.settings.exports import ExportSettings
+from services.trainer.settings.training import TrainSettings, parse_settings
+from services.trainer.tracking import exports
+from services.trainer.tracking.exports import Exports, Mlflow, TensorBoard, open_exports, refusals
 from smeltkit import limits
 from smeltkit.errors import BadConfig, NotBuilt, UnsupportedOption
 from smeltkit.testing.exports import scalars_of

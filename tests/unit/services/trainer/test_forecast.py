@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from services.trainer import paces
+from services.trainer.costs import paces
+from services.trainer.costs.forecast import Cost, Pace, at_depth, forecast, learnt, missed
 from services.trainer.data.order import Order
-from services.trainer.forecast import Cost, Pace, at_depth, forecast, learnt, missed
-from services.trainer.settings import TrainSettings
+from services.trainer.settings.training import TrainSettings
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.testing.tiny_models import tiny_config
 

@@ -19,7 +19,7 @@ import torch
 from smelt.job.v1 import job_pb2
 from training_files import write_spec
 
-from services.trainer.launch import TrainingProcesses
+from services.trainer.parallel.launch import TrainingProcesses
 from smeltkit import limits
 from smeltkit.bus import Bus
 from smeltkit.bus.leases import acquire

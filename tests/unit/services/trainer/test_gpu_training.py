@@ -13,14 +13,14 @@ import torch
 from training_files import children_of, steps_of, wait_for_end, write_spec
 from training_runs import STEPS, make_run, some_samples
 
-from services.trainer import checkpoint
-from services.trainer.device import prepare_device
-from services.trainer.groups import RESTARTS_FILE
-from services.trainer.launch import TrainingProcesses
-from services.trainer.optimizer import Optimizer
-from services.trainer.packs import pack_of
-from services.trainer.settings import AdamSettings
-from services.trainer.step import train_step
+from services.trainer.checkpoints import checkpoint
+from services.trainer.optim.optimizer import Optimizer
+from services.trainer.parallel.groups import RESTARTS_FILE
+from services.trainer.parallel.launch import TrainingProcesses
+from services.trainer.run.device import prepare_device
+from services.trainer.run.packs import pack_of
+from services.trainer.run.step import train_step
+from services.trainer.settings.training import AdamSettings
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.kernels import kernels_for

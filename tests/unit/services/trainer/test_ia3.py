@@ -18,9 +18,9 @@ from services.trainer.adapters.attach import attach
 from services.trainer.adapters.carriers import adapters, merged_state
 from services.trainer.adapters.ia3 import Ia3Linear
 from services.trainer.adapters.peft_folder import load_adapter, save_adapter
-from services.trainer.ia3_settings import Ia3Settings
-from services.trainer.memory import components, trainable_parameters
-from services.trainer.settings import TrainSettings, parse_settings
+from services.trainer.costs.memory import components, trainable_parameters
+from services.trainer.settings.ia3 import Ia3Settings
+from services.trainer.settings.training import TrainSettings, parse_settings
 from smeltkit.errors import BadConfig, TensorMismatch, UnsupportedOption
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder

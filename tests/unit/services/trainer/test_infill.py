@@ -12,7 +12,7 @@ from services.trainer.data.dataset import read_dataset
 from services.trainer.data.infill import MARKERS, Infill
 from services.trainer.data.samples import Encoder
 from services.trainer.plan import plan_of, prepare
-from services.trainer.settings import FimSettings, parse_settings
+from services.trainer.settings.training import FimSettings, parse_settings
 from smeltkit.errors import BadConfig, BadDataset, UnsupportedOption
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.lineage import Lineage

@@ -20,7 +20,7 @@ from services.trainer.data.kept import Kept, keep_samples, names_of
 from services.trainer.data.recipe import Recipe
 from services.trainer.data.stored import SampleFile, is_sealed, open_sealed
 from services.trainer.data.tokenize import make_shards, tokenize
-from services.trainer.settings import parse_settings
+from services.trainer.settings.training import parse_settings
 from smeltkit.blobs.cache import NodeCache
 from smeltkit.blobs.local import LocalStore
 from smeltkit.errors import BadDataset, DigestMismatch, DiskFull, JobCancelled, UnsupportedOption

@@ -8,12 +8,12 @@ import pytest
 import torch
 from training_runs import some_samples
 
-from services.trainer.context_parallel import own_part
-from services.trainer.heldout import row_losses
-from services.trainer.neftune import noise_of
-from services.trainer.packs import pack_of
-from services.trainer.ranks import Ranks
-from services.trainer.settings import parse_settings
+from services.trainer.parallel.context import own_part
+from services.trainer.parallel.ranks import Ranks
+from services.trainer.run.heldout import row_losses
+from services.trainer.run.neftune import noise_of
+from services.trainer.run.packs import pack_of
+from services.trainer.settings.training import parse_settings
 from smeltkit.errors import UnsupportedOption
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder

@@ -16,12 +16,12 @@ import pytest
 import torch
 from training_files import DEADLINE_S, children_of, steps_of, wait_for_end, write_spec
 
-from services.trainer import checkpoint
+from services.trainer.checkpoints import checkpoint
 from services.trainer.config import TrainerConfig
-from services.trainer.groups import RESTARTS_FILE
-from services.trainer.launch import TrainingProcesses
-from services.trainer.measured import read_course
-from services.trainer.places import Place
+from services.trainer.parallel.groups import RESTARTS_FILE
+from services.trainer.parallel.launch import TrainingProcesses
+from services.trainer.parallel.places import Place
+from services.trainer.run.measured import read_course
 from services.trainer.train_process import train
 from smeltkit.errors import BadConfig
 from smeltkit.ml.bundle import files_of
@@ -59,7 +59,7 @@ def test_two_machines_train_as_one_process_does_though_one_is_killed(
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     training = TrainingProcesses("train_process", folder, 2, nodes=2, address=f"127.0.0.1:{port}")
     names = {**os.environ, "SMELT_NODE_RUNS_DIR": str(tmp_path), "SMELT_NODE_ADDRESS": "127.0.0.1"}
-    other = subprocess.Popen([sys.executable, "-m", "services.trainer.node"], env=names)
+    other = subprocess.Popen([sys.executable, "-m", "services.trainer.parallel.node"], env=names)
     while len(steps_of(folder)) < len(one) // 2:
         assert training.are_running(), (folder / "log.txt").read_text()
         time.sleep(0.02)

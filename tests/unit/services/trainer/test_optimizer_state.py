@@ -10,11 +10,11 @@ import pytest
 import torch
 from training_runs import some_samples
 
-from services.trainer.memory import components, state_bytes
-from services.trainer.optimizer import Optimizer
-from services.trainer.packs import pack_of
-from services.trainer.settings import AdamSettings, TrainSettings
-from services.trainer.step import train_step
+from services.trainer.costs.memory import components, state_bytes
+from services.trainer.optim.optimizer import Optimizer
+from services.trainer.run.packs import pack_of
+from services.trainer.run.step import train_step
+from services.trainer.settings.training import AdamSettings, TrainSettings
 from smeltkit.errors import UnsupportedOption
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder

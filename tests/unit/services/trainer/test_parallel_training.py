@@ -18,12 +18,12 @@ from training_files import prepared_from
 from benchmarks.gpu.contenders import RANK
 from benchmarks.gpu.scale import CASES
 from benchmarks.gpu.shapes import SHAPES, TOKENS
-from services.trainer import devices
-from services.trainer.memory import checkpoint_bytes, components, trainable_parameters
-from services.trainer.parallel_settings import ParallelSettings
+from services.trainer.costs.memory import checkpoint_bytes, components, trainable_parameters
+from services.trainer.parallel import devices
+from services.trainer.parallel.splits import refusals
 from services.trainer.plan import plan_of
-from services.trainer.settings import LoraSettings, TrainSettings, parse_settings
-from services.trainer.splits import refusals
+from services.trainer.settings.parallel import ParallelSettings
+from services.trainer.settings.training import LoraSettings, TrainSettings, parse_settings
 from smeltkit.errors import BadConfig, UnsupportedOption
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder_packing import Packed, Piece, attend_from, packed_attention
@@ -32,8 +32,8 @@ from smeltkit.testing.tiny_models import tiny_config
 RESULTS = Path(__file__).parents[4] / "benchmarks" / "results"
 Start = Callable[..., list[Future[list[Any]]]]
 """Arrangement, function and its arguments to what each of the processes will return."""
-PRELOADED = ["pytest", "numpy.random", "services.trainer.loop", "services.trainer.adapters.lora", "torch._dynamo",
-             "services.trainer.tensor_parallel", "smeltkit.testing.tiny_models", "torch.distributed.fsdp"]  # fmt: skip
+PRELOADED = ["pytest", "numpy.random", "services.trainer.run.loop", "services.trainer.adapters.lora", "torch._dynamo",
+             "services.trainer.parallel.tensor", "smeltkit.testing.tiny_models", "torch.distributed.fsdp"]  # fmt: skip
 """What takes long to load, some of it only when it is first asked for, and is loaded once for all processes."""
 TENSOR, CONTEXT = {"tensor": 2}, {"context": 2}
 

@@ -14,16 +14,18 @@ from safetensors.numpy import load_file
 from training_files import prepared_from, write_spec
 from training_runs import STEPS, make_run, some_samples
 
-from services.trainer import checkpoint, heldout, train_process
-from services.trainer.early_stop import EarlyStopSettings
-from services.trainer.heldout import HeldoutCourse
-from services.trainer.loop import Run, StepReport
-from services.trainer.measured import HELDOUT_FILE, read_course
-from services.trainer.paused import CHECKPOINTS, store_paused, take_up
+from services.trainer import train_process
+from services.trainer.checkpoints import checkpoint
+from services.trainer.checkpoints.paused import CHECKPOINTS, store_paused, take_up
+from services.trainer.parallel.ranks import ALONE
 from services.trainer.plan import Prepared
-from services.trainer.ranks import ALONE
-from services.trainer.records import METRICS_FILE
-from services.trainer.settings import TrainSettings
+from services.trainer.run import heldout
+from services.trainer.run.early_stop import EarlyStopSettings
+from services.trainer.run.heldout import HeldoutCourse
+from services.trainer.run.loop import Run, StepReport
+from services.trainer.run.measured import HELDOUT_FILE, read_course
+from services.trainer.settings.training import TrainSettings
+from services.trainer.tracking.records import METRICS_FILE
 from services.trainer.work import plain
 from smeltkit.blobs.local import LocalStore
 from smeltkit.manifest import PAUSED_TYPE

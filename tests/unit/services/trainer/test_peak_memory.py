@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.trainer.peak import PeakMemory
+from services.trainer.costs.peak import PeakMemory
 
 MIB = 1 << 20
 

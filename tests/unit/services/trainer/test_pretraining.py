@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from services.trainer.costs.forecast import Pace
+from services.trainer.costs.paces import Paces
+from services.trainer.costs.peak import PeakMemory
 from services.trainer.data.samples import Sample
-from services.trainer.forecast import Pace
-from services.trainer.fresh import fresh_decoder
-from services.trainer.loop import Run
-from services.trainer.paces import Paces
-from services.trainer.peak import PeakMemory
 from services.trainer.plan import Prepared, plan_of, prepare
-from services.trainer.settings import parse_settings
+from services.trainer.run.fresh import fresh_decoder
+from services.trainer.run.loop import Run
+from services.trainer.settings.training import parse_settings
 from services.trainer.shape import shaped_config
 from services.trainer.train_process import train
 from smeltkit.errors import BadConfig, BadDataset, BadModelConfig, UnsupportedOption

@@ -15,12 +15,12 @@ from training_runs import STEPS, make_run
 from benchmarks.gpu.contenders import RANK
 from benchmarks.gpu.scale import CASES
 from benchmarks.gpu.shapes import SHAPES, TOKENS
-from services.trainer import devices
-from services.trainer.memory import checkpoint_bytes, components
+from services.trainer.costs.memory import checkpoint_bytes, components
+from services.trainer.parallel import devices
+from services.trainer.parallel.ranks import Ranks
+from services.trainer.parallel.sharding import held, is_spread
 from services.trainer.plan import plan_of
-from services.trainer.ranks import Ranks
-from services.trainer.settings import LoraSettings, TrainSettings
-from services.trainer.sharding import held, is_spread
+from services.trainer.settings.training import LoraSettings, TrainSettings
 from smeltkit.errors import BadConfig
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.testing.tiny_models import tiny_config

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.trainer.early_stop import EarlyStopSettings, why_stop
-from services.trainer.measured import Measured
-from services.trainer.noise import advice
-from services.trainer.scaling import outlook
-from services.trainer.settings import TrainSettings, parse_settings
+from services.trainer.run.early_stop import EarlyStopSettings, why_stop
+from services.trainer.run.measured import Measured
+from services.trainer.run.noise import advice
+from services.trainer.run.scaling import outlook
+from services.trainer.settings.training import TrainSettings, parse_settings
 from services.trainer.work import beyond_budget, plain
 from smeltkit.errors import BadConfig, UnsupportedOption
 

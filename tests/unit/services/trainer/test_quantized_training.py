@@ -19,8 +19,8 @@ from services.trainer.adapters.attach import attach
 from services.trainer.adapters.carriers import adapters, merged_state
 from services.trainer.adapters.lora import LoraLinear
 from services.trainer.adapters.peft_folder import BASE_FILE, load_adapter, save_adapter
-from services.trainer.memory import components
-from services.trainer.settings import LoraSettings, TrainSettings, parse_settings
+from services.trainer.costs.memory import components
+from services.trainer.settings.training import LoraSettings, TrainSettings, parse_settings
 from services.trainer.work import plain
 from smeltkit.errors import TensorMismatch, UnsupportedOption
 from smeltkit.ml.arch import ModelConfig

@@ -16,12 +16,14 @@ import pytest
 import torch
 from training_runs import STEPS, make_run
 
-from services.trainer import checkpoint, checkpoint_files, loop, watch
-from services.trainer.alerts import CHANGED, of_outcome
-from services.trainer.loop import Run, StepReport
-from services.trainer.optimizer import Optimizer
-from services.trainer.ranks import Ranks
-from services.trainer.settings import AdamSettings
+from services.trainer.checkpoints import checkpoint
+from services.trainer.checkpoints import files as checkpoint_files
+from services.trainer.optim.optimizer import Optimizer
+from services.trainer.parallel.ranks import Ranks
+from services.trainer.run import loop, watch
+from services.trainer.run.loop import Run, StepReport
+from services.trainer.settings.training import AdamSettings
+from services.trainer.tracking.alerts import CHANGED, of_outcome
 from services.trainer.train_process import taken
 from smeltkit.errors import DeadGradient, DigestMismatch, SettingsDiffer, TrainingDiverged
 

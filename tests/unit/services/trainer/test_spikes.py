@@ -10,10 +10,11 @@ import pytest
 import torch
 from training_runs import STEPS, make_run
 
-from services.trainer import checkpoint, loop, spikes
-from services.trainer.loop import Run, StepReport
-from services.trainer.spike_settings import SpikeSettings
-from services.trainer.spikes import HISTORY_STEPS, SpikeGuard
+from services.trainer.checkpoints import checkpoint
+from services.trainer.run import loop, spikes
+from services.trainer.run.loop import Run, StepReport
+from services.trainer.run.spikes import HISTORY_STEPS, SpikeGuard
+from services.trainer.settings.spikes import SpikeSettings
 from smeltkit.errors import TrainingDiverged
 
 

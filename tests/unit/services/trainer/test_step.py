@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from services.trainer.optimizer import Optimizer
-from services.trainer.settings import AdamSettings, TrainSettings
-from services.trainer.step import Pack, check_numbers, clip_factor, norm_of, train_step
+from services.trainer.optim.optimizer import Optimizer
+from services.trainer.run.step import Pack, check_numbers, clip_factor, norm_of, train_step
+from services.trainer.settings.training import AdamSettings, TrainSettings
 from smeltkit.errors import BadConfig, SettingsDiffer, TrainingDiverged
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder

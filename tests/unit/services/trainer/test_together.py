@@ -14,9 +14,9 @@ from services.trainer import together_process, train_process
 from services.trainer.adapters.attach import attach
 from services.trainer.adapters.carriers import adapters, detach, mount
 from services.trainer.adapters.lora import LoraLinear
-from services.trainer.forecast import Pace
-from services.trainer.paces import Paces
-from services.trainer.settings import LoraSettings, TrainSettings, parse_settings
+from services.trainer.costs.forecast import Pace
+from services.trainer.costs.paces import Paces
+from services.trainer.settings.training import LoraSettings, TrainSettings, parse_settings
 from services.trainer.together import Part, check_together
 from services.trainer.work import plain
 from smeltkit.errors import BadRequest, JobCancelled, UnsupportedOption

@@ -13,9 +13,9 @@ from training_files import prepared_from
 from benchmarks.gpu.shapes import SHAPES, TOKENS
 from benchmarks.gpu.train import CASES
 from services.trainer.adapters.attach import attach
-from services.trainer.memory import components, host_components, trainable_parameters
+from services.trainer.costs.memory import components, host_components, trainable_parameters
 from services.trainer.plan import plan_of, prepare
-from services.trainer.settings import AdamSettings, LoraSettings, TrainSettings, parse_settings
+from services.trainer.settings.training import AdamSettings, LoraSettings, TrainSettings, parse_settings
 from smeltkit.errors import SettingsDiffer
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.bundle import Bundle

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.cli import training_file
-from services.trainer.schedule import Schedule
-from services.trainer.settings import FILE_KEYS, LoraSettings, TrainSettings, parse_settings
+from services.trainer.optim.schedule import Schedule
+from services.trainer.settings.training import FILE_KEYS, LoraSettings, TrainSettings, parse_settings
 from services.trainer.worker import METHODS
 from smeltkit.errors import BadConfig, UnsupportedOption
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from services.trainer.forecast import Cost
-from services.trainer.launch import TrainingProcesses
-from services.trainer.paces import Paces
+from services.trainer.costs.forecast import Cost
+from services.trainer.costs.paces import Paces
+from services.trainer.parallel.launch import TrainingProcesses
 from services.trainer.plan import Prepared, prepare
-from services.trainer.settings import parse_settings
+from services.trainer.settings.training import parse_settings
 from smeltkit.ml.bundle import Bundle
 from smeltkit.ml.lineage import Lineage
 from smeltkit.testing.tiny_models import write_tiny_model

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 
 from services.trainer.adapters.attach import attach
+from services.trainer.costs.peak import PeakMemory
 from services.trainer.data.curriculum import Curriculum
 from services.trainer.data.order import Order, Share
 from services.trainer.data.samples import Sample
-from services.trainer.loop import Run
-from services.trainer.neftune_settings import NeftuneSettings
-from services.trainer.peak import PeakMemory
-from services.trainer.ranks import ALONE
-from services.trainer.schedule import Schedule
-from services.trainer.settings import LoraSettings, TrainSettings
-from services.trainer.sharding import shard
+from services.trainer.optim.schedule import Schedule
+from services.trainer.parallel.ranks import ALONE
+from services.trainer.parallel.sharding import shard
+from services.trainer.run.loop import Run
+from services.trainer.settings.neftune import NeftuneSettings
+from services.trainer.settings.training import LoraSettings, TrainSettings
 from smeltkit.ml.arch import ModelConfig
 from smeltkit.ml.decoder import Decoder
 from smeltkit.ml.decoder_nf4 import quantize_linears

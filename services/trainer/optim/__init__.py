@@ -1,0 +1,1 @@
+"""Optimizers, and the rate of each step."""

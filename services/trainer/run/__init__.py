@@ -1,0 +1,1 @@
+"""The run itself: steps, and what watches and measures them."""

@@ -1,0 +1,1 @@
+"""What a training may be told, each key known or refused."""
