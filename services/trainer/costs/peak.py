@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from contextlib import suppress
@@ -16,6 +17,7 @@ class PeakMemory:
     def __init__(self, device: str) -> None:
         self._is_cuda = device == "cuda"
         if not self._is_cuda:
+            importlib.import_module("torch._dynamo")  # 100 MiB that torch's first optimizer loads
             _forget_peak()
         self._before = 0 if self._is_cuda else _status_bytes("VmRSS")
 
