@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -38,6 +39,8 @@ from smeltkit.rpc.channel import open_channel
 from smeltkit.rpc.server import RpcConfig, ServiceHost
 from smeltkit.service import run_service
 
+_LOG = logging.getLogger(__name__)
+
 
 async def serve() -> None:
     """Serves until SIGTERM."""
@@ -68,8 +71,12 @@ async def serve() -> None:
         catalog, ledger, store = Catalog(bus), JobLedger(bus), S3Store(platform)
         await asyncio.to_thread(store.prove)
 
+        if http_config.api_keys_file and not rpc.is_guarded:
+            _LOG.warning(
+                "there are API keys, but who calls the gRPC edge without one has all rights; set SMELT_RPC_TOKEN"
+            )
         keys, accounts = ApiKeys.from_file(http_config.api_keys_file), Accounts(bus.bucket(TENANTS_BUCKET))
-        admission = Admission(keys=keys, accounts=accounts, ledger=ledger)
+        admission = Admission(keys=keys, accounts=accounts, ledger=ledger, catalog=catalog)
         host = ServiceHost("gateway", rpc, health_servicer=ForwardedHealth(channels), tenant_of=keys.holder_at_grpc)
         host.add(
             "smelt.artifact.v1.ArtifactService",

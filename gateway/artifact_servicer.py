@@ -52,9 +52,12 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
     async def BeginUpload(
         self, request: artifact_pb2.BeginUploadRequest, context: RpcContext
     ) -> artifact_pb2.BeginUploadResponse:
-        tenant = TENANT.get()
-        if tenant and self._admission and await asyncio.to_thread(self._store.size, request.digest) is None:
-            await self._admission.reserve_upload(tenant, request.digest, request.size_bytes)
+        if (tenant := TENANT.get()) and self._admission:
+            files = {file.digest: file.size_bytes for file in request.together}
+            files[request.digest] = request.size_bytes
+            sizes = await asyncio.gather(*(asyncio.to_thread(self._store.size, digest) for digest in files))
+            fresh = {digest: files[digest] for digest, size in zip(files, sizes, strict=True) if size is None}
+            await self._admission.reserve_upload(tenant, fresh)
         plan = await asyncio.to_thread(self._store.begin_upload, request.digest, request.size_bytes)
         parts = (
             artifact_pb2.UploadPart(
@@ -91,4 +94,5 @@ def _to_name(entry: Entry) -> artifact_pb2.Name:
         artifact_type=entry.artifact_type,
         revision=entry.revision,
         size_bytes=entry.size_bytes,
+        tenant="" if TENANT.get() else entry.tenant,
     )

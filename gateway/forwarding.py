@@ -72,7 +72,7 @@ class Forwarder(grpc.GenericRpcHandler):
                     if initial := _passed_on(await call.initial_metadata()):
                         await context.send_initial_metadata(initial)
                     async for reply in call:
-                        yield await admission.told(tenant, method, reply) if admission else reply
+                        yield await admission.told(tenant, method, request, reply) if admission else reply
                     context.set_trailing_metadata(_passed_on(await call.trailing_metadata()))
             except grpc.aio.AioRpcError as error:
                 await _abort_alike(error, name, context)

@@ -310,6 +310,10 @@ class KeyDenied(Denied):
     """The API key is known, but it may not be used for this."""
 
 
+class NameTaken(Denied):
+    """The name is not the tenant's, who may move only names that are new or that it gave itself."""
+
+
 class HubDenied(Denied):
     """The model hub refuses access to this repository."""
 

@@ -43,6 +43,11 @@ def started(output: Output) -> StackStatus:
 
     if not environment().get("SMELT_HTTP_API_KEYS_FILE"):
         output.note("the HTTP edge will ask for no API key: it listens on this machine only")
+    elif not from_environment(RpcConfig, "SMELT_RPC_").is_guarded:
+        output.note(
+            "there are API keys, but who on this machine calls the gRPC edge without one has all rights; to ask for"
+            " one there too, set SMELT_RPC_TOKEN"
+        )
     return start(smelt_home(), report=output.note)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,14 +49,15 @@ def model_files(source: Path) -> list[Path]:
 
 async def upload(session: Session, paths: list[Path]) -> list[artifact_pb2.Descriptor]:
     """Stores the files; a file that is stored already is not sent. Their descriptors, in order."""
-    total_bytes = sum(path.stat().st_size for path in paths)
+    files = [await asyncio.to_thread(_described, path) for path in paths]
+    total_bytes = sum(file.size_bytes for file in files)
     with Progress(console=session.output.err, transient=True, disable=not session.output.err.is_terminal) as progress:
         bar = progress.add_task(f"upload {human_bytes(total_bytes)}", total=total_bytes)
         async with httpx.AsyncClient(trust_env=False, timeout=limits.STORE_READ_TIMEOUT_S) as client:
-            stored = []
-            for path in paths:
-                stored.append(await _upload_file(session, client, path, partial(progress.advance, bar)))
-    return stored
+            for number, (path, file) in enumerate(zip(paths, files, strict=True)):
+                together = () if number else files
+                await _upload_file(session, client, path, file, together, partial(progress.advance, bar))
+    return files
 
 
 async def stored_model(session: Session, source: Path) -> list[artifact_pb2.Descriptor]:
@@ -77,10 +78,15 @@ async def stored_file(session: Session, path: Path) -> str:
 
 
 async def _upload_file(
-    session: Session, client: httpx.AsyncClient, path: Path, advance: Callable[[float], None]
-) -> artifact_pb2.Descriptor:
-    digest, size_bytes = await asyncio.to_thread(file_digest, path)
-    begin = artifact_pb2.BeginUploadRequest(digest=digest, size_bytes=size_bytes)
+    session: Session,
+    client: httpx.AsyncClient,
+    path: Path,
+    file: artifact_pb2.Descriptor,
+    together: Sequence[artifact_pb2.Descriptor],
+    advance: Callable[[float], None],
+) -> None:
+    digest, size_bytes = file.digest, file.size_bytes
+    begin = artifact_pb2.BeginUploadRequest(digest=digest, size_bytes=size_bytes, together=together)
     begun: artifact_pb2.BeginUploadResponse = await session.call(session.artifacts.BeginUpload, begin)
     advance(size_bytes - sum(part.size_bytes for part in begun.parts))
     if not begun.is_stored:
@@ -93,9 +99,6 @@ async def _upload_file(
             parts=sorted([*begun.present, *sent], key=lambda part: part.number),
         )
         await session.call(session.artifacts.CompleteUpload, complete, timeout_s=limits.UPLOAD_VERIFY_TIMEOUT_S)
-    return artifact_pb2.Descriptor(
-        media_type="application/octet-stream", digest=digest, size_bytes=size_bytes, path=path.name
-    )
 
 
 async def _send(
@@ -135,6 +138,13 @@ def _read(path: Path, offset_bytes: int, size_bytes: int) -> Iterator[bytes]:
         while size_bytes and (block := file.read(min(size_bytes, _BLOCK_BYTES))):
             size_bytes -= len(block)
             yield block
+
+
+def _described(path: Path) -> artifact_pb2.Descriptor:
+    digest, size_bytes = file_digest(path)
+    return artifact_pb2.Descriptor(
+        media_type="application/octet-stream", digest=digest, size_bytes=size_bytes, path=path.name
+    )
 
 
 def file_digest(path: Path) -> tuple[str, int]:

@@ -49,9 +49,10 @@ class Window:
         before = {key: self.before.get(key, 0.0) + amount for key, amount in self.charges.items()}
         return Window(begins_s=begins_s, charges={}, before=before)
 
-    def has(self, key: str) -> bool:
-        """Whether the key was charged in this window."""
-        return _short(key) in self.charges
+    def has(self, key: str, amount: float) -> bool:
+        """Whether the key was charged in this window, for as much at least."""
+        name = _short(key)
+        return name in self.charges and self.charges[name] + self.before.get(name, 0.0) >= amount
 
     def charged(self, amounts: Mapping[str, float]) -> Window:
         """With these amounts in place of what their keys were charged before."""
@@ -90,16 +91,17 @@ class Accounts:
         if (quota := tenant.quotas.get(resource)) is not None:
             self._refuse(tenant, resource, quota, (await self.used(tenant))[resource], amount)
 
-    async def reserve(self, tenant: Tenant, resource: str, key: str, amount: float) -> None:
-        """Charges `amount` under `key` unless that was done in this window; QuotaUsedUp if it is not free."""
+    async def reserve(self, tenant: Tenant, resource: str, amounts: Mapping[str, float]) -> None:
+        """Charges under each key its amount unless that was done in this window: all, or none and QuotaUsedUp."""
         if (quota := tenant.quotas.get(resource)) is None:
             return
 
         def step(window: Window) -> Window:
-            if window.has(key):
+            due = {key: amount for key, amount in amounts.items() if not window.has(key, amount)}
+            if not due:
                 return window
-            charged = window.charged({key: amount})
-            self._refuse(tenant, resource, quota, window.used, charged.used - window.used)
+            charged = window.charged(due)
+            self._refuse(tenant, resource, quota, window.used, charged.used - window.used, len(due))
             return charged
 
         await self._change(tenant.name, resource, quota, step)
@@ -137,11 +139,13 @@ class Accounts:
         """Unix time at which the present window began."""
         return int(self._clock() // quota.window_s) * quota.window_s
 
-    def _refuse(self, tenant: Tenant, resource: str, quota: Quota, used: float, more: float) -> None:
+    def _refuse(self, tenant: Tenant, resource: str, quota: Quota, used: float, more: float, count: int = 1) -> None:
+        """`count`: how many files or jobs are to have the `more`."""
         if used < quota.allowed and used + more <= quota.allowed:
             return
         left_s = self.begins_s(quota) + quota.window_s - self._clock()
-        needs = f", and this needs {more:,.0f} more" if more else ""
+        what = "this needs" if count == 1 else f"these {count} files need"
+        needs = f", and {what} {more:,.0f} more, of which nothing was charged" if more else ""
         raise QuotaUsedUp(
             f"{tenant.name} used {used:,.0f} of {quota.allowed:,} {_UNITS[resource]} in {quota.window_s} s{needs}; the"
             f" next window begins in {left_s:.0f} s. Wait for it, or have {resource}= raised in the file of API keys",

@@ -7,7 +7,7 @@ one refuses. GPU seconds have no forecast that could be reserved: a training beg
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,8 @@ from smelt.job.v1 import job_pb2
 from gateway.tenants.accounts import Accounts
 from gateway.tenants.keys import BYTES, GPU, ApiKeys, Tenant
 from smeltkit import limits
-from smeltkit.errors import BadApiKey, BadRequest, QuotaUsedUp, UnknownJob
+from smeltkit.catalog import Catalog
+from smeltkit.errors import BadApiKey, BadRequest, NameTaken, QuotaUsedUp, UnknownJob
 from smeltkit.ids import derived_id
 from smeltkit.jobs.ledger import JobLedger
 
@@ -58,6 +59,7 @@ class Admission:
     keys: ApiKeys
     accounts: Accounts
     ledger: JobLedger
+    catalog: Catalog
 
     @asynccontextmanager
     async def admitted(self, tenant: str, call: Outgoing, request: bytes) -> AsyncIterator[None]:
@@ -76,7 +78,9 @@ class Admission:
             yield
             return
         await self._check_gpus(holder, method)
-        await self.accounts.reserve(holder, BYTES, job_id, await self._forecast(call, method, started))
+        for name in _names_in(started):
+            await self.catalog.check_free(name)
+        await self.accounts.reserve(holder, BYTES, {job_id: await self._forecast(call, method, started)})
         try:
             yield
         except grpc.aio.AioRpcError as error:
@@ -84,8 +88,8 @@ class Admission:
                 await self.accounts.settle(holder, BYTES, {job_id: 0.0})
             raise
 
-    async def told(self, tenant: str, method_name: str, reply: bytes) -> bytes:
-        """The reply of a plan with what the tenant has left, and with a refusal where that is too little."""
+    async def told(self, tenant: str, method_name: str, request: bytes, reply: bytes) -> bytes:
+        """The reply of a plan with what the tenant has left, and with a refusal of what would be refused."""
         method = _method(method_name)
         if method is None or not method.name.startswith(_PLAN):
             return reply
@@ -97,15 +101,17 @@ class Admission:
             value = f"{used[resource]:,.0f} of {quota.allowed:,} used in {quota.window_s} s"
             plan.items.append(job_pb2.PlanItem(name=f"quota of {resource}", value=value))
         try:
+            for name in _names_in(_parse(method.input_type, request)):
+                await self.catalog.check_free(name)
             await self._check_gpus(holder, method)
             await self.accounts.check(holder, BYTES, _stored_by(plan))
-        except QuotaUsedUp as error:
+        except (QuotaUsedUp, NameTaken) as error:
             plan.refusals.append(job_pb2.Refusal(reason=error.reason(), message=error.message))
         return bytes(message.SerializeToString())
 
-    async def reserve_upload(self, tenant: str, digest: str, size_bytes: int) -> None:
-        """Charges a file that is about to be stored; QuotaUsedUp if it does not fit."""
-        await self.accounts.reserve(self.holder(tenant), BYTES, digest, size_bytes)
+    async def reserve_upload(self, tenant: str, files: Mapping[str, int]) -> None:
+        """Charges files that are about to be stored, sizes by digest, all or none; QuotaUsedUp if they do not fit."""
+        await self.accounts.reserve(self.holder(tenant), BYTES, files)
 
     def holder(self, tenant: str) -> Tenant:
         """The tenant of that name; BadApiKey if it was taken out meanwhile."""
@@ -147,6 +153,12 @@ class Admission:
 def _stored_by(plan: job_pb2.Plan) -> float:
     """Bytes that what is planned adds."""
     return 0.0 if plan.cached_digest else float(plan.write_bytes)
+
+
+def _names_in(request: Any) -> set[str]:
+    """Names that a job would give to what it makes."""
+    specs = [getattr(request, "spec", None), *getattr(request, "together", ())]
+    return {name for spec in specs if (name := getattr(spec, "name", ""))}
 
 
 def _method(name: str) -> MethodDescriptor | None:

@@ -21,6 +21,7 @@ from smelt.job.v1 import job_pb2
 
 from smeltkit import limits, telemetry
 from smeltkit.bus.leases import Lease
+from smeltkit.bus.subjects import DEFAULT_TENANT
 from smeltkit.errors import (
     BusUnavailable,
     InternalError,
@@ -33,6 +34,7 @@ from smeltkit.errors import (
 from smeltkit.jobs import model
 from smeltkit.jobs.ledger import JobLedger, failure_of
 from smeltkit.jobs.tasks import end_tasks
+from smeltkit.rpc.context import TENANT
 from smeltkit.telemetry import names
 from smeltkit.telemetry.spans import mark_failed
 
@@ -168,7 +170,10 @@ class Attempt:
                 await self._release()
 
     async def _work(self, handler: Handler, stop: asyncio.Event, renewing: asyncio.Task[None]) -> _End:
+        tenant = self._record.job.tenant
+        served = TENANT.set("" if tenant == DEFAULT_TENANT else tenant)
         work = asyncio.ensure_future(handler(self._context))
+        TENANT.reset(served)
         reporting = asyncio.create_task(self._keep_progress())
         following = asyncio.create_task(self._follow())
         stopping = asyncio.create_task(stop.wait())

@@ -16,7 +16,7 @@ CALL: ContextVar[RpcContext | None] = ContextVar("smelt_rpc_call", default=None)
 """The call being served in this context, set by the server's interceptor."""
 
 TENANT: ContextVar[str] = ContextVar("smelt_tenant", default="")
-"""Tenant for whom the call being served is made, set by the server's interceptor; empty for the platform itself."""
+"""Tenant for whom the call being served is made or the job at hand runs; empty for the platform itself."""
 
 TENANT_KEY = "smelt-tenant"
 """Metadata by which the gateway names the tenant of a call to the services behind it."""

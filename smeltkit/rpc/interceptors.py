@@ -42,8 +42,9 @@ class ServerGuard(grpc.aio.ServerInterceptor):
     """Guards every call of one service. `calls` are the handlers that still run.
 
     An empty `token` lets everybody in; with `has_callers` each call comes with a certificate, and the table decides.
-    `tenant_of` tells whose API key a token is, "" for nobody's: at the gateway, where tenants come in. Behind it the
-    caller, who has the token of the platform, says for which tenant it calls.
+    `tenant_of` tells whose API key a token is, "" for nobody's: at the gateway, where tenants come in. A token that is
+    nobody's is refused there, also where none is asked for: a mistyped key must not get the rights of the platform.
+    Behind the gateway the caller, who has the token of the platform, says for which tenant it calls.
     """
 
     def __init__(
@@ -122,11 +123,17 @@ class ServerGuard(grpc.aio.ServerInterceptor):
         """The tenant for whom the call is made; raises unless it may be."""
         if method.startswith(_OPEN_PREFIXES):
             return ""
-        scheme, _, shown = metadata.get("authorization", "").partition(" ")
+        given = metadata.get("authorization", "")
+        scheme, _, shown = given.partition(" ")
         has_token = scheme == "Bearer" and bool(self._token) and self._token.accepts(shown)
         tenant = "" if self._tenant_of else metadata.get(TENANT_KEY, "")
         if self._tenant_of and scheme == "Bearer" and not has_token:
             tenant = self._tenant_of(shown)
+        if self._tenant_of and given and not has_token and not tenant:
+            raise BadToken(
+                "the token of the call is neither the platform's nor a tenant's key; correct SMELT_RPC_TOKEN,"
+                " or take it out where the platform has none"
+            )
         if self._token and not has_token and not (self._tenant_of and tenant):
             raise BadToken("the call has no valid token; caller and service need the same SMELT_RPC_TOKEN")
         if self._tenant_of and tenant:

@@ -54,6 +54,11 @@ class RpcConfig:
         if self.drain_grace_s < 0:
             raise BadConfig(f"drain_grace_s={self.drain_grace_s} must not be negative")
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether a caller must have a token or a certificate."""
+        return bool(self.token or self.token_file or self.tls_dir)
+
     def secret(self) -> Secret:
         """The token, from wherever it is; BadConfig if it cannot be read."""
         return Secret(self.token, file=self.token_file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,9 +23,11 @@ class Handlers(grpc.GenericRpcHandler):
 
 
 @asynccontextmanager
-async def serving(handlers: Mapping[str, Any], **settings: Any) -> AsyncIterator[ServiceHost]:
+async def serving(
+    handlers: Mapping[str, Any], *, tenant_of: Callable[[str], str] | None = None, **settings: Any
+) -> AsyncIterator[ServiceHost]:
     """A started, ready host with these handlers; `settings` are those of RpcConfig."""
-    host = ServiceHost("tested", RpcConfig(**settings))
+    host = ServiceHost("tested", RpcConfig(**settings), tenant_of=tenant_of)
     host.add_generic(Handlers(handlers))
     host.set_ready(True)
     await host.start()

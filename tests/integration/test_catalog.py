@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from uuid import uuid4
 
 import pytest
+from smelt.job.v1 import job_pb2
 
 from smeltkit.bus import Bus
 from smeltkit.bus.subjects import CATALOG_BUCKET
-from smeltkit.catalog import Catalog
-from smeltkit.errors import BadDigest, BadName, BadRequest, CorruptRecord, RevisionConflict, UnknownModel
+from smeltkit.catalog import Catalog, Entry
+from smeltkit.errors import BadDigest, BadName, BadRequest, CorruptRecord, NameTaken, RevisionConflict, UnknownModel
 from smeltkit.ids import digest_bytes
+from smeltkit.jobs.worker import JobContext
 from smeltkit.manifest import BUNDLE_TYPE, REPORT_TYPE
+from smeltkit.rpc.context import TENANT
 from smeltkit.testing.jobs import JobRig
 
 ONE, TWO = digest_bytes(b"1"), digest_bytes(b"2")
@@ -114,3 +118,47 @@ async def test_a_corrupt_entry_is_named_and_the_others_are_listed(rig: JobRig) -
     with pytest.raises(CorruptRecord, match="broken"):
         await catalog.get("broken")
     assert await catalog.list() == [entry]
+
+
+async def _as(tenant: str, giving: Awaitable[Entry | None]) -> Entry | None:
+    """Gives a name in a call of this tenant, "" for the platform."""
+    served = TENANT.set(tenant)
+    try:
+        return await giving
+    finally:
+        TENANT.reset(served)
+
+
+async def test_a_tenant_moves_only_names_that_it_gave_itself(catalog: Catalog, name: str) -> None:
+    """The refusal names nobody; what the platform moved is the platform's."""
+    first = await _as("alice", catalog.set(name, ONE, BUNDLE_TYPE, 1))
+    assert first is not None and first.tenant == "alice"
+    for revision in (0, first.revision):
+        with pytest.raises(NameTaken, match=f"{name}:latest was given by another tenant .* choose another") as refused:
+            await _as("bob", catalog.set(name, TWO, BUNDLE_TYPE, 1, revision))
+        assert "alice" not in refused.value.message
+    with pytest.raises(NameTaken):
+        await _as("bob", catalog.check_free(name))
+    await _as("alice", catalog.set(name, TWO, BUNDLE_TYPE, 1))
+    await catalog.set(name, ONE, BUNDLE_TYPE, 1)
+    with pytest.raises(NameTaken):
+        await _as("alice", catalog.set(name, TWO, BUNDLE_TYPE, 1))
+    assert await catalog.resolve(name) == ONE
+
+
+async def test_a_job_gives_names_for_its_tenant(rig: JobRig, name: str) -> None:
+    """A name that was given while the job ran ends it with the reason; jobs of the platform may move it."""
+    catalog = Catalog(rig.bus)
+    await _as("alice", catalog.set(name, ONE, BUNDLE_TYPE, 1))
+
+    async def give(context: JobContext) -> str:
+        return (await catalog.set(name, TWO, BUNDLE_TYPE, 1)).digest
+
+    async with rig.working({"give": give}):
+        for tenant, state in (("bob", job_pb2.JOB_STATE_FAILED), ("", job_pb2.JOB_STATE_SUCCEEDED)):
+            request = job_pb2.GetJobRequest(id=tenant)
+            job = await rig.ledger.start(
+                service="toy", kind="give", request=request, request_id=uuid4().hex, tenant=tenant
+            )
+            ended = await rig.end(job.id)
+            assert (ended.state, ended.error.reason) == (state, "NAME_TAKEN" if tenant else "")

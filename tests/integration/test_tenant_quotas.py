@@ -25,7 +25,7 @@ from gateway.tenants.keys import hash_key
 from smeltkit.blobs.s3 import S3Store
 from smeltkit.bus import Bus, topology
 from smeltkit.config import PlatformConfig, environment
-from smeltkit.errors import CallerDenied, KeyDenied, QuotaUsedUp, UnknownJob
+from smeltkit.errors import CallerDenied, KeyDenied, NameTaken, QuotaUsedUp, UnknownJob
 from smeltkit.ids import digest_bytes
 from smeltkit.jobs.ledger import JobLedger
 from smeltkit.jobs.plan import Plan, to_plan
@@ -223,6 +223,7 @@ async def at_two_gateways(addresses: Sequence[str], service: Importer) -> None:
         with pytest.raises(CallerDenied, match="alice may not call .*Load with an API key"):
             await call(alices[0].inference.Load, inference_pb2.LoadRequest(), timeout_s=20)
         assert set(await alices[1].usage()) == {"alice"} and set(await operator.usage()) == {"alice", "bob", "carol"}
+        await names_stay_with_who_gave_them(alices[0], bobs[1], operator, (await bobs[0].job(job.id)).result_digest)
         await gpus_are_used_up(bobs, service)
 
 
@@ -266,6 +267,20 @@ async def jobs_are_charged_once(bobs: Sequence[Client], operator: Client) -> job
     listed = await call(bobs[0].jobs.ListJobs, job_pb2.ListJobsRequest(), timeout_s=20)
     assert [job.id for job in listed.jobs] == [first.id]
     return first
+
+
+async def names_stay_with_who_gave_them(alice: Client, bob: Client, operator: Client, digest: str) -> None:
+    """Plan, start and renaming are refused; the platform alone learns whose a name is."""
+    naming = artifact_pb2.SetNameRequest(name="31", digest=digest)
+    await call(alice.artifacts.SetName, naming, timeout_s=20)
+    assert [refusal.reason for refusal in (await bob.plan(31)).refusals] == ["NAME_TAKEN"]
+    for taking in (bob.begin("another's name", 31), call(bob.artifacts.SetName, naming, timeout_s=20)):
+        with pytest.raises(NameTaken, match="31:latest was given by another tenant or by the platform"):
+            await taking
+    assert not (await alice.plan(31)).refusals
+    for who, told in ((bob, ""), (operator, "alice")):
+        names = (await call(who.artifacts.ListNames, artifact_pb2.ListNamesRequest(), timeout_s=20)).names
+        assert [(name.name, name.tenant) for name in names] == [("31:latest", told)]
 
 
 async def gpus_are_used_up(bobs: Sequence[Client], service: Importer) -> None:

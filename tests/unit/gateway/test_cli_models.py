@@ -37,7 +37,14 @@ async def test_json_is_one_document_with_plain_numbers() -> None:
     assert ended.code == 0, ended.err
     assert json.loads(ended.out) == {
         "models": [
-            {"name": "ore-11m:latest", "digest": DIGEST, "artifact_type": "", "revision": 3, "size_bytes": 22_000_000}
+            {
+                "name": "ore-11m:latest",
+                "digest": DIGEST,
+                "artifact_type": "",
+                "revision": 3,
+                "size_bytes": 22_000_000,
+                "tenant": "",
+            }
         ]
     }
 

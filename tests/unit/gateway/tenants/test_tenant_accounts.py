@@ -67,11 +67,24 @@ async def test_tokens_counted_by_one_gateway_are_refused_by_another_and_after_a_
 async def test_of_two_gateways_that_reserve_the_last_bytes_one_refuses() -> None:
     bucket, alice = MemoryBucket(), holder(bytes=1000)
     gateways = [Accounts(bucket, Clock()), Accounts(bucket, Clock())]
-    tried = [gateways[n % 2].reserve(alice, BYTES, f"sha256:{n:064x}"[::-1], 300) for n in range(10)]
+    tried = [gateways[n % 2].reserve(alice, BYTES, {f"sha256:{n:064x}"[::-1]: 300}) for n in range(10)]
     ends = await asyncio.gather(*tried, return_exceptions=True)
     refused = [end for end in ends if isinstance(end, QuotaUsedUp)]
     assert ends.count(None) == 3 and len(refused) == 7
     assert "used 900 of 1,000 bytes stored in 60 s, and this needs 300 more" in refused[0].message
+
+
+async def test_files_that_belong_together_are_charged_all_or_none_and_the_refusal_tells_their_sum() -> None:
+    """Also a file that was charged for less than it has now: saying a small size first makes nothing cheap."""
+    accounts, alice = Accounts(MemoryBucket(), Clock()), holder(bytes=100)
+    with pytest.raises(QuotaUsedUp, match="these 3 files need 120 more, of which nothing was charged"):
+        await accounts.reserve(alice, BYTES, {"sha256:a": 20, "sha256:b": 50, "sha256:c": 50})
+    assert await accounts.used(alice) == {BYTES: 0}
+    await accounts.reserve(alice, BYTES, {"sha256:a": 20, "sha256:b": 50})
+    await accounts.reserve(alice, BYTES, {"sha256:a": 20})
+    assert await accounts.used(alice) == {BYTES: 70}
+    with pytest.raises(QuotaUsedUp, match="this needs 80 more"):
+        await accounts.reserve(alice, BYTES, {"sha256:a": 100})
 
 
 async def test_a_charge_counts_once_a_window_and_its_growth_in_the_next() -> None:
@@ -81,14 +94,14 @@ async def test_a_charge_counts_once_a_window_and_its_growth_in_the_next() -> Non
     for seconds in (10, 30, 30):
         await accounts.settle(alice, GPU, {"job-1": seconds})
     for _ in range(2):
-        await accounts.reserve(alice, BYTES, "job-1", 80)
+        await accounts.reserve(alice, BYTES, {"job-1": 80})
     assert await accounts.used(alice) == {GPU: 30, BYTES: 80}
     await accounts.settle(alice, BYTES, {"job-1": 0, "sha256:a": 50, "sha256:b": 10})
     assert (await accounts.used(alice))[BYTES] == 60
     clock.now_s += 60
     assert await accounts.used(alice) == {GPU: 0, BYTES: 0}
     await accounts.settle(alice, GPU, {"job-1": 45})
-    await accounts.reserve(alice, BYTES, "sha256:a", 50)
+    await accounts.reserve(alice, BYTES, {"sha256:a": 50})
     assert await accounts.used(alice) == {GPU: 15, BYTES: 0}
 
 

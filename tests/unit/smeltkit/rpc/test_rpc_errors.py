@@ -12,6 +12,7 @@ from smeltkit import limits
 from smeltkit.errors import (
     BadRequest,
     BadToken,
+    CallerDenied,
     DeadlineRequired,
     InternalError,
     ServiceUnavailable,
@@ -124,6 +125,17 @@ async def test_call_with_the_token_reaches_the_handler() -> None:
     """The channel sends the token with each call."""
     async with serving(_raising(UnknownModel("none")), token="right") as host:
         assert type(await _failure(host.address, token="right")) is UnknownModel
+
+
+@pytest.mark.parametrize("platform", ["", "right"])
+async def test_where_tenants_come_in_a_token_of_nobody_is_refused(platform: str) -> None:
+    """Also where the platform asks for none: a mistyped key must not get its rights. Without any, its door is open."""
+    keys = {"alice's": "alice"}
+    handlers = _raising(UnknownModel("none"))
+    async with serving(handlers, tenant_of=lambda key: keys.get(key, ""), token=platform) as host:
+        assert type(await _failure(host.address, token="garbage")) is BadToken
+        assert type(await _failure(host.address, token="alice's")) is CallerDenied
+        assert type(await _failure(host.address, token=platform)) is UnknownModel
 
 
 async def test_handler_cannot_call_on_past_the_deadline_of_its_caller() -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n smelt/artifact/v1/artifact.proto\x12\x11smelt.artifact.v1\"R\n\nDescriptor\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04path\x18\x04 \x01(\t\"\x9a\x01\n\x08\x41rtifact\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rartifact_type\x18\x02 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x03 \x01(\t\x12-\n\x06layers\x18\x04 \x03(\x0b\x32\x1d.smelt.artifact.v1.Descriptor\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07subject\x18\x06 \x01(\t\"a\n\x04Name\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x15\n\rartifact_type\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\"S\n\nUploadPart\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\",\n\x0cUploadedPart\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\'\n\x12GetArtifactRequest\x12\x11\n\treference\x18\x01 \x01(\t\"D\n\x13GetArtifactResponse\x12-\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1b.smelt.artifact.v1.Artifact\")\n\x10ListNamesRequest\x12\x15\n\rartifact_type\x18\x01 \x01(\t\";\n\x11ListNamesResponse\x12&\n\x05names\x18\x01 \x03(\x0b\x32\x17.smelt.artifact.v1.Name\"I\n\x0eSetNameRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x19\n\x11\x65xpected_revision\x18\x03 \x01(\x04\"8\n\x0fSetNameResponse\x12%\n\x04name\x18\x01 \x01(\x0b\x32\x17.smelt.artifact.v1.Name\"8\n\x12\x42\x65ginUploadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"\x9b\x01\n\x13\x42\x65ginUploadResponse\x12\x11\n\tis_stored\x18\x01 \x01(\x08\x12\x11\n\tupload_id\x18\x02 \x01(\t\x12,\n\x05parts\x18\x03 \x03(\x0b\x32\x1d.smelt.artifact.v1.UploadPart\x12\x30\n\x07present\x18\x04 \x03(\x0b\x32\x1f.smelt.artifact.v1.UploadedPart\"~\n\x15\x43ompleteUploadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x11\n\tupload_id\x18\x03 \x01(\t\x12.\n\x05parts\x18\x04 \x03(\x0b\x32\x1f.smelt.artifact.v1.UploadedPart\"\x18\n\x16\x43ompleteUploadResponse\"$\n\x12GetDownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"6\n\x13GetDownloadResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x32\xbc\x04\n\x0f\x41rtifactService\x12\\\n\x0bGetArtifact\x12%.smelt.artifact.v1.GetArtifactRequest\x1a&.smelt.artifact.v1.GetArtifactResponse\x12V\n\tListNames\x12#.smelt.artifact.v1.ListNamesRequest\x1a$.smelt.artifact.v1.ListNamesResponse\x12P\n\x07SetName\x12!.smelt.artifact.v1.SetNameRequest\x1a\".smelt.artifact.v1.SetNameResponse\x12\\\n\x0b\x42\x65ginUpload\x12%.smelt.artifact.v1.BeginUploadRequest\x1a&.smelt.artifact.v1.BeginUploadResponse\x12\x65\n\x0e\x43ompleteUpload\x12(.smelt.artifact.v1.CompleteUploadRequest\x1a).smelt.artifact.v1.CompleteUploadResponse\x12\\\n\x0bGetDownload\x12%.smelt.artifact.v1.GetDownloadRequest\x1a&.smelt.artifact.v1.GetDownloadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n smelt/artifact/v1/artifact.proto\x12\x11smelt.artifact.v1\"R\n\nDescriptor\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04path\x18\x04 \x01(\t\"\x9a\x01\n\x08\x41rtifact\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x15\n\rartifact_type\x18\x02 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x03 \x01(\t\x12-\n\x06layers\x18\x04 \x03(\x0b\x32\x1d.smelt.artifact.v1.Descriptor\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07subject\x18\x06 \x01(\t\"q\n\x04Name\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x15\n\rartifact_type\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06tenant\x18\x06 \x01(\t\"S\n\nUploadPart\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\",\n\x0cUploadedPart\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\'\n\x12GetArtifactRequest\x12\x11\n\treference\x18\x01 \x01(\t\"D\n\x13GetArtifactResponse\x12-\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1b.smelt.artifact.v1.Artifact\")\n\x10ListNamesRequest\x12\x15\n\rartifact_type\x18\x01 \x01(\t\";\n\x11ListNamesResponse\x12&\n\x05names\x18\x01 \x03(\x0b\x32\x17.smelt.artifact.v1.Name\"I\n\x0eSetNameRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x19\n\x11\x65xpected_revision\x18\x03 \x01(\x04\"8\n\x0fSetNameResponse\x12%\n\x04name\x18\x01 \x01(\x0b\x32\x17.smelt.artifact.v1.Name\"i\n\x12\x42\x65ginUploadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12/\n\x08together\x18\x03 \x03(\x0b\x32\x1d.smelt.artifact.v1.Descriptor\"\x9b\x01\n\x13\x42\x65ginUploadResponse\x12\x11\n\tis_stored\x18\x01 \x01(\x08\x12\x11\n\tupload_id\x18\x02 \x01(\t\x12,\n\x05parts\x18\x03 \x03(\x0b\x32\x1d.smelt.artifact.v1.UploadPart\x12\x30\n\x07present\x18\x04 \x03(\x0b\x32\x1f.smelt.artifact.v1.UploadedPart\"~\n\x15\x43ompleteUploadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x11\n\tupload_id\x18\x03 \x01(\t\x12.\n\x05parts\x18\x04 \x03(\x0b\x32\x1f.smelt.artifact.v1.UploadedPart\"\x18\n\x16\x43ompleteUploadResponse\"$\n\x12GetDownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"6\n\x13GetDownloadResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x32\xbc\x04\n\x0f\x41rtifactService\x12\\\n\x0bGetArtifact\x12%.smelt.artifact.v1.GetArtifactRequest\x1a&.smelt.artifact.v1.GetArtifactResponse\x12V\n\tListNames\x12#.smelt.artifact.v1.ListNamesRequest\x1a$.smelt.artifact.v1.ListNamesResponse\x12P\n\x07SetName\x12!.smelt.artifact.v1.SetNameRequest\x1a\".smelt.artifact.v1.SetNameResponse\x12\\\n\x0b\x42\x65ginUpload\x12%.smelt.artifact.v1.BeginUploadRequest\x1a&.smelt.artifact.v1.BeginUploadResponse\x12\x65\n\x0e\x43ompleteUpload\x12(.smelt.artifact.v1.CompleteUploadRequest\x1a).smelt.artifact.v1.CompleteUploadResponse\x12\\\n\x0bGetDownload\x12%.smelt.artifact.v1.GetDownloadRequest\x1a&.smelt.artifact.v1.GetDownloadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,35 +36,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARTIFACT']._serialized_start=140
   _globals['_ARTIFACT']._serialized_end=294
   _globals['_NAME']._serialized_start=296
-  _globals['_NAME']._serialized_end=393
-  _globals['_UPLOADPART']._serialized_start=395
-  _globals['_UPLOADPART']._serialized_end=478
-  _globals['_UPLOADEDPART']._serialized_start=480
-  _globals['_UPLOADEDPART']._serialized_end=524
-  _globals['_GETARTIFACTREQUEST']._serialized_start=526
-  _globals['_GETARTIFACTREQUEST']._serialized_end=565
-  _globals['_GETARTIFACTRESPONSE']._serialized_start=567
-  _globals['_GETARTIFACTRESPONSE']._serialized_end=635
-  _globals['_LISTNAMESREQUEST']._serialized_start=637
-  _globals['_LISTNAMESREQUEST']._serialized_end=678
-  _globals['_LISTNAMESRESPONSE']._serialized_start=680
-  _globals['_LISTNAMESRESPONSE']._serialized_end=739
-  _globals['_SETNAMEREQUEST']._serialized_start=741
-  _globals['_SETNAMEREQUEST']._serialized_end=814
-  _globals['_SETNAMERESPONSE']._serialized_start=816
-  _globals['_SETNAMERESPONSE']._serialized_end=872
-  _globals['_BEGINUPLOADREQUEST']._serialized_start=874
-  _globals['_BEGINUPLOADREQUEST']._serialized_end=930
-  _globals['_BEGINUPLOADRESPONSE']._serialized_start=933
-  _globals['_BEGINUPLOADRESPONSE']._serialized_end=1088
-  _globals['_COMPLETEUPLOADREQUEST']._serialized_start=1090
-  _globals['_COMPLETEUPLOADREQUEST']._serialized_end=1216
-  _globals['_COMPLETEUPLOADRESPONSE']._serialized_start=1218
-  _globals['_COMPLETEUPLOADRESPONSE']._serialized_end=1242
-  _globals['_GETDOWNLOADREQUEST']._serialized_start=1244
-  _globals['_GETDOWNLOADREQUEST']._serialized_end=1280
-  _globals['_GETDOWNLOADRESPONSE']._serialized_start=1282
-  _globals['_GETDOWNLOADRESPONSE']._serialized_end=1336
-  _globals['_ARTIFACTSERVICE']._serialized_start=1339
-  _globals['_ARTIFACTSERVICE']._serialized_end=1911
+  _globals['_NAME']._serialized_end=409
+  _globals['_UPLOADPART']._serialized_start=411
+  _globals['_UPLOADPART']._serialized_end=494
+  _globals['_UPLOADEDPART']._serialized_start=496
+  _globals['_UPLOADEDPART']._serialized_end=540
+  _globals['_GETARTIFACTREQUEST']._serialized_start=542
+  _globals['_GETARTIFACTREQUEST']._serialized_end=581
+  _globals['_GETARTIFACTRESPONSE']._serialized_start=583
+  _globals['_GETARTIFACTRESPONSE']._serialized_end=651
+  _globals['_LISTNAMESREQUEST']._serialized_start=653
+  _globals['_LISTNAMESREQUEST']._serialized_end=694
+  _globals['_LISTNAMESRESPONSE']._serialized_start=696
+  _globals['_LISTNAMESRESPONSE']._serialized_end=755
+  _globals['_SETNAMEREQUEST']._serialized_start=757
+  _globals['_SETNAMEREQUEST']._serialized_end=830
+  _globals['_SETNAMERESPONSE']._serialized_start=832
+  _globals['_SETNAMERESPONSE']._serialized_end=888
+  _globals['_BEGINUPLOADREQUEST']._serialized_start=890
+  _globals['_BEGINUPLOADREQUEST']._serialized_end=995
+  _globals['_BEGINUPLOADRESPONSE']._serialized_start=998
+  _globals['_BEGINUPLOADRESPONSE']._serialized_end=1153
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_start=1155
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_end=1281
+  _globals['_COMPLETEUPLOADRESPONSE']._serialized_start=1283
+  _globals['_COMPLETEUPLOADRESPONSE']._serialized_end=1307
+  _globals['_GETDOWNLOADREQUEST']._serialized_start=1309
+  _globals['_GETDOWNLOADREQUEST']._serialized_end=1345
+  _globals['_GETDOWNLOADRESPONSE']._serialized_start=1347
+  _globals['_GETDOWNLOADRESPONSE']._serialized_end=1401
+  _globals['_ARTIFACTSERVICE']._serialized_start=1404
+  _globals['_ARTIFACTSERVICE']._serialized_end=1976
 # @@protoc_insertion_point(module_scope)

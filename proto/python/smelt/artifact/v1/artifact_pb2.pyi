@@ -107,6 +107,7 @@ class Name(_message.Message):
     ARTIFACT_TYPE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name with tag, e.g. ore-11m:latest."""
     digest: _builtins.str
@@ -117,6 +118,10 @@ class Name(_message.Message):
     """Revision of the entry, for compare-and-swap."""
     size_bytes: _builtins.int
     """Sum of the sizes of its files in bytes."""
+    tenant: _builtins.str
+    """Tenant that gave the name last, which alone may move it beside the platform; empty for the platform. Tenants are not
+    told.
+    """
     def __init__(
         self,
         *,
@@ -125,10 +130,11 @@ class Name(_message.Message):
         artifact_type: _builtins.str = ...,
         revision: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_type", b"artifact_type", "digest", b"digest", "name", b"name", "revision", b"revision", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_type", b"artifact_type", "digest", b"digest", "name", b"name", "revision", b"revision", "size_bytes", b"size_bytes", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -348,19 +354,25 @@ class BeginUploadRequest(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    TOGETHER_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """Digest of the whole file."""
     size_bytes: _builtins.int
     """Size of the whole file in bytes."""
+    @_builtins.property
+    def together(self) -> _containers.RepeatedCompositeFieldContainer[Global___Descriptor]:
+        """Files that are uploaded with this one: a tenant's quota takes all of them, or none and the refusal tells their sum."""
+
     def __init__(
         self,
         *,
         digest: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        together: _abc.Iterable[Global___Descriptor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size_bytes", b"size_bytes", "together", b"together"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
