@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
@@ -13,6 +14,15 @@ def load_yaml(text: str | bytes) -> Any:
         return yaml.load(text, Loader=_UniqueKeys)
     except (ValueError, RecursionError) as error:  # of values such as the date 2026-13-01, and of nesting
         raise yaml.YAMLError(str(error)) from error
+
+
+def no_text(value: Any) -> str:
+    """What is wrong with `value` where text belongs, as the end of a sentence about its key, and what to do."""
+    if value is None:
+        return "has no value; write one"
+    if isinstance(value, bool | int | float):
+        return f"is read as {json.dumps(value)}, which is no text; put it in quotes"
+    return f"is {value!r}; it must be text that is not empty"
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -137,10 +137,12 @@ def requests_of(
 
 def text_of(value: Mapping[str, Any], key: str, file: Path) -> str:
     """The name that a training has under `base` or `name`; BadConfig."""
+    from smeltkit.strict_yaml import no_text
+
     if key not in value:
         raise BadConfig(f"{file.name}: {key} is missing, {_TEXTS[key]}")
     if not isinstance(value[key], str):
-        raise BadConfig(f"{file.name}: {key}={value[key]!r} must be text, {_TEXTS[key]}")
+        raise BadConfig(f"{file.name}: {key}, {_TEXTS[key]}, {no_text(value[key])}")
     return str(value[key])
 
 

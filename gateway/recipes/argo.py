@@ -7,6 +7,7 @@ a pod that is lost and made anew follows the job that goes on.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +27,14 @@ _KEPT_S: Final = 7 * 24 * 3600
 """Seconds that a finished Workflow is kept."""
 _TRIES: Final = 4
 _SIGNALS: Final = 128
-"""Exit codes from here on are of processes that a signal ended."""
+"""Exit codes from here on are of processes that a signal ended. Of a lost pod Argo gives -1."""
+_ALONE: Final = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""What the restricted standard demands of each container."""
+_ARGO: Final = {
+    "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"cpu": "500m", "memory": "256Mi"}},
+    "securityContext": _ALONE,
+}
+"""What Argo's own containers are, whatever its controller makes of them: a quota of limits demands these of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +117,9 @@ def workflow(recipe: Recipe, pods: Pods, deadline_s: int) -> dict[str, Any]:
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "volumes": pods.volumes(),
+            "podSpecPatch": json.dumps(
+                {"initContainers": [{"name": "init", **_ARGO}], "containers": [{"name": "wait", **_ARGO}]}
+            ),
             "templates": [
                 {"name": "stages", "dag": {"failFast": False, "tasks": tasks}},
                 _template(text, pods),
@@ -142,8 +153,8 @@ def _template(text: str, pods: Pods) -> dict[str, Any]:
             "limit": _TRIES,
             "retryPolicy": "Always",
             "expression": f"lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in {retried_codes()}"
-            f" || asInt(lastRetry.exitCode) >= {_SIGNALS}",
-            "backoff": {"duration": "10s", "factor": 4, "maxDuration": "30m"},
+            f" || asInt(lastRetry.exitCode) < 0 || asInt(lastRetry.exitCode) >= {_SIGNALS}",
+            "backoff": {"duration": "10s", "factor": 4},
         },
         "container": {
             "image": pods.image,
@@ -155,11 +166,7 @@ def _template(text: str, pods: Pods) -> dict[str, Any]:
                 "requests": {"cpu": "100m", "memory": "256Mi", "ephemeral-storage": "64Mi"},
                 "limits": {"cpu": "1", "memory": "512Mi", "ephemeral-storage": "256Mi"},
             },
-            "securityContext": {
-                "allowPrivilegeEscalation": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
-            },
+            "securityContext": {**_ALONE, "readOnlyRootFilesystem": True},
             "volumeMounts": pods.mounts(),
         },
     }  # fmt: skip

@@ -19,7 +19,7 @@ from gateway.cli.commands import evaluate, models, reports, train
 from gateway.cli.demands import check_demand, is_met
 from gateway.cli.documents import to_document
 from gateway.cli.output import parse_bytes
-from gateway.cli.training_file import data_paths, merged, read_file, requests_of, stored_rows, trainings
+from gateway.cli.training_file import data_paths, merged, read_file, requests_of, stored_rows, text_of, trainings
 from gateway.cli.uploads import file_digest
 from gateway.cli.verbs import (
     EVALUATE,
@@ -230,7 +230,7 @@ class _Train(JobKind):
             raise BadConfig(f"{where}.vram={vram!r} must be a size such as 40GiB")
         stage = Stage(
             name=name, kind=self, given=given, values={"vram": vram, "training": values}, edges=edges, after=after,
-            gives=check_name(str(values.get("name", ""))) if "name" in values else "", file=file,
+            gives=check_name(text_of(values, "name", file)) if "name" in values else "", file=file,
         )  # fmt: skip
         self._data(stage)
         return stage

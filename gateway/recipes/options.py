@@ -16,6 +16,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from smeltkit.errors import BadConfig
 from smeltkit.hints import meant
+from smeltkit.strict_yaml import no_text
 
 _HOW = ("plan", "wait", "json")
 """Options that say how a command goes about it, which is the recipe's affair."""
@@ -35,6 +36,8 @@ class Option:
 
     def read(self, value: Any, where: str) -> Any:
         """`value` if it is such a one, numbers also as text such as 1e-4; BadConfig."""
+        if value is None:
+            raise BadConfig(f"{where} {no_text(value)}")
         if self.is_list:
             if not isinstance(value, list) or not value:
                 raise BadConfig(f"{where}={value!r} must be a list of one or more")
@@ -44,7 +47,7 @@ class Option:
     def _one(self, value: Any, where: str) -> Any:
         if self.kind in (str, Path):
             if not isinstance(value, str) or not value:
-                raise BadConfig(f"{where}={value!r} must be text")
+                raise BadConfig(f"{where} {no_text(value)}")
             return value
         name = "a whole number" if self.kind is int else "a number"
         between = "" if self.low is None else f", {self.low:g} to {self.high:g}"

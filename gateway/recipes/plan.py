@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -71,19 +73,41 @@ class Outlooks:
     @property
     def refusals(self) -> list[SmeltError]:
         """Why the recipe would not come to its end, as far as that is known; each names its stage."""
-        return [
-            type(error)(f"stage {name}: {error.message}")
-            for name, outlook in self.stages.items()
-            for error in outlook.refusals
-        ]
+        return [_with_stage(error, outlook.stage) for outlook in self.stages.values() for error in outlook.refusals]
 
 
 async def pinned(session: Session, recipe: Recipe) -> Recipe:
     """The recipe with every file that it names in the store, sent there where it was not."""
     for stage in recipe.stages.values():
-        if stage.kind.missing(stage, recipe.files):
-            recipe = recipe.with_files(await stage.kind.store(session, stage))
+        recipe = await stored(session, recipe, stage)
     return recipe
+
+
+async def stored(session: Session, recipe: Recipe, stage: Stage) -> Recipe:
+    """The recipe with every file that one stage names in the store; errors name the stage."""
+    if not stage.kind.missing(stage, recipe.files):
+        return recipe
+    with naming(stage), told(session, f"sends files of {stage.name} to the store"):
+        return recipe.with_files(await stage.kind.store(session, stage))
+
+
+@contextmanager
+def naming(stage: Stage) -> Iterator[None]:
+    """Errors of the block name the stage."""
+    try:
+        yield
+    except SmeltError as error:
+        raise _with_stage(error, stage) from error
+
+
+@contextmanager
+def told(session: Session, doing: str) -> Iterator[None]:
+    """A note says what goes on if the block takes longer than COMMAND_SILENCE_S."""
+    note = asyncio.get_running_loop().call_later(limits.COMMAND_SILENCE_S, session.output.note, doing)
+    try:
+        yield
+    finally:
+        note.cancel()
 
 
 async def outlooks(session: Session, recipe: Recipe, *, also_past: bool = False) -> Outlooks:
@@ -93,8 +117,10 @@ async def outlooks(session: Session, recipe: Recipe, *, also_past: bool = False)
     found = Outlooks(recipe)
     past = await _past(session) if also_past else {}
     for stage in recipe.stages.values():
-        inputs = await inputs_of(session, stage, {name: each.digest for name, each in found.stages.items()})
-        found.stages[stage.name] = await _outlook(session, recipe, stage, inputs, past)
+        made = {name: each.digest for name, each in found.stages.items()}
+        with naming(stage), told(session, asks(stage)):
+            inputs = await inputs_of(session, stage, made)
+            found.stages[stage.name] = await _outlook(session, recipe, stage, inputs, past)
     return found
 
 
@@ -107,6 +133,11 @@ async def inputs_of(session: Session, stage: Stage, made: Mapping[str, str]) -> 
     return found
 
 
+def asks(stage: Stage) -> str:
+    """Whom is asked for a stage, in words."""
+    return f"asks {stage.kind.job.service if isinstance(stage.kind, JobKind) else 'the catalogue'} for {stage.name}"
+
+
 def request_of(kind: JobKind, spec: Message) -> str:
     """The digest that all jobs of this request have."""
     return request_digest(kind.job.service, kind.job.kind, spec.SerializeToString(deterministic=True))
@@ -116,6 +147,11 @@ async def listed_jobs(session: Session, service: str = "") -> list[job_pb2.Job]:
     """Jobs, newest first."""
     request = job_pb2.ListJobsRequest(service=service, limit=limits.JOB_LIST_MAX)
     return list((await session.call(session.jobs.ListJobs, request)).jobs)
+
+
+def _with_stage(error: SmeltError, stage: Stage) -> SmeltError:
+    message = f"stage {stage.name}: {error.message}"
+    return type(error)(message, details=error.details, retry_after_s=error.retry_after_s)
 
 
 async def _past(session: Session) -> dict[str, str]:

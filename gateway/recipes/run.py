@@ -20,7 +20,7 @@ from smelt.job.v1 import job_pb2
 from gateway.cli.follow import FINAL, finish, open_bars
 from gateway.cli.output import human_time, short_digest
 from gateway.recipes.kinds import Decision, DecisionKind, JobKind, Stage
-from gateway.recipes.plan import inputs_of, listed_jobs, pinned, request_of
+from gateway.recipes.plan import asks, inputs_of, listed_jobs, pinned, request_of, stored, told
 from gateway.recipes.schema import Recipe
 from smeltkit.errors import GateFailed, SmeltError
 
@@ -89,9 +89,7 @@ async def run_recipe(session: Session, recipe: Recipe) -> list[Outcome]:
 async def run_stage(session: Session, recipe: Recipe, name: str, made: Mapping[str, str]) -> Outcome:
     """Runs one stage, given what the stages that it takes something of have made."""
     stage = recipe.stages[name]
-    for path in stage.kind.missing(stage, recipe.files):
-        session.output.note(f"{path} is sent to the store")
-        recipe = recipe.with_files(await stage.kind.store(session, stage))
+    recipe = await stored(session, recipe, stage)
     with open_bars(session.output) as bars:
         return await _outcome(session, recipe, stage, made, bars)
 
@@ -120,7 +118,8 @@ async def _do(session: Session, recipe: Recipe, found: Outcome, bars: Progress) 
     kind = stage.kind
     if isinstance(kind, JobKind):
         spec = kind.spec(stage, inputs, recipe.files)
-        begun = await _live(session, kind, spec) or await kind.job.start(session, spec)
+        with told(session, asks(stage)):
+            begun = await _live(session, kind, spec) or await kind.job.start(session, spec)
         found.job = await finish(session, begun, bars, stage.name)
         found.digest = found.job.result_digest
     elif isinstance(kind, DecisionKind):

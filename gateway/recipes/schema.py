@@ -32,6 +32,7 @@ from smeltkit import limits
 from smeltkit.errors import BadConfig, SmeltError
 from smeltkit.hints import meant
 from smeltkit.ids import check_digest
+from smeltkit.strict_yaml import no_text
 
 _KEYS: Final = ("recipe", "stages", "files")
 _FILE_KEYS: Final = ("digest", "size_bytes")
@@ -94,7 +95,7 @@ def _stage(name: str, value: Any, file: Path) -> Stage:
     verbs = [key for key in value if key != "after"] if isinstance(value, Mapping) else []
     for verb in verbs:
         if verb not in KINDS:
-            raise BadConfig(f"{where}.{verb} is no verb of a stage; {meant(verb, [*KINDS, 'after'], f'{where}.')}")
+            raise BadConfig(f"{where}.{verb} is no key of a stage; {meant(verb, [*KINDS, 'after'], f'{where}.')}")
     if len(verbs) != 1 or not isinstance(value[verbs[0]], Mapping):
         raise BadConfig(f"{where} must hold one verb with its keys, of {', '.join(KINDS)}, and may hold after")
     after = value.get("after", [])
@@ -135,6 +136,8 @@ def _edge(key: str, value: Any, where: str) -> Edge:
         return Edge(key=key, reference=value)
     if isinstance(value, Mapping) and list(value) == ["stage"] and isinstance(value["stage"], str):
         return Edge(key=key, stage=value["stage"])
+    if not isinstance(value, Mapping | list):
+        raise BadConfig(f"{where} {no_text(value)}, or {{stage: NAME}}")
     raise BadConfig(f"{where}={value!r} must be {{stage: NAME}}, or a name or digest as text")
 
 
@@ -215,7 +218,9 @@ def _check_keys(value: Mapping[str, Any], known: tuple[str, ...], where: str) ->
 
 
 def _name(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str):
+        raise BadConfig(f"the name of {what} {no_text(value)}")
+    if not _NAME.fullmatch(value):
         raise BadConfig(
             f"{value!r} cannot be the name of {what}; use 1 to 40 small letters, digits and hyphens, a letter first"
         )

@@ -32,6 +32,15 @@ _UNUSED = ("samples", "temperature", "top_p", "seed", "max_tokens", "limit")
 """Fields of a request that say how completions are sampled."""
 
 
+def check_request(spec: evaluator_pb2.EvaluationSpec, text: Text) -> None:
+    """BadSuite for other data than the text; UnsupportedOption for a setting that has no effect here."""
+    check_digest(text, spec.data_digest)
+    # The command line names the defaults of sampling: one sample, and all of the probability.
+    used = [name for name in _UNUSED if getattr(spec, name) and (name, getattr(spec, name)) not in _DEFAULTS]
+    if used:
+        raise UnsupportedOption(f"{used[0]} has no effect on the perplexity of {text.name}; leave it out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PerplexityTask:
     """One bundle on one text."""
@@ -45,12 +54,8 @@ class PerplexityTask:
     def checked(
         cls, spec: evaluator_pb2.EvaluationSpec, text: Text, manifest: Manifest, concurrency: int
     ) -> PerplexityTask:
-        """The task of a request; UnsupportedOption for a setting that has no effect here, BadManifest."""
-        check_digest(text, spec.data_digest)
-        # The command line names the defaults of sampling: one sample, and all of the probability.
-        used = [name for name in _UNUSED if getattr(spec, name) and (name, getattr(spec, name)) not in _DEFAULTS]
-        if used:
-            raise UnsupportedOption(f"{used[0]} has no effect on the perplexity of {text.name}; leave it out")
+        """The task of a request; BadManifest, and what `check_request` refuses."""
+        check_request(spec, text)
         facts = BundleFacts.from_manifest(manifest)
         try:
             vocab_size = int(manifest.config["architecture"]["vocab_size"])

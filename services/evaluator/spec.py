@@ -14,8 +14,8 @@ from smeltkit.errors import BadRequest
 from smeltkit.jobs.stages import StageCache
 
 
-def settings_of(spec: evaluator_pb2.EvaluationSpec, suite: Suite, facts: BundleFacts) -> Settings:
-    """The settings of a request for the bundle of `facts`, checked."""
+def settings_of(spec: evaluator_pb2.EvaluationSpec, suite: Suite, facts: BundleFacts | None = None) -> Settings:
+    """The settings of a request for the bundle of `facts`, checked; they are in range for all bundles or for none."""
     check_digest(suite, spec.data_digest)
     return Settings.checked(
         suite,
@@ -25,7 +25,7 @@ def settings_of(spec: evaluator_pb2.EvaluationSpec, suite: Suite, facts: BundleF
         seed=spec.seed,
         max_tokens=spec.max_tokens,
         limit=spec.limit,
-        has_thinking=facts.has_thinking,
+        has_thinking=facts is not None and facts.has_thinking,
     )
 
 

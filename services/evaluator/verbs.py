@@ -14,7 +14,7 @@ from smelt.job.v1 import job_pb2
 from services.evaluator import gates, stats
 from services.evaluator.bundles import BundleFacts
 from services.evaluator.data import check_digest
-from services.evaluator.perplexity_job import PerplexityTask
+from services.evaluator.perplexity_job import PerplexityTask, check_request
 from services.evaluator.perplexity_report import open_result
 from services.evaluator.plan import plan_evaluation
 from services.evaluator.report import Report, check_same_harness
@@ -123,9 +123,14 @@ class Evaluator:
 
     async def _plan(self, spec: evaluator_pb2.EvaluationSpec) -> tuple[Plan, evaluator_pb2.EvaluationSpec]:
         known = texts().get(spec.suite) or find_suite(spec.suite)
+        concurrency = concurrency_of(spec, self._tools.config.concurrency)
+        # Before the bundle is looked for, which a pipeline may have yet to make.
+        if isinstance(known, Text):
+            check_request(spec, known)
+        else:
+            settings_of(spec, known)
         bundle = await self._tools.catalog.resolve(spec.bundle)
         manifest = await asyncio.to_thread(self._tools.store.get_manifest, bundle)
-        concurrency = concurrency_of(spec, self._tools.config.concurrency)
         data_from, refusals = await self._find_data(known)
         if isinstance(known, Text):
             task = PerplexityTask.checked(spec, known, manifest, concurrency)

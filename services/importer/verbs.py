@@ -15,6 +15,7 @@ from smeltkit.ids import check_name
 from smeltkit.jobs.ledger import JobLedger
 from smeltkit.jobs.plan import Plan
 from smeltkit.ml.bundle import Bundle
+from smeltkit.ml.quantization import scheme_of
 
 
 class Importer:
@@ -73,6 +74,7 @@ class Importer:
     async def _plan_quantize(self, request: importer_pb2.QuantizeSpec) -> tuple[Plan, importer_pb2.QuantizeSpec]:
         if not request.bundle or not request.scheme:
             raise BadRequest("a quantization needs a bundle and a scheme, e.g. ore-11m and Q4_K_M")
+        scheme_of(request.scheme)  # before the bundle is looked for, which a pipeline may have yet to make
         digest = await self._tools.catalog.resolve(request.bundle)
         manifest = await asyncio.to_thread(self._tools.store.get_manifest, digest)
         found = plan.plan_quantize(manifest, request.scheme)

@@ -44,12 +44,14 @@ def recipe_plan(smelt: Smelt, _: Any, folder: Path) -> None:
     file = written(folder)
     training = folder / "training" / "training.yaml"
     training.write_text(training.read_text().replace("epochs", "epoch"))
+    file.write_text(file.read_text().replace("Q8_0", "Q9_0"))
     done = smelt.run("recipe", "plan", str(file), "--json")
     planned = {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
     assert done.returncode == 2 and "did you mean epochs?" in str(planned["taught"]["refusals"]), (
         "R-006: a key that its stage does not read is refused before the stages before it have run"
     )
     assert planned["start"]["state"] == "stored" and planned["small"]["plan"] is None
+    assert "scheme 'Q9_0' is not known; known are" in str(planned["small"]["refusals"]), "nor is there its bundle yet"
 
 
 @case("recipe run")

@@ -217,7 +217,7 @@ async def test_references_that_fail_refuse_the_evaluation(rig: Rig) -> None:
         ({"data_digest": digest_bytes(b"other")}, BadSuite),
         ({"samples": 2}, BadRequest),
         ({"concurrency": 257}, BadRequest),
-        ({"limit": 201}, BadRequest),
+        ({"limit": 201, "bundle": "of a later stage"}, BadRequest),
         ({"suite": "humaneval"}, UnknownBlob),
     ],
     ids=["suite", "bundle", "data", "greedy samples", "concurrency", "limit", "no data"],

@@ -20,6 +20,7 @@ from smeltkit.errors import (
     UnknownArtifact,
     UnknownModel,
     UnknownSource,
+    UnsupportedQuantization,
 )
 from smeltkit.ml.bundle import Bundle
 from smeltkit.rpc.channel import call
@@ -128,11 +129,13 @@ async def test_upload_with_a_wrong_size_is_refused(importing: ImportRig, tiny: P
 
 
 async def test_quantize_of_what_is_not_there_is_not_found(importing: ImportRig) -> None:
-    """By name and by digest."""
+    """By name and by digest; a scheme that is none is told before."""
     with pytest.raises(UnknownModel):
         await importing.start_quantize("never-imported", "Q8_0")
     with pytest.raises(UnknownArtifact):
         await importing.start_quantize("sha256:" + "0" * 64, "Q8_0")
+    with pytest.raises(UnsupportedQuantization, match="known are"):
+        await importing.start_quantize("sha256:" + "0" * 64, "Q9_0")
 
 
 async def test_plan_of_a_broken_source_lists_the_refusal(importing: ImportRig, tiny: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -71,6 +73,14 @@ def test_a_component_before_what_it_changes_is_refused() -> None:
     """A patch of what is not there yet would change nothing, and nobody would be told: an edge in the clear."""
     with pytest.raises(BadConfig, match="tls changes what gateway-api brings; list it after gateway-api"):
         render.catalogue().check("overlay x", ["tls", "gateway-api"])
+
+
+def test_the_patch_that_the_docs_show_opens_the_way_to_the_clusters_api(tmp_path: Path) -> None:
+    [text] = re.findall(r"```yaml\n(patches:\n.*?)```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL)
+    shutil.copytree(TREE / "components" / "argo-workflows", tmp_path / "component")
+    (tmp_path / "kustomization.yaml").write_text(f"components: [component]\n{text}")
+    [policy] = [one for one in render.kustomized(tmp_path) if one["kind"] == "NetworkPolicy"]
+    assert policy["spec"]["egress"][0]["to"] == [{"ipBlock": {"cidr": "198.51.100.7/32"}}]
 
 
 def test_a_kind_without_a_schema_is_refused_and_not_passed_over() -> None:

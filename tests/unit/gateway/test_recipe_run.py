@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,18 @@ from smelt.job.v1 import job_pb2
 
 from gateway.cli.output import Output
 from gateway.recipes.argo import Pods, retried_codes, workflow
-from gateway.recipes.plan import outlooks, request_of
+from gateway.recipes.plan import outlooks, pinned, request_of
 from gateway.recipes.run import Outcome, run_recipe
 from gateway.recipes.schema import Recipe
-from smeltkit.errors import BadConfig, BadRequest, GateFailed, StoreUnavailable, UnknownArtifact
+from smeltkit.errors import (
+    BadConfig,
+    BadRequest,
+    GateFailed,
+    QuotaUsedUp,
+    StoreUnavailable,
+    UnknownArtifact,
+    UnknownSource,
+)
 from smeltkit.ids import digest_bytes
 
 STAGES = {
@@ -173,6 +182,54 @@ async def test_an_archive_is_written_beside_the_recipe_and_found_again(
     assert isinstance(found.error, BadRequest) and (tmp_path / "old.tar").read_text() == "something else"
     with pytest.raises(BadRequest, match="stage kept writes a file to one machine"):
         workflow(recipe, PODS, 60)
+
+
+async def test_what_takes_longer_says_whom_it_asks_and_every_refusal_names_its_stage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("smeltkit.limits.COMMAND_SILENCE_S", 0.0)
+    is_told = asyncio.Event()
+
+    class Slow(Services):
+        async def call(self, method: str, request: Any, **rest: Any) -> Any:
+            if method == "PlanQuantize":
+                await is_told.wait()
+            return await super().call(method, request, **rest)
+
+    def spent(_: Any) -> Any:
+        raise QuotaUsedUp("no tokens are left", retry_after_s=5.0)
+
+    session: Any = Slow(PlanEvaluation=spent)
+    monkeypatch.setattr(session.output, "note", lambda text: is_told.set() if "importer for small" in text else None)
+    with pytest.raises(QuotaUsedUp, match="stage first: no tokens are left") as found:
+        await outlooks(session, RECIPE)
+    assert found.value.retry_after_s == 5.0
+    stages = {"taught": {"train": {"base": "old", "data": "rows.jsonl", "name": "new"}}}
+    with pytest.raises(UnknownSource, match=r"stage taught: .*rows.jsonl does not exist"):
+        await pinned(session, Recipe.of({"recipe": "tiny", "stages": stages}, tmp_path / "tiny.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "is_tried_again"),
+    [("Failed", "5", True), ("Failed", "7", True), ("Failed", "-1", True), ("Failed", "137", True),
+     ("Error", "1", True), ("Failed", "1", False), ("Failed", "2", False)],
+)  # fmt: skip
+def test_a_lost_pod_is_tried_again_and_a_refused_stage_is_not(status: str, code: str, is_tried_again: bool) -> None:
+    """-1 is what Argo gives for a pod without a status of its container; a maxDuration would count from the start."""
+    retries = workflow(RECIPE, PODS, 60)["spec"]["templates"][1]["retryStrategy"]
+    last = SimpleNamespace(status=status, exitCode=code)
+    assert eval(retries["expression"].replace("||", "or"), {"lastRetry": last, "asInt": int}) is is_tried_again
+    assert set(retries["backoff"]) == {"duration", "factor"}
+
+
+def test_a_workflow_gives_argos_own_containers_limits_and_no_rights() -> None:
+    """A quota of limits forbids a pod of which any container has none."""
+    spec = workflow(RECIPE, PODS, 60)["spec"]
+    patch = json.loads(spec["podSpecPatch"])
+    assert [one["name"] for one in (*patch["initContainers"], *patch["containers"])] == ["init", "wait"]
+    for one in (*patch["initContainers"], *patch["containers"], spec["templates"][1]["container"]):
+        assert {"cpu", "memory"} <= set(one["resources"]["limits"])
+        assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_a_workflow_holds_what_no_pod_could_see_elsewhere() -> None:

@@ -59,8 +59,16 @@ def test_a_key_may_be_said_again_over_one_that_is_merged(tmp_path: Path) -> None
     ("value", "error", "says"),
     [
         ({"name": "ore:x", "data": "a"}, BadConfig, "base is missing, the model to start from"),
-        ({"base": 5, "name": "ore:x", "data": "a"}, BadConfig, "base=5 must be text, the model"),
-        ({"base": "ore", "name": None, "data": "a"}, BadConfig, "name=None must be text, the name of the result"),
+        (
+            {"base": 5, "name": "ore:x", "data": "a"},
+            BadConfig,
+            "base, the model to start from, is read as 5, which is no text; put it in quotes",
+        ),
+        (
+            {"base": "ore", "name": None, "data": "a"},
+            BadConfig,
+            "name, the name of the result, has no value; write one",
+        ),
         ({"base": "ore", "name": "ore:x", "data": "."}, UnknownSource, "is a folder; name the files"),
         ({"base": "ore", "name": "ore:x", "data": ["a", "b", "a"]}, BadConfig, "data names a more than once; say how"),
         ({"base": "ore", "name": "ore:x", "data": ["a", 1]}, BadConfig, "data is missing, or neither a file"),
