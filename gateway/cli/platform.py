@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from smelt.job.v1 import job_pb2, job_pb2_grpc
 
 from gateway.cli.output import Output
 from smeltkit import limits
 from smeltkit.config import environment, from_environment, smelt_home
+from smeltkit.errors import SmeltError
+from smeltkit.jobs.model import FINAL
 from smeltkit.rpc.channel import open_channel
 from smeltkit.rpc.server import RpcConfig
 
@@ -51,12 +54,31 @@ def started(output: Output) -> StackStatus:
     return start(smelt_home(), report=output.note)
 
 
+def unfinished_jobs() -> int:
+    """How many jobs of the platform of this machine are not over; 0 where it does not say so in a moment. Blocks."""
+    address = _local_gateway()
+    return asyncio.run(_unfinished(address)) if address else 0
+
+
 def _local_gateway() -> str:
     """The address that the platform of this machine wrote down when it started; empty if it never did."""
     try:
         return str(json.loads((smelt_home() / "stack.json").read_bytes())["gateway_grpc"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+async def _unfinished(address: str) -> int:
+    request = job_pb2.ListJobsRequest(limit=limits.JOB_LIST_MAX)
+    try:
+        rpc = from_environment(RpcConfig, "SMELT_RPC_")
+        token, identity = rpc.secret(), rpc.identity()
+        async with open_channel(address, token=token, identity=identity, peer="gateway", is_retrying=False) as channel:
+            listing = job_pb2_grpc.JobServiceStub(channel).ListJobs
+            reply = await listing(request, timeout=limits.GATEWAY_PROBE_TIMEOUT_S)
+    except (grpc.aio.AioRpcError, SmeltError):
+        return 0
+    return sum(job.state not in FINAL for job in reply.jobs)
 
 
 async def _answers(address: str) -> bool:

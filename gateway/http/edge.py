@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.errors import to_response
 from gateway.http.metrics import Metrics
-from gateway.tenants.keys import ApiKeys
+from gateway.tenants.keys import EVERYBODY, ApiKeys
 from smeltkit import telemetry
-from smeltkit.errors import InternalError, SmeltError, UnknownRoute
+from smeltkit.errors import InternalError, KeyDenied, SmeltError, UnknownRoute
 from smeltkit.ids import new_id
 from smeltkit.telemetry import names
 from smeltkit.telemetry.spans import mark_failed
@@ -26,6 +26,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT = 499
 OPEN_ROUTES = ("/healthz", "/v2/health/live", "/v2/health/ready")
 """Addresses that need no key: probes have none."""
+INSIDE_ROUTES = ("/metrics",)
+"""Addresses that no tenant gets: they are the platform's own."""
 
 
 class Edge:
@@ -66,7 +68,12 @@ class Edge:
         error: SmeltError
         try:
             if scope["path"] not in OPEN_ROUTES:
-                scope["state"]["tenant"] = self._keys.check(authorization)
+                scope["state"]["tenant"] = tenant = self._keys.check(authorization)
+                if scope["path"] in INSIDE_ROUTES and tenant is not EVERYBODY:
+                    raise KeyDenied(
+                        f"{scope['path']} tells of all tenants, and no API key opens it; it is served without a key at"
+                        " SMELT_HTTP_METRICS_LISTEN, inside the platform"
+                    )
             await self._app(scope, receive, answer)
             return None
         except ClientDisconnect:

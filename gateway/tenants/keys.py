@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Final
 
 from smeltkit import limits
-from smeltkit.bus.subjects import check_token
+from smeltkit.bus.subjects import DEFAULT_TENANT, check_token
 from smeltkit.errors import BadApiKey, BadConfig, BadName, BadRequest, KeyDenied
+from smeltkit.hints import meant
 from smeltkit.ids import check_name, is_digest
 
 _LOG = logging.getLogger(__name__)
-_LINE = re.compile(r"([A-Za-z0-9._-]{1,64})\s+(sha256:[0-9a-f]{64})((?:\s+[a-z]+=\S+)*)")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUOTA = re.compile(r"([1-9][0-9]{0,14})/([1-9][0-9]{0,7})")
 
 
@@ -73,7 +74,7 @@ class Tenant:
 
 
 EVERYBODY = Tenant()
-_FORM = "tokens=COUNT/SECONDS, bytes=COUNT/SECONDS, gpu=SECONDS/SECONDS and models=NAME,NAME, each once at most"
+_MODELS: Final = "models"
 
 
 def hash_key(key: str) -> str:
@@ -161,40 +162,62 @@ def _read(path: Path) -> dict[str, Tenant]:
     holders: dict[str, str] = {}
     tenants: dict[str, Tenant] = {}
     for number, line in enumerate(lines, start=1):
-        if not (text := line.partition("#")[0].strip()):
+        if not (words := line.partition("#")[0].split()):
             continue
-        found = _LINE.fullmatch(text)
-        if found is None or found[2] in holders:
-            raise BadConfig(
-                f"api_keys_file line {number} must be TENANT sha256:HEX with a key not used before, then {_FORM}"
-            )
-        holders[found[2]] = found[1]
-        if found[3] or found[1] not in tenants:
-            if tenants.get(found[1], EVERYBODY) not in (EVERYBODY, Tenant(name=found[1])):
-                raise BadConfig(f"api_keys_file line {number}: what {found[1]} may do stands on an earlier line")
-            tenants[found[1]] = _tenant(found[1], found[3].split(), number)
+        try:
+            name, key, options = _parts(words)
+            if key in holders:
+                raise BadConfig(f"the key of {name} is that of an earlier line, of {holders[key]}; make each a new one")
+            holders[key] = name
+            if options or name not in tenants:
+                if tenants.get(name, EVERYBODY) not in (EVERYBODY, Tenant(name=name)):
+                    raise BadConfig(f"what {name} may do stands on an earlier line; put all of it there")
+                tenants[name] = _tenant(name, options)
+        except (BadConfig, BadName, BadRequest) as error:
+            raise BadConfig(f"api_keys_file line {number}: {error.message}") from error
     if not 0 < len(holders) <= limits.HTTP_API_KEYS_MAX:
         raise BadConfig(f"api_keys_file holds {len(holders)} keys; allowed: 1 to {limits.HTTP_API_KEYS_MAX}")
     return {known: tenants[name] for known, name in holders.items()}
 
 
-def _tenant(name: str, options: list[str], number: int) -> Tenant:
-    values = dict(option.split("=", 1) for option in options)
-    found = {name: _QUOTA.fullmatch(values[name]) for name in RESOURCES if name in values}
-    quotas: dict[str, Quota] = {
-        name: Quota(allowed=int(one[1]), window_s=int(one[2])) for name, one in found.items() if one
-    }
-    if set(values) - {*RESOURCES, "models"} or len(values) != len(options) or len(quotas) != len(found):
-        raise BadConfig(f"api_keys_file line {number}: {' '.join(options)} must be {_FORM}")
-    try:
-        if BYTES in quotas:
-            check_token(name, "tenant with bytes=")
-        models = (
-            frozenset(_normal(model) for model in values["models"].split(",")) if "models" in values else frozenset()
+def _parts(words: list[str]) -> tuple[str, str, list[str]]:
+    """Tenant, hash and options of a line. BadConfig, which does not show what may be a key."""
+    name, key, *options = [*words, ""] if len(words) == 1 else words
+    if not _NAME.fullmatch(name):
+        raise BadConfig(f"the tenant {name[:80]!r} must be 1 to 64 letters, digits, dots, dashes and underscores")
+    if name == DEFAULT_TENANT:
+        raise BadConfig(f"{name} is what jobs of the platform itself go by; call the tenant something else")
+    if not key.startswith("sha256:") or not is_digest(key):
+        raise BadConfig(
+            f"after {name} comes the hash of the key, sha256: and 64 digits of 0-9 and a-f, never the key"
+            " (`printf %s KEY | sha256sum`)"
         )
-    except (BadName, BadRequest) as error:
-        raise BadConfig(f"api_keys_file line {number}: {error}") from error
+    return name, key, options
+
+
+def _tenant(name: str, options: list[str]) -> Tenant:
+    """BadConfig, BadName or BadRequest for what an option says."""
+    values: dict[str, str] = {}
+    for option in options:
+        what, _, value = option.partition("=")
+        if what not in (*RESOURCES, _MODELS):
+            raise BadConfig(f"{option[:80]!r} is no option of {name}; {meant(what, (*RESOURCES, _MODELS))}")
+        if what in values:
+            raise BadConfig(f"{what}= of {name} is given twice; leave one out")
+        values[what] = value
+    quotas: dict[str, Quota] = {what: _quota(what, values[what]) for what in RESOURCES if what in values}
+    if BYTES in quotas:
+        check_token(name, "tenant with bytes=")
+    models = frozenset(map(_normal, values[_MODELS].split(","))) if _MODELS in values else frozenset()
     return Tenant(name=name, quotas=quotas, models=models)
+
+
+def _quota(what: str, value: str) -> Quota:
+    if (found := _QUOTA.fullmatch(value)) is None:
+        raise BadConfig(
+            f"{what}={value[:80]} must be {what}=COUNT/SECONDS in whole numbers, COUNT >= 1 and SECONDS >= 1"
+        )
+    return Quota(allowed=int(found[1]), window_s=int(found[2]))
 
 
 def _normal(reference: str) -> str:

@@ -27,7 +27,7 @@ from smelt.sandbox.v1 import sandbox_pb2
 from smelt.tenant.v1 import tenant_pb2
 from smelt.trainer.v1 import trainer_pb2
 
-from gateway.http.edge import OPEN_ROUTES
+from gateway.http.edge import INSIDE_ROUTES, OPEN_ROUTES
 from gateway.tenants.keys import hash_key
 from smeltkit.rpc.access import MAY_CALL, OPERATOR, may_call
 from smeltkit.rpc.channel import open_channel
@@ -178,4 +178,5 @@ async def test_each_route_refuses_whoever_has_no_key_and_each_tenant_the_models_
                 answer = await http.request(method, path, headers=right, json={"model": model, **prompt})
                 assert (answer.status_code, answer.json()["error"]["code"]) == (403, "KEY_DENIED"), (path, model)
         assert (await http.get("/v1/models/ore-11m:q8_0", headers=right)).status_code == 403
+        assert {(await http.get(path, headers=right)).status_code for path in INSIDE_ROUTES} == {403}
         assert not edge.inference.requests

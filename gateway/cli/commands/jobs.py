@@ -79,7 +79,10 @@ def cost(
         }
         session.output.show(document, costs_view([*shown, total(costs)], prices))
         if not prices.is_set:
-            session.output.note("nothing has a price; set SMELT_PRICE_* (`smelt config explain price`)")
+            session.output.note(
+                "nothing has a price: SMELT_PRICE_* is not set where this command runs (`smelt config explain price`);"
+                " whoever works the platform knows what to set"
+            )
 
     run("jobs cost", work, as_json=as_json)
 

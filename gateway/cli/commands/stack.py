@@ -37,8 +37,11 @@ def down(as_json: Json = False) -> None:
     """Stops the platform; its data stays."""
 
     def work(output: Output) -> None:
+        from gateway.cli.platform import unfinished_jobs
         from gateway.stack import status, stop
 
+        if count := unfinished_jobs():
+            output.note(f"{count} job{'s' * (count > 1)} not over yet; they go on when the platform is up again")
         stop(smelt_home(), report=output.note)
         output.show(_document(status(smelt_home())), "stopped")
 

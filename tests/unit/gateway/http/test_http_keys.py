@@ -100,6 +100,29 @@ def test_malformed_file_is_a_bad_config(tmp_path: Path, text: str) -> None:
         ApiKeys.from_file(str(file))
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("bob HASH bytes=0/60", "bytes=0/60 must be bytes=COUNT/SECONDS .*COUNT >= 1 and SECONDS >= 1"),
+        ("bob HASH token=5/60", "'token=5/60' is no option of bob; did you mean tokens"),
+        ("bob HASH gpu=5/60 gpu=6/60", "gpu= of bob is given twice"),
+        ("bob USED", "the key of bob is that of an earlier line, of alice"),
+        ("bob sk-secret", "after bob comes the hash of the key, sha256: and 64 digits"),
+        ("bob", "after bob comes the hash of the key"),
+        ("default HASH bytes=5/60", "default is what jobs of the platform itself go by"),
+        ("bo/b HASH", "the tenant 'bo/b' must be 1 to 64 letters"),
+    ],
+)
+def test_each_mistake_in_a_line_has_its_own_words(tmp_path: Path, line: str, said: str) -> None:
+    """With the number of the line; a key that was written in clear is not repeated."""
+    file = tmp_path / "keys"
+    text = line.replace("HASH", hash_key("fresh")).replace("USED", hash_key("used"))
+    file.write_text(f"alice {hash_key('used')}\n{text}\n")
+    with pytest.raises(BadConfig, match=f"api_keys_file line 2: {said}") as refused:
+        ApiKeys.from_file(str(file))
+    assert "secret" not in str(refused.value)
+
+
 def test_missing_file_is_a_bad_config(tmp_path: Path) -> None:
     """An edge that was to have keys must not open without them."""
     with pytest.raises(BadConfig, match="cannot be read"):
