@@ -36,7 +36,7 @@ def quotas(tree: Tree) -> Iterator[str]:
         namespace = quota["metadata"]["namespace"]
         loads = [load for load in tree.workloads if load.namespace == namespace]
         for resource, hard in quota["spec"]["hard"].items():
-            wanted = sum(most_copies(tree, load) * _taken(load, resource) for load in loads)
+            wanted = sum(most_copies(tree, load) * taken(load, resource) for load in loads)
             if wanted > amount(hard):
                 yield (
                     f"ResourceQuota {quota['metadata']['name']}: {resource} is {hard}, and the pods of {namespace} may "
@@ -90,7 +90,7 @@ def _scalers_of(tree: Tree, load: Workload) -> Iterator[Document]:
             yield document
 
 
-def _taken(load: Workload, resource: str) -> float:
+def taken(load: Workload, resource: str) -> float:
     """What one pod takes of a resource of a quota: `pods`, or `limits.` or `requests.` and its name."""
     if resource == "pods":
         return 1.0

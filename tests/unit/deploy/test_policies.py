@@ -11,9 +11,11 @@ import pytest
 from policy_edits import Documents, Mistake
 from policy_mistakes import MISTAKES, OF_MACHINES, OF_ONE_NODE, OF_RECIPES
 
+from scripts.manifests.capacity import taken
 from scripts.manifests.check import findings
-from scripts.manifests.render import Rendering, catalogue, render_components, render_overlay
-from scripts.manifests.tree import POLICIES
+from scripts.manifests.render import ROOT, Rendering, catalogue, render_components, render_overlay
+from scripts.manifests.tree import POLICIES, Tree
+from smeltkit import limits
 
 
 @cache
@@ -34,6 +36,20 @@ def one_node() -> Rendering:
 @cache
 def recipes() -> Rendering:
     return render_components("recipes", ["argo-workflows"])
+
+
+def test_the_docs_tell_what_one_node_must_have() -> None:
+    """What pods that stay ask for together, and the largest of those that a rollout starts beside the old one."""
+    tree = Tree(one_node())
+    staying = [load for load in tree.workloads if not load.is_job]
+    copies = {load.name: int(load.spec.get("replicas", 1)) for load in staying}
+    cpus, memory = (
+        sum(copies[load.name] * taken(load, f"requests.{name}") for load in staying) for name in ("cpu", "memory")
+    )
+    largest = max(taken(load, "requests.memory") for load in staying)
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    assert f"ask for: {cpus:g} CPUs and {memory / limits.GIB:g} GiB of memory" in text
+    assert f"besides: 2 CPUs and {largest / limits.GIB:g} GiB" in text
 
 
 @pytest.mark.parametrize("rendering", [production, machines, one_node, recipes])
