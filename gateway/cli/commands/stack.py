@@ -41,7 +41,7 @@ def down(as_json: Json = False) -> None:
         from gateway.stack import status, stop
 
         if count := unfinished_jobs():
-            output.note(f"{count} job{'s' * (count > 1)} not over yet; they go on when the platform is up again")
+            output.note(f"jobs that are not over: {count}; they go on when the platform is up again")
         stop(smelt_home(), report=output.note)
         output.show(_document(status(smelt_home())), "stopped")
 
