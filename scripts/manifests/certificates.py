@@ -49,8 +49,8 @@ def nats_by_tls(tree: Tree) -> Iterator[str]:
     """Where NATS shows a certificate, whoever meets it checks that, and speaks TLS from the first byte."""
     shown = {name for load in tree.workloads if load.name == "nats" for name in _mounted(load) if name.endswith("-tls")}
     for load in tree.workloads if shown else ():
-        environment = tree.environment(load)
-        if "SMELT_PLATFORM_NATS_URL" in environment and "SMELT_PLATFORM_NATS_CA_FILE" not in environment:
+        has_password = "nats-passwords" in _mounted(load)
+        if has_password and "SMELT_PLATFORM_NATS_CA_FILE" not in tree.environment(load):
             yield (
                 f"{load}: SMELT_PLATFORM_NATS_CA_FILE is not set, and NATS shows a certificate; list tls after the"
                 " component that brings it"
