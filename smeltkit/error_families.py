@@ -1,4 +1,19 @@
-"""The families of errors: what a caller can do about a failure. `smeltkit.errors` draws the tree, holds the leaves."""
+"""The families of errors: what a caller can do about a failure. `smeltkit.errors` holds the leaves.
+
+SmeltError
+|-- InvalidInput        the request or a file is wrong           INVALID_ARGUMENT    400  exit 2
+|-- NotFound            nothing has this name or digest          NOT_FOUND           404  exit 3
+|-- Conflict            someone else changed or holds it         ALREADY_EXISTS      409  exit 4
+|-- Refused             right request, wrong state of the world  FAILED_PRECONDITION 422  exit 1
+|-- Denied              not allowed                              PERMISSION_DENIED   403  exit 6
+|-- Unauthenticated     no or wrong credentials                  UNAUTHENTICATED     401  exit 6
+|-- Exhausted           a bound is reached, try later            RESOURCE_EXHAUSTED  429  exit 5
+|-- Unavailable         a component is not there, try later      UNAVAILABLE         503  exit 5
+|-- DeadlineExceeded    the time given was not enough            DEADLINE_EXCEEDED   504  exit 7
+|-- DataLoss            stored bytes are not what was stored     DATA_LOSS           500  exit 1
+|-- Unimplemented       not built in this release                UNIMPLEMENTED       501  exit 1
+`-- Internal            our mistake                              INTERNAL            500  exit 1
+"""
 
 from __future__ import annotations
 
